@@ -55,12 +55,12 @@ _FREE_SPACE = (
 
 
 @dataclass
-class Talk:
+class ErrorOutput:
     """How a command reports errors; Click passes it as ``ctx.obj``."""
 
     as_json: bool
 
-    def failed(self, kind: str, message: str, code: int) -> int:
+    def report(self, kind: str, message: str, code: int) -> int:
         """Return the exit ``code``, after printing the error as a JSON object if requested."""
         if self.as_json:
             error = {"kind": kind, "message": message, "exit_code": code}
@@ -134,16 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     words = sys.argv[1:] if argv is None else list(argv)
     # Usage errors are reported as the command line requests; settings can also request JSON.
-    talk = Talk(as_json="--json" in words)
+    errors = ErrorOutput(as_json="--json" in words)
     try:
         result: Any = cli.main(
-            args=words, prog_name="websight-orchestrate", standalone_mode=False, obj=talk
+            args=words, prog_name="websight-orchestrate", standalone_mode=False, obj=errors
         )
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
-        return talk.failed("usage", error.format_message(), error.exit_code)
+        return errors.report("usage", error.format_message(), error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # the reader has ended, as in `| head`; this is no error
         return 0
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestrator.cli import exit_codes
 
         click.echo("interrupted", err=True)
-        return talk.failed("interrupted", "interrupted", exit_codes.INTERRUPTED)
+        return errors.report("interrupted", "interrupted", exit_codes.INTERRUPTED)
     except (OrchestrateError, OSError, MemoryError, RuntimeError) as error:
         from orchestrator.cli import exit_codes  # imports modules that a help page does not need
 
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ours is None:
             raise
         click.echo(f"error: {ours.message}", err=True)
-        return talk.failed(ours.cause.value, ours.message, exit_codes.of_cause(ours.cause))
+        return errors.report(ours.cause.value, ours.message, exit_codes.of_cause(ours.cause))
     return result if isinstance(result, int) else 0
 
 

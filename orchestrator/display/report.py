@@ -264,11 +264,11 @@ def _gantt_chart(bars: Sequence[Bar], lanes: Sequence[Lane], end: float) -> str:
             body.append(f'<text x="{_LEFT - 8}" y="{top + 10}" class="name">{name}</text>')
             before = row.node
         for bar in row.bars:
-            body += _drawn(bar, top, end, waited=alone)
+            body += _bar_lines(bar, top, end, waited=alone)
     return _svg(height, body, "Tasks by node over time")
 
 
-def _drawn(bar: Bar, top: float, end: float, *, waited: bool) -> Iterator[str]:
+def _bar_lines(bar: Bar, top: float, end: float, *, waited: bool) -> Iterator[str]:
     assert bar.started is not None and bar.ended is not None
     bad = bar.status in (TaskStatus.FAILED, TaskStatus.MISSING)
     kind = "bad" if bad else bar.stage.value

@@ -318,7 +318,7 @@ class _TestJob:
                 yield from report.findings
                 return
             if state.state is EngineState.ENDED:
-                yield self._dead(job_id, state)
+                yield self._without_report(job_id, state)
                 return
             waited = (utc_now() - submitted).total_seconds()
             if waited > self.request.wait_s:
@@ -341,8 +341,8 @@ class _TestJob:
             return None
         return report if report.word == self.probe.word else None
 
-    def _dead(self, job_id: str, state: TaskState) -> CheckResult:
-        """The result for a probe without a report: what ended it, and the end of its log."""
+    def _without_report(self, job_id: str, state: TaskState) -> CheckResult:
+        """The result for a job without a report: what ended it, and the end of its log."""
         log, requested = self._log(job_id), self.request.resources
         lines = task_logs.tail(log, 3) if log else []
         output = " | ".join(lines) or "without printing anything"

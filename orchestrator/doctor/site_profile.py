@@ -51,12 +51,12 @@ def choose(spec: JobSpec) -> Resources:
             account=owner,
             time_min=units.within(wanted.time_min, limits.get(name or "", units.UNLIMITED)),
         )
-        if _taken(replace(spec, resources=tried)):
+        if _is_accepted(replace(spec, resources=tried)):
             return tried
     return wanted
 
 
-def _taken(spec: JobSpec) -> bool:
+def _is_accepted(spec: JobSpec) -> bool:
     from orchestrator.engines.slurm import script
 
     try:

@@ -88,7 +88,7 @@ class Entry:
             _follow_up(self.then, self.run_dir, self.attempt)
         why = _why_nothing_follows(result, self.run_dir)
         if why is not None:
-            _leave(result)
+            _pickle(result)
             self._end_badly(why)
         return result
 
@@ -111,7 +111,7 @@ def _why_nothing_follows(result: Any, run_dir: str) -> str | None:
     return None
 
 
-def _leave(result: TaskResult) -> None:
+def _pickle(result: TaskResult) -> None:
     """Pickle the result as submitit does for a successful task."""
     if "SUBMITIT_FOLDER" not in os.environ:
         return  # called manually
