@@ -1,4 +1,4 @@
-"""What a resume would do, case by case."""
+"""What a resume would do, case by case, and with which resources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, SourceRef, Stage, Task
 from orchestrator.inspection.state import RunState, TaskStatus
-from orchestrator.lifecycle.recovery import may_retry, recover
+from orchestrator.lifecycle.recovery import grown, may_retry, recover
 from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
 
 NEVER = replace(pending("DependencyNeverSatisfied"), cause=Cause.DEPENDENCY)
@@ -256,3 +256,55 @@ def test_another_attempt_is_made_only_where_it_can_help() -> None:
     assert not may_retry(_failed_part(Cause.LIMIT), None)
     assert not may_retry(_failed_part(Cause.KILLED), 1)  # the last one brought nothing
     assert may_retry(_failed_part(Cause.KILLED), 3)
+
+
+BEFORE = Resources(time_min=100, mem_mb=1000, exclude="n1")
+
+
+@pytest.mark.parametrize(
+    ("causes", "expected"),
+    [
+        pytest.param(set(), (1000, 100), id="no cause"),
+        pytest.param({Cause.NETWORK}, (1000, 100), id="another cause"),
+        pytest.param({Cause.OUT_OF_MEMORY}, (2000, 100), id="twice the memory"),
+        pytest.param({Cause.TIME_LIMIT}, (1000, 150), id="half as long again"),
+        pytest.param({Cause.TIME_LIMIT, Cause.OUT_OF_MEMORY}, (2000, 150), id="both"),
+    ],
+)
+def test_what_ran_out_is_asked_for_again_in_larger(
+    causes: set[Cause], expected: tuple[int, int]
+) -> None:
+    after = grown(BEFORE, causes)
+    assert (after.mem_mb, after.time_min) == expected
+
+
+@pytest.mark.parametrize(("limit", "minutes"), [(None, 150), (200, 150), (120, 120), (80, 100)])
+def test_time_grows_within_the_partitions_limit_and_never_shrinks(
+    limit: int | None, minutes: int
+) -> None:
+    assert grown(BEFORE, {Cause.TIME_LIMIT}, limit_min=limit).time_min == minutes
+
+
+def test_one_minute_becomes_two() -> None:
+    assert grown(Resources(time_min=1), {Cause.TIME_LIMIT}).time_min == 2
+
+
+def test_no_limit_and_all_of_a_nodes_memory_cannot_grow() -> None:
+    most = Resources(time_min=0, mem_mb=0)
+    assert grown(most, {Cause.TIME_LIMIT, Cause.OUT_OF_MEMORY}) == most
+
+
+def test_memory_that_was_not_asked_for_is_asked_for_now() -> None:
+    assert grown(Resources(), {Cause.OUT_OF_MEMORY}).mem_mb == 8192
+
+
+def test_bad_nodes_are_added_to_those_left_out_once() -> None:
+    after = grown(BEFORE, {Cause.NODE_FAILURE}, bad_nodes=["n2", "n1", "n2"])
+    assert after.exclude == "n1,n2"
+    assert grown(Resources(), set()).exclude is None
+
+
+def test_a_limit_of_the_shell_is_not_passed_on_unless_the_user_asked_for_it() -> None:
+    assert grown(Resources(), {Cause.LIMIT}).sbatch_args == ("--propagate=NONE",)
+    said = Resources(sbatch_args=("--nice=1 --propagate=CPU",))
+    assert grown(said, {Cause.LIMIT}) == said

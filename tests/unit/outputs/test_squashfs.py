@@ -1,4 +1,4 @@
-"""Squashfs images: what other programs read of them, whatever is in them."""
+"""Squashfs images: what other programs and we read of them, whatever is in them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from jobs.errors import OrchestrateError, UsageError
 from jobs.model import Options, Output
+from jobs.outputs import squashfs
 from jobs.outputs.squashfs import Squashfs, SquashfsWriter
+from jobs.outputs.squashfs_tables import SUPERBLOCK
 from jobs.runtime.process import CORES
 
 OPTIONS = Options(output=Output.SQUASHFS)
@@ -204,3 +207,57 @@ def test_options_that_no_image_has_are_refused(changes: dict[str, str | int]) ->
         Squashfs().check(msgspec.structs.replace(OPTIONS, **changes))
     for fine in ("zstd", "zstd:22", "gzip", "gzip:9"):
         Squashfs().check(msgspec.structs.replace(OPTIONS, squashfs_compression=fine))
+
+
+def read(image: Path) -> list[bytes]:
+    """The content of each file, in the order in which they were written."""
+    fd = os.open(image, os.O_RDONLY)
+    try:
+        return [
+            b"".join(squashfs.content(fd, file.start, file.size, file.blocks or ()))
+            for file in squashfs.files(image)
+        ]
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("compression", ["zstd:3", "gzip:9"])
+@pytest.mark.parametrize("block", [4096, 1 << 20])
+@pytest.mark.parametrize("most", [0xFFFFFFFF, 100_000])  # beyond it inodes are extended
+def test_files_are_read_as_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, block: int, most: int
+) -> None:
+    monkeypatch.setattr("jobs.outputs.squashfs_tables._MOST", most)
+    many = {f"many/{n}.txt".encode(): b"%d" % n * n for n in range(500)}  # several metadata blocks
+    members = {**MEMBERS, **many}
+    options = structs.replace(OPTIONS, squashfs_compression=compression, squashfs_block=block)
+    written(tmp_path / "image", members, options)
+    assert read(tmp_path / "image") == list(members.values())
+
+
+def test_any_damage_is_an_error_or_other_content_and_never_more_of_it(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    members = {f"{n}.txt".encode(): b"%d " % n * 2000 for n in range(9)}
+    written(image, members, structs.replace(OPTIONS, squashfs_block=4096))
+    whole = image.read_bytes()
+    most = sum(map(len, members.values()))
+    chance = random.Random(5)
+    errors = 0
+    bits = [*range(8 * SUPERBLOCK.size), *chance.sample(range(8 * len(whole)), 300)]
+    for bit in bits:
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        image.write_bytes(data)
+        try:
+            assert sum(map(len, read(image))) <= 3 * most
+        except ValueError:
+            errors += 1
+    assert errors > 50
+
+
+@pytest.mark.parametrize("left", [0, 50, 200])
+def test_an_image_that_is_cut_is_an_error(tmp_path: Path, left: int) -> None:
+    written(tmp_path / "image", MEMBERS)
+    os.truncate(tmp_path / "image", left)
+    with pytest.raises(ValueError, match=r"it does not begin|its first bytes"):
+        read(tmp_path / "image")
