@@ -13,6 +13,7 @@ from jobs.model import Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import doi_records, file_names, http_probe
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.doi_records import DoiRecord
+from jobs.sources.http_probe import Connections
 from jobs.sources.shard_selection import Look, select
 from jobs.transfer.target import Target, origin_of
 
@@ -85,10 +86,11 @@ class DoiSource(RemoteSource):
         files = file_names.chosen_files(_distinct(record.files), self._request)
         self._check_open(record, files)
         addresses = {file.name: file.locator for file in files}
-        look = Look(lambda name: self._head(addresses[name]), _MOST_HEADS, _AT_ONCE)
-        selection = select(files, self._request, look, where=record.page)
-        if selection.shards:  # check now, not in the job, whether the files can be read
-            self._head(selection.shards[0].files[0].locator)
+        with http_probe.connections(_AT_ONCE) as wire:
+            look = Look(lambda name: self._head(addresses[name], wire), _MOST_HEADS, _AT_ONCE)
+            selection = select(files, self._request, look, where=record.page)
+            if selection.shards:  # check now, not in the job, whether the files can be read
+                self._head(selection.shards[0].files[0].locator, wire)
         return selection
 
     def _check_open(self, record: DoiRecord, files: Sequence[SourceFile]) -> None:
@@ -102,8 +104,8 @@ class DoiSource(RemoteSource):
                 cause=Cause.GATED,
             )
 
-    def _head(self, url: str) -> bytes:
-        return http_probe.probe(url, self._headers_for(url)).head
+    def _head(self, url: str, wire: Connections) -> bytes:
+        return http_probe.probe(url, self._headers_for(url), wire).head
 
 
 def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
+import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.sources import url_lists
+from jobs.transfer.rate_limits import SitePauses
 from jobs.transfer.responses import (
     MOST_CODED,
     DecodedBody,
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 _STALL_S = 30.0
 _ATTEMPTS = 4
 _MOST_WAIT_S = 30.0  # at launch a user is waiting
+_FEWEST = 4  # requests at a time to a server that is busy
+_MOST_REST = 64 << 10  # bytes of a response that are read so that its connection can be kept
 _MOST_JSON = 256 << 20  # bytes of a response of an API, at most; 100,000 files take 80 MB
 
 T = TypeVar("T")
@@ -47,6 +53,54 @@ class Probe:
     head: bytes
     labelled_page: bool = False  # whether its headers say that it is a web page
     version: str | None = None  # its strong ETag, or otherwise its time
+
+
+class Connections:
+    """Connections of many requests, which are kept from one to the next; thread-safe.
+
+    If a server is busy, fewer requests are sent at a time, and none in a pause that it requests.
+    """
+
+    def __init__(self, most: int) -> None:
+        from jobs.transfer.connection import ConnectionPool  # loads requests
+
+        self._pool = ConnectionPool(most, _STALL_S)
+        self._pauses = SitePauses()
+        self._most = most
+        self._under_way = 0
+        self._free = threading.Condition()
+
+    def ask(self, url: str, request: Callable[[ConnectionPool], T]) -> T:
+        """The result of ``request``, which may raise ``RetryLater``, to the server of ``url``."""
+        site = urllib.parse.urlsplit(url).netloc
+        time.sleep(self._pauses.left_s(site))
+        with self._free:
+            self._free.wait_for(lambda: self._under_way < self._most)
+            self._under_way += 1
+        try:
+            return request(self._pool)
+        except RetryLater as again:
+            if again.wait_s is not None and again.wait_s <= _MOST_WAIT_S:
+                self._pauses.hold(site, again.wait_s)
+            self._most = max(self._most // 2, min(self._most, _FEWEST))
+            raise
+        finally:
+            with self._free:
+                self._under_way -= 1
+                self._free.notify_all()
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+@contextlib.contextmanager
+def connections(most: int) -> Iterator[Connections]:
+    """``most`` connections at a time, at most, which are closed at the end."""
+    wire = Connections(most)
+    try:
+        yield wire
+    finally:
+        wire.close()
 
 
 def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -68,24 +122,29 @@ def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
     return headers
 
 
-def probe(url: str, headers: Mapping[str, str]) -> Probe:
+def probe(url: str, headers: Mapping[str, str], wire: Connections | None = None) -> Probe:
     """Request the first bytes of ``url``: more reliable than HEAD, and valid for signed addresses.
 
     Headers are sent to the origin of ``url`` only. Waits and tries again if the server is busy or
-    unreachable, or if it returns a web page instead of the file. Raises ``SourceError``.
+    unreachable, or if it returns a web page instead of the file. ``wire``: the connections of
+    several requests; None: one of its own. Raises ``SourceError``.
     """
-    return _probed(url, headers, magic.HEAD, lambda found: _refuse_page(url, found))
+    return _probed(url, headers, magic.HEAD, lambda found: _refuse_page(url, found), wire)
 
 
 def _probed(
-    url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
+    url: str,
+    headers: Mapping[str, str],
+    most: int,
+    judge: Callable[[Probe], None],
+    wire: Connections | None,
 ) -> Probe:
-    def request(wire: ConnectionPool) -> Probe:
-        found = _request(wire, Target(url, headers), most)
+    def request(pool: ConnectionPool) -> Probe:
+        found = _request(pool, Target(url, headers), most)
         judge(found)
         return found
 
-    return _with_retries(request)
+    return _with_retries(url, request, wire)
 
 
 def _refuse_page(url: str, found: Probe) -> None:
@@ -94,14 +153,16 @@ def _refuse_page(url: str, found: Probe) -> None:
         raise RetryLater(SourceError(url_lists.page_message(url)))
 
 
-def fetch_text(url: str, headers: Mapping[str, str], most: int) -> str | None:
+def fetch_text(
+    url: str, headers: Mapping[str, str], most: int, wire: Connections | None = None
+) -> str | None:
     """A small text; None if the server has none, or refuses it: signatures are for single files.
 
-    Raises ``SourceError`` as ``probe`` does if the server is busy or unreachable, because then it
-    is unknown whether there is a text.
+    ``wire``: as in ``probe``. Raises ``SourceError`` as ``probe`` does if the server is busy or
+    unreachable, because then it is unknown whether there is a text.
     """
     try:
-        found = _probed(url, headers, most, lambda _: None)
+        found = _probed(url, headers, most, lambda _: None, wire)
     except SourceError as error:
         if error.cause in (Cause.NETWORK, Cause.RATE_LIMITED):
             raise
@@ -115,8 +176,8 @@ def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
     Raises ``SourceError``, also if the response is not JSON.
     """
 
-    def request(wire: ConnectionPool) -> Any:
-        found = _request(wire, Target(url, headers), _MOST_JSON)
+    def request(pool: ConnectionPool) -> Any:
+        found = _request(pool, Target(url, headers), _MOST_JSON)
         try:
             return json.loads(found.head)
         except ValueError:
@@ -130,36 +191,36 @@ def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
                 )
             ) from None
 
-    return _with_retries(request)
+    return _with_retries(url, request)
 
 
 def final_address(url: str) -> str:
     """The address after all redirects of ``url``, whatever its status; raises ``SourceError``."""
 
-    def request(wire: ConnectionPool) -> str:
-        reply = wire.get(Target(url), {"Range": "bytes=0-0"}, name=redact(url))
+    def request(pool: ConnectionPool) -> str:
+        reply = pool.get(Target(url), {"Range": "bytes=0-0"}, name=redact(url))
         reply.close()
         return reply.url
 
-    return _with_retries(request)
+    return _with_retries(url, request)
 
 
-def _with_retries(request: Callable[[ConnectionPool], T]) -> T:
-    from jobs.transfer.connection import ConnectionPool  # loads requests
-
-    wire = ConnectionPool(1, _STALL_S)
-    try:
+def _with_retries(
+    url: str, request: Callable[[ConnectionPool], T], wire: Connections | None = None
+) -> T:
+    with contextlib.nullcontext(wire) if wire is not None else connections(1) as used:
         return until_answered(
-            lambda: request(wire), attempts=_ATTEMPTS, pause_s=1.0, most_wait_s=_MOST_WAIT_S
+            lambda: used.ask(url, request),
+            attempts=_ATTEMPTS,
+            pause_s=1.0,
+            most_wait_s=_MOST_WAIT_S,
         )
-    finally:
-        wire.close()
 
 
-def _request(wire: ConnectionPool, target: Target, most: int) -> Probe:
+def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:
     name = quoted_url(urllib.parse.urlsplit(target.url).path or "/")  # errors name the site
     range_headers = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
-    reply = wire.get(target, range_headers, name=name)
+    reply = pool.get(target, range_headers, name=name)
     try:
         name_in_header = _disposition(reply.headers)
         if reply.status == 416:  # no first byte: the file is empty
@@ -171,7 +232,19 @@ def _request(wire: ConnectionPool, target: Target, most: int) -> Probe:
         head = _head(reply, name, most)
         return Probe(_size(reply), name_in_header, head, is_page(reply.headers), version)
     finally:
-        reply.close()
+        _end(reply)
+
+
+def _end(reply: HttpResponse) -> None:
+    """Keep the connection of a response of which little is left; close that of others."""
+    from jobs.transfer.connection import CONNECTION_ERRORS
+
+    size = content_length(reply.headers)
+    is_short = size is not None and size <= _MOST_REST
+    with contextlib.suppress(*CONNECTION_ERRORS):
+        while is_short and reply.read(_MOST_REST):
+            pass
+    reply.close(is_complete=is_short)
 
 
 def _size(reply: HttpResponse) -> int | None:

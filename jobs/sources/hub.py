@@ -14,6 +14,7 @@ from jobs.errors import Cause, SourceError, with_message
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names, http_probe, hub_client
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.http_probe import Connections
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
@@ -33,6 +34,7 @@ _PAGE = re.compile(
     r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
 )
 _MOST_HEADS = 256  # files examined at launch, at most; the Hub limits requests
+_AT_ONCE = 16  # requests
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,12 @@ class HubSource(RemoteSource):
         files = file_names.chosen_files(listed, self._request)
         if meant is not None:
             meant &= {file.name for file in files}
-        look = Look(self.read_head, _MOST_HEADS)
-        selection = select(files, self._request, look, where=str(self._repo), meant=meant)
-        if selection.shards and not self._was_let_in:
-            # Check now, not in the job, whether the files of a listed repository can be read.
-            self.read_head(selection.shards[0].files[0].locator)
+        with http_probe.connections(_AT_ONCE) as wire:
+            look = Look(lambda path: self._head(path, wire), _MOST_HEADS, _AT_ONCE)
+            selection = select(files, self._request, look, where=str(self._repo), meant=meant)
+            if selection.shards and not self._was_let_in:
+                # Check now, not in the job, whether the files of a listed repository can be read.
+                self._head(selection.shards[0].files[0].locator, wire)
         return selection
 
     def _listed(self) -> list[SourceFile]:
@@ -210,11 +213,11 @@ class HubSource(RemoteSource):
             meant.update(found)
         return meant
 
-    def read_head(self, path: str) -> bytes:
+    def _head(self, path: str, wire: Connections) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
         hub_client.check_online()
         try:
-            head = http_probe.probe(self._url(path), hub_client.headers()).head
+            head = http_probe.probe(self._url(path), hub_client.headers(), wire).head
         except SourceError as error:
             if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
                 raise hub_client.gated(self._repo) from None

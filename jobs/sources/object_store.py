@@ -13,6 +13,7 @@ from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.http_probe import Connections
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
 from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
@@ -104,15 +105,16 @@ class ObjectStoreSource(RemoteSource):
     def select(self) -> ShardSelection:
         listed, meant = self._listed()
         files = file_names.chosen_files(listed.values(), self._request)
-        selection = select(
-            self._described(files),
-            self._request,
-            Look(lambda name: self._head(listed[name]), _MOST_HEADS),
-            where=self.describe().locator,
-            meant=None if meant is None else meant & {file.name for file in files},
-        )
-        if selection.shards:  # check now, not in the job, whether the objects can be read
-            self._head(selection.shards[0].files[0])
+        with http_probe.connections(_AT_ONCE) as wire:
+            selection = select(
+                self._described(files),
+                self._request,
+                Look(lambda name: self._head(listed[name], wire), _MOST_HEADS, _AT_ONCE),
+                where=self.describe().locator,
+                meant=None if meant is None else meant & {file.name for file in files},
+            )
+            if selection.shards:  # check now, not in the job, whether the objects can be read
+                self._head(selection.shards[0].files[0], wire)
         return selection
 
     def _listed(self) -> tuple[dict[str, SourceFile], set[str] | None]:
@@ -193,12 +195,12 @@ class ObjectStoreSource(RemoteSource):
         near = file_names.similar_names(name, (key.removeprefix(folder + slash) for key in keys))
         return near or "; check the URL"
 
-    def _head(self, file: SourceFile) -> bytes:
+    def _head(self, file: SourceFile, wire: Connections) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
         url = ObjectUrl.of_locator(file.locator)
         target = self._client.target(url, file.version)
         try:
-            return http_probe.probe(target.url, target.headers).head
+            return http_probe.probe(target.url, target.headers, wire).head
         except SourceError as error:
             raise self.explained(error, file) from None
 

@@ -26,7 +26,7 @@ class Look:
 
     read: Callable[[str], bytes | None]  # of the file with that name; None: it is unreadable
     most: int  # files, at most
-    at_once: int = 16
+    at_once: int = 16  # files
     free: bool = False  # whether to read also files whose names are unambiguous
 
     def heads(self, names: Sequence[str]) -> dict[str, bytes]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobs.errors import SourceError, with_message
 from jobs.formats import magic
@@ -12,12 +11,12 @@ from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, key_of, pinned
-from jobs.sources.http_probe import Probe
+from jobs.sources.http_probe import Connections, Probe
 from jobs.sources.shard_selection import Look, select
 from jobs.sources.url_lists import ListedUrl
 from jobs.transfer.target import Target, redact
 
-_PARALLEL = 8  # requests at a time at launch
+_PARALLEL = 32  # requests at a time at launch
 _SHOWN_ERRORS = 5  # reasons
 
 
@@ -70,9 +69,10 @@ class UrlSource(RemoteSource):
 
     def select(self) -> ShardSelection:
         headers = self._headers()
-        listed = background.started(lambda: self._digests(headers))
-        probes = self._probed(headers)  # its errors say more than those of the digests
-        digests = listed.result()
+        with http_probe.connections(_PARALLEL) as wire:
+            listed = background.started(lambda: self._digests(headers, wire))
+            probes = self._probed(headers, wire)  # its errors say more than those of the digests
+            digests = listed.result()
         files: list[SourceFile] = []
         addresses: dict[str, str] = {}  # address by name
         heads: dict[str, bytes] = {}
@@ -100,10 +100,10 @@ class UrlSource(RemoteSource):
         }
         return selection
 
-    def _probed(self, headers: Mapping[str, str]) -> list[Probe]:
+    def _probed(self, headers: Mapping[str, str], wire: Connections) -> list[Probe]:
         def ask(address: ListedUrl) -> Probe | SourceError:
             try:
-                probe = http_probe.probe(address.url, headers)
+                probe = http_probe.probe(address.url, headers, wire)
             except SourceError as error:
                 return error
             if probe.size == 0:
@@ -116,55 +116,83 @@ class UrlSource(RemoteSource):
             raise SourceError(_together(errors), cause=errors[0].cause)
         return [answer for answer in answers if isinstance(answer, Probe)]
 
-    def _digests(self, headers: Mapping[str, str]) -> list[Digest | None]:
+    def _digests(self, headers: Mapping[str, str], wire: Connections) -> list[Digest | None]:
         """The digest of each address: the user's, or one published beside it."""
         if self._request.sha256:
             return [Digest("sha256", value.lower()) for value in self._request.sha256]
-        beside = _Beside(headers)
-        return [beside.of(address.url) for address in self._addresses]
+        return _Beside(headers, wire).of([address.url for address in self._addresses])
 
 
 class _Beside:
-    """Digests in files beside the addresses; a folder's lists are requested once."""
+    """Digests in files beside the addresses: lists of their folders, or NAME.sha256."""
 
-    def __init__(self, headers: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, str], wire: Connections) -> None:
         self._headers = headers
-        self._folders: dict[str, dict[str, Digest]] = {}
-        self._own: dict[str, bool] = {}  # whether a folder has NAME.sha256 files
+        self._wire = wire
+        # By address of a file with digests: those by name, or why they are unknown.
+        self._answers: dict[str, dict[str, Digest] | SourceError] = {}
 
-    def of(self, url: str) -> Digest | None:
-        if urllib.parse.urlsplit(url).query:  # a signature is for one file only
-            return None
-        folder, _, _ = url.rpartition("/")
-        name = url_lists.last_name(url)
-        own: Future[dict[str, Digest]] | None = None
-        if folder not in self._folders:
-            own = self._asked(f"{url}.sha256")  # probably needed: at the same time as the lists
-            self._folders[folder] = self._listed(folder)
-        found = self._folders[folder].get(name)
-        if found is None and self._own.get(folder, True):
-            digests = (own or self._asked(f"{url}.sha256")).result()
-            found = digests.get(name) or digests.get("")
-            self._own[folder] = found is not None
-        return found
+    def of(self, urls: Sequence[str]) -> list[Digest | None]:
+        """The digest of each address; raises ``SourceError`` if a server does not answer."""
+        folders: dict[str, list[str]] = {}
+        for url in urls:
+            if not urllib.parse.urlsplit(url).query:  # a signature is for one file only
+                folders.setdefault(_folder(url), []).append(url)
+        lists = [f"{folder}/{name}" for folder in folders for name in file_names.DIGEST_LISTS]
+        # The first one's own is probably needed.
+        self._ask([*lists, *(_own(first) for first, *_ in folders.values())])
+        known = {folder: self._listed(folder) for folder in folders}
+        left = [
+            [url for url in members if url_lists.last_name(url) not in known[folder]]
+            for folder, members in folders.items()
+        ]
+        self._ask([_own(first) for first, *_ in filter(None, left)])
+        # If the first one has no file of its own, the others of its folder have none.
+        having = [members for members in left if members and self._read(members[0])]
+        self._ask([_own(url) for members in having for url in members])
+        return [
+            known.get(_folder(url), {}).get(url_lists.last_name(url)) or self._read(url)
+            for url in urls
+        ]
 
     def _listed(self, folder: str) -> dict[str, Digest]:
-        answers = [self._asked(f"{folder}/{name}") for name in file_names.DIGEST_LISTS]
-        return next((found for answer in answers if (found := answer.result())), {})
+        answers = (self._answer(f"{folder}/{name}") for name in file_names.DIGEST_LISTS)
+        return next(filter(None, answers), {})
 
-    def _asked(self, url: str) -> Future[dict[str, Digest]]:
-        return background.started(lambda: self._read(url))
+    def _read(self, url: str) -> Digest | None:
+        """The digest in the file of the address; None if it has none, or was not asked for."""
+        found = self._answer(_own(url))
+        return found.get(url_lists.last_name(url)) or found.get("")
 
-    def _read(self, url: str) -> dict[str, Digest]:
-        try:
-            return file_names.parse_digest_list(
-                http_probe.fetch_text(url, self._headers, file_names.MOST_DIGEST_LIST) or ""
-            )
-        except SourceError as error:
+    def _answer(self, address: str) -> dict[str, Digest]:
+        answer = self._answers.get(address, {})
+        if isinstance(answer, SourceError):
             # Continuing without digests would silently disable the check.
-            raise with_message(
-                error, f"{error.message}, or give the digests with --sha256"
-            ) from None
+            raise with_message(answer, f"{answer.message}, or give the digests with --sha256")
+        return answer
+
+    def _ask(self, addresses: Iterable[str]) -> None:
+        """Request those that are not known yet."""
+
+        def ask(address: str) -> dict[str, Digest] | SourceError:
+            most = file_names.MOST_DIGEST_LIST
+            try:
+                text = http_probe.fetch_text(address, self._headers, most, self._wire)
+            except SourceError as error:
+                return error
+            return file_names.parse_digest_list(text or "")
+
+        new = [each for each in dict.fromkeys(addresses) if each not in self._answers]
+        answers = background.map_interruptible(ask, new, _PARALLEL)
+        self._answers.update(zip(new, answers, strict=True))
+
+
+def _folder(url: str) -> str:
+    return url.rpartition("/")[0]
+
+
+def _own(url: str) -> str:
+    return f"{url}.sha256"
 
 
 def _name_of(address: ListedUrl, probe: Probe) -> str:

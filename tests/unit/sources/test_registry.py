@@ -186,11 +186,11 @@ def test_an_address_and_its_digests_are_requested_at_the_same_time(
 ) -> None:
     together = threading.Barrier(4)  # the archive, two lists, its own file
 
-    def probe(url: str, headers: object) -> http_probe.Probe:
+    def probe(url: str, *_: object) -> http_probe.Probe:
         together.wait(60)
         return http_probe.Probe(len(GZ), None, GZ)
 
-    def fetch_text(url: str, headers: object, most: int) -> str | None:
+    def fetch_text(url: str, *_: object) -> str | None:
         together.wait(60)
         return hashlib.sha256(GZ).hexdigest() if url.endswith(".gz.sha256") else None
 
