@@ -3,9 +3,8 @@
 Each command has a module of its name: ``launch``, ``status``, ``resume``, ``update``, ``cancel``,
 ``logs``, ``runs``, ``report``, ``verify``, ``doctor``, ``completion``. ``options`` are those that
 several share, ``settings`` are defaults from files and the environment, and
-``request_from_options`` makes the request of a launch. ``messages`` is the output
-of launch and resume, ``progress`` shows a run while it is running, ``exit_codes`` maps causes to
-exit codes.
+``request_from_options`` makes the request of a launch. ``messages`` is the output of launch, update
+and resume, ``progress`` shows a run while it is running, ``exit_codes`` maps causes to exit codes.
 """
 
 from __future__ import annotations

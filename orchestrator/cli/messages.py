@@ -1,4 +1,4 @@
-"""The output of launch and resume: the plan, the job ids, and the next commands."""
+"""The output of launch, update and resume: the plan, the job ids, and the next commands."""
 
 from __future__ import annotations
 
