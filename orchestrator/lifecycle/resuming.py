@@ -156,17 +156,20 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
     wanted = request.temp_limit or last.temp_limit
     room = space.choose_limit(state.plan, wanted, state, automatic=last.onward is None)
     step = recovery.recover(state, most=request.tasks, limit_min=limit_min, temp_limit=room)
+    staging = Staging(state.plan)
+    notes = list(step.notes)
     if step.tasks and (note := space.limit_note(state.plan, room, wanted, state)):
-        step = replace(step, notes=(*step.notes, note))
+        notes.append(note)
     if request.amendments is not None:
-        step = replace(step, notes=(*step.notes, f"changed options: {request.amendments}"))
+        notes.append(f"changed options: {request.amendments}")
+    if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
+        notes.append(
+            f"extracting everything again: the extracted data are gone from {staging.root}"
+        )
+    step = replace(step, notes=tuple(notes))
     if folder.receipt.exists():  # in a repair finalize packs alone
         rest = tuple(task for task in step.tasks if task.stage is not Stage.PACK)
         step = replace(step, tasks=rest)
-    staging = Staging(state.plan)
-    if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
-        note = f"extracting everything again: the extracted data are gone from {staging.root}"
-        step = replace(step, notes=(*step.notes, note))
     if state.status is RunStatus.DONE and evidence.is_untidy(staging):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
@@ -212,20 +215,8 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         return
     engine = engine_named(planned.engine, planned.cluster)
     engine.reach()
-    folder.make_subfolders()
-    claim.take(Staging(planned.state.plan), folder.path)
-    if evidence.is_data_removed(folder, Staging(planned.state.plan)):
-        for part in planned.state.plan.parts():
-            folder.manifest(part).unlink(missing_ok=True)
-    preflight.check_space(planned.state.plan, planned.state, step.temp_limit)
-    if planned.options is not None:
-        atomic.write_json(folder.options, planned.options)
-    # A later attempt belongs to another resume, which is running now.
-    lost = [e.name for e in event_log.open_intents(folder) if e.attempt <= last.number]
-    if step.cancel or lost:
-        engine.cancel(folder, step.cancel, lost)
-        for job in lost:
-            event_log.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
+    _prepare(planned)
+    _end_leftovers(folder, engine, step, last.number)
     event_log.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
@@ -238,6 +229,30 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         submitting.submit(
             folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
         )
+
+
+def _prepare(planned: Resumable) -> None:
+    """Claim the destination, check its space, and write what a submission needs to the folder."""
+    folder, plan = planned.folder, planned.state.plan
+    staging = Staging(plan)
+    folder.make_subfolders()
+    claim.take(staging, folder.path)
+    if evidence.is_data_removed(folder, staging):
+        for part in plan.parts():
+            folder.manifest(part).unlink(missing_ok=True)
+    preflight.check_space(plan, planned.state, planned.step.temp_limit)
+    if planned.options is not None:
+        atomic.write_json(folder.options, planned.options)
+
+
+def _end_leftovers(folder: RunFolder, engine: Engine, step: Recovery, attempt: int) -> None:
+    """Cancel jobs of earlier attempts that can never start, or whose ids are unknown."""
+    # A later attempt belongs to another resume, which is running now.
+    lost = [e.name for e in event_log.open_intents(folder) if e.attempt <= attempt]
+    if step.cancel or lost:
+        engine.cancel(folder, step.cancel, lost)
+        for job in lost:
+            event_log.append(folder, Act.WITHDRAWN, attempt=attempt, name=job)
 
 
 def _to_repair(state: RunState, damage: VerifyReport) -> RunState:
