@@ -232,16 +232,18 @@ def test_jobs_are_not_submitted_twice_when_the_reply_of_sbatch_was_lost(
     site.check_published(tmp_path / "data", pages)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("call", "stage"), enumerate((Stage.DOWNLOAD, Stage.EXTRACT, Stage.FINALIZE), 1)
+)
 def test_a_launcher_killed_before_it_has_a_job_id_leaves_no_orphan_after_resume(
-    site: Site, pages: Pages, tmp_path: Path, call: int
+    site: Site, pages: Pages, tmp_path: Path, call: int, stage: Stage
 ) -> None:
     dies = f'[ $(wc -l < $LOG) -ne {call} ] || {{ $REAL "$@"; kill -9 $PPID; exit 1; }}'
     site = site.wrapping("sbatch", f'{dies}\n$REAL "$@"')
     held = tmp_path / "held"
     words = ("--dest", tmp_path / "data", *pages.options, *ALONE, *gate(held))
     site.cli.run(*LAUNCH, *words, rc=-9)
-    site.wait(lambda: site.jobs(list(Stage)[call - 1]))
+    site.wait(lambda: site.jobs(stage))
     orphans = {row.job_id for row in site.jobs()}
     assert site.status()["state"] in ("running", "planned")
     site.resume()
