@@ -62,7 +62,7 @@ class _Clues:
     """Other files that may contain a dataset's records, for a message."""
 
     def __init__(self) -> None:
-        self.likely: dict[str, _DataFile] = {}  # by path
+        self.likely: defaultdict[str, list[_DataFile]] = defaultdict(list)  # by path
         self._table = ""  # a parquet file that was not extracted
         self._last = b""
         self._last_key = b""
@@ -90,7 +90,8 @@ class _Clues:
             both = " and ".join(map(quoted, self._pair))
             fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
         elif 0 < len(self.likely) <= _FEW:
-            files = sorted(self.likely.values(), key=lambda file: (-file.entry.size, file.path))
+            files = [first for first, *_ in self.likely.values()]
+            files.sort(key=lambda file: (-file.entry.size, file.path))
             largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
             fact += f"; if the records are in {largest}, run `resume` with --records-file"
         elif self._table:
@@ -296,13 +297,14 @@ def _choose(
     files = next((by_name[name] for name in names if name in by_name), [])
     unverified = context.plan.options.verify is Verify.NONE
     problem, shard = None, None
+    is_auto = context.plan.options.layout.name == "auto" and not unverified
+    if not files and len(clues.likely) == 1 and is_auto:
+        [[only, *others]] = clues.likely.values()
+        if _names_images(context, only, check):
+            fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
+            findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
+            files = [only, *others]
     if not files:
-        if len(clues.likely) == 1 and not unverified and context.plan.options.layout.name == "auto":
-            [only] = clues.likely.values()
-            if _names_images(context, only, check):
-                fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
-                findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
-                return [only]
         problem = f"{clues.message(names)}; {context.without_records}"
     elif len(files) > _MOST:
         problem = (
@@ -362,7 +364,7 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
                 name = next(name for name in names if path == name or path.endswith(f"/{name}"))
                 yield _DataFile(number, part, entry, name)
             elif clues.see(path):
-                clues.likely[path] = _DataFile(number, part, entry, path)
+                clues.likely[path].append(_DataFile(number, part, entry, path))
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:

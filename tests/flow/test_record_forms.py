@@ -428,6 +428,23 @@ def test_the_only_file_that_can_hold_records_is_used_and_reported(
     assert f"its records are taken from '{name}', the only file of that kind" in reported(run)
 
 
+def test_the_only_file_with_other_bytes_in_two_shards_is_refused_with_the_option_that_merges(
+    tmp_path: Path,
+) -> None:
+    shards = [
+        shard(None, NAMES[:2], {"list.jsonl": metadata(NAMES[:2])}),
+        shard(None, NAMES[2:], {"list.jsonl": metadata(NAMES[2:])}),
+    ]
+    text = refused(tmp_path, shards, Options(on_collision=OnCollision.KEEP_FIRST))
+    assert "to merge both, launch with --records-file list.jsonl" in text
+
+
+def test_the_only_file_with_the_same_bytes_in_two_shards_counts_once(tmp_path: Path) -> None:
+    files = {"list.jsonl": metadata(NAMES)}
+    run = run_of(tmp_path, [shard(None, NAMES[:2], files), shard(None, NAMES[2:], files)])
+    assert len(lines_of(run, "list.jsonl")) == 4
+
+
 @pytest.mark.parametrize(
     "files",
     [
