@@ -233,7 +233,7 @@ def test_jobs_are_not_submitted_twice_when_the_reply_of_sbatch_was_lost(
 
 
 @pytest.mark.parametrize(
-    ("call", "stage"), enumerate((Stage.DOWNLOAD, Stage.EXTRACT, Stage.FINALIZE), 1)
+    ("call", "stage"), [(1, Stage.DOWNLOAD), (2, Stage.EXTRACT), (3, Stage.FINALIZE)]
 )
 def test_a_launcher_killed_before_it_has_a_job_id_leaves_no_orphan_after_resume(
     site: Site, pages: Pages, tmp_path: Path, call: int, stage: Stage
