@@ -71,6 +71,7 @@ class PartExtractor:
         self._plan = plan
         self._progress = progress
         self._open: tuple[str, Archive] | None = None
+        self._has_folders = False  # of the staging
 
     def extract(self, part: Part) -> PartResult:
         """Extract ``part``; faults of archives and disks become results, not exceptions."""
@@ -117,7 +118,9 @@ class PartExtractor:
         fetched = self._folder.load_fetched(part.shard)
         if fetched is None:
             raise OrchestrateError(f"{part.shard} has not been downloaded", cause=Cause.NOT_FETCHED)
-        Staging(self._plan).make_folders()
+        if not self._has_folders:  # once: of many small shards that takes longer than the rest
+            Staging(self._plan).make_folders()
+            self._has_folders = True
         return PartJob(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
 
     def _archive(self, work: PartJob) -> Archive:

@@ -90,6 +90,7 @@ class RecordsFile:
         self._progress = progress
         self._content = self._new()
         self._fd = -1
+        self._is_committed = False
         self.ordinal = 0  # of the member
         self.replaced = 0  # how many times a later member replaced an earlier one
 
@@ -109,9 +110,7 @@ class RecordsFile:
 
     def _take(self, chunks: Iterable[memoryview]) -> None:
         if not self.begun:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._temporary, flags, 0o600)
+            self._fd = self._created()
         else:
             self.replaced += 1
             os.ftruncate(self._fd, 0)
@@ -122,15 +121,25 @@ class RecordsFile:
             while done < len(chunk):
                 done += os.write(self._fd, chunk[done:])
 
+    def _created(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(self._temporary, flags, 0o600)
+        except FileNotFoundError:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(self._temporary, flags, 0o600)
+
     def commit(self) -> CheckedContent:
         """Make the file durable under its name; returns its content's counts and hashes."""
         with own_writing(self._path):
             os.fsync(self._fd)
             self._temporary.replace(self._path)
+        self._is_committed = True
         return self._content
 
     def close(self) -> None:
         if self.begun:
             os.close(self._fd)
             self._fd = -1
-            self._temporary.unlink(missing_ok=True)
+            if not self._is_committed:
+                self._temporary.unlink(missing_ok=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,9 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table
-from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
+from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.runtime.progress import Progress
-from jobs.storage import digest
+from jobs.storage import digest, latency
 from jobs.storage.blocks import blocks, read_range
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted, sample_key
@@ -29,6 +30,7 @@ from jobs.storage.safe_paths import quoted, sample_key
 _LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of possible records files
 _SHOWN = 3  # of these in a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
+_SMALL = 1 << 20  # bytes of a records file, at most, for which a thread reads ahead
 _MOST = 10_000  # records files among the data, at most
 
 
@@ -37,6 +39,7 @@ class _Source(NamedTuple):
 
     shard: Shard
     path: Path
+    size: int  # bytes
     folder: str = ""
 
 
@@ -128,7 +131,10 @@ def find_pieces(
         fact = "files with the same key became an image and its record"
         findings.add(Finding(FindingKind.SAMPLES, fact, shard))
     found = []
-    for number, source in enumerate(_distinct(context, sources, samples, findings)):
+    kinds = _kinds_of(context, sources, samples)
+    distinct = list(_distinct(context, sources, kinds, findings))
+    begun = latency.each(partial(_beginning, context), distinct, is_small=_is_small)
+    for number, (source, begins) in enumerate(zip(distinct, begun, strict=True)):
         progress.check()
         progress.current = source.shard.id
         out = context.scratch / f"lines-{number}"
@@ -139,20 +145,35 @@ def find_pieces(
                 out,
                 progress.check,
                 encoding=context.plan.options.records_encoding,
+                begun=begins,
             )
         except record_forms.FormError as error:
             findings.add(
                 Finding(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
             )
             continue
-        made = _made(context, source.shard, samples)
-        is_placed = _is_placed(context, source.shard)
-        found.append(RecordsPiece(source.shard, lines, source.folder, {}, made, is_placed))
+        kind = kinds[source.shard.id]
+        found.append(
+            RecordsPiece(source.shard, lines, source.folder, {}, kind.made, kind.is_placed)
+        )
     context.pieces = tuple(found)
 
 
+def _beginning(context: FinalizeContext, source: _Source) -> record_forms.Beginning:
+    encoding = context.plan.options.records_encoding
+    return record_forms.beginning(source.path, context.records_path or "", encoding=encoding)
+
+
+def _is_small(source: _Source) -> bool:
+    """Whether the file's beginning, which may be all of it, fits into the memory of a thread."""
+    return source.size <= _SMALL
+
+
 def _distinct(
-    context: FinalizeContext, sources: list[_Source], samples: frozenset[str], findings: Findings
+    context: FinalizeContext,
+    sources: list[_Source],
+    kinds: Mapping[str, _Kind],
+    findings: Findings,
 ) -> Iterator[_Source]:
     """The sources without copies of another one, whose records would be in the dataset twice.
 
@@ -162,11 +183,11 @@ def _distinct(
     if context.plan.options.on_collision is OnCollision.PER_SHARD:
         yield from sources
         return
-    kin = [(source.folder, source.path.stat().st_size) for source in sources]
+    kin = [(source.folder, source.size) for source in sources]
     counts = Counter(kin)
     first: dict[tuple[str, str], str] = {}
     for source, key in zip(sources, kin, strict=True):
-        is_file = counts[key] > 1 and _made(context, source.shard, samples) is None
+        is_file = counts[key] > 1 and kinds[source.shard.id].made is None
         if is_file and key[1]:
             other = first.setdefault(
                 (source.folder, digest.of("sha256", blocks(source.path))), source.shard.id
@@ -181,23 +202,37 @@ def _distinct(
         yield source
 
 
-def _made(context: FinalizeContext, shard: Shard, samples: frozenset[str]) -> str | None:
-    """``RecordsPiece.made`` of a table or samples, whose pictures and records extraction writes."""
+class _Kind(NamedTuple):
+    """How the records of a shard, or of an archive nested in it, were made (``RecordsPiece``)."""
+
+    made: str | None
+    is_placed: bool
+
+
+def _kinds_of(
+    context: FinalizeContext, sources: list[_Source], samples: frozenset[str]
+) -> dict[str, _Kind]:
+    """The kind of each source, by its shard's id."""
+    ids = list(dict.fromkeys(source.shard.id for source in sources))
+    outer = dict.fromkeys(shard_id.partition("/")[0] for shard_id in ids)
+    evidence = dict(zip(outer, latency.each(context.folder.load_fetched, outer), strict=True))
+    return {
+        shard_id: _kind(context, shard_id, evidence[shard_id.partition("/")[0]], samples)
+        for shard_id in ids
+    }
+
+
+def _kind(
+    context: FinalizeContext, shard_id: str, fetched: Fetched | None, samples: frozenset[str]
+) -> _Kind:
     images = context.plan.options.layout.images
-    if shard.id in samples:
-        return f"{images}/"
-    fetched = context.folder.load_fetched(shard.id)
-    if fetched is None or fetched.format is not Format.PARQUET:
-        return None
-    return from_table(images, shard.id)
-
-
-def _is_placed(context: FinalizeContext, shard: Shard) -> bool:
-    """``RecordsPiece.is_placed`` of a shard, or of an archive nested in it."""
-    fetched = context.folder.load_fetched(shard.id.partition("/")[0])
+    made = f"{images}/" if shard_id in samples else None
+    is_nested = "/" in shard_id
+    if made is None and fetched is not None and fetched.format is Format.PARQUET and not is_nested:
+        made = from_table(images, shard_id)
     carried = fetched.carried if fetched is not None else None
     own_folder = context.plan.options.on_collision is OnCollision.PER_SHARD
-    return own_folder and carried is not None and carried.records is not None
+    return _Kind(made, own_folder and carried is not None and carried.records is not None)
 
 
 def _check_samples(
@@ -221,24 +256,37 @@ def _extracted_apart(
     context: FinalizeContext, summaries: list[PartSummary], findings: Findings
 ) -> list[_Source]:
     sources: dict[str, _Source] = {}
-    for part, summary in zip(context.parts, summaries, strict=True):
-        for source in _sources_of(context, part, summary):
-            if not source.path.exists():
+    pairs = list(zip(context.parts, summaries, strict=True))
+    present = latency.each(lambda pair: list(_sources_of(context, *pair)), pairs)
+    for part, found in zip(context.parts, present, strict=True):
+        for source in found:
+            if source is None:
                 forget_manifest(context, part, "its records are missing", findings)
                 break
             sources.setdefault(source.path.name, source)
     return list(sources.values())
 
 
-def _sources_of(context: FinalizeContext, part: Part, summary: PartSummary) -> Iterator[_Source]:
-    """The records of the shard itself and of archives nested in it."""
+def _sources_of(
+    context: FinalizeContext, part: Part, summary: PartSummary
+) -> Iterator[_Source | None]:
+    """The records of the shard itself and of archives nested in it; None if some are missing."""
     shard = context.shards[part.shard]
     if summary.records:
-        own = context.staging.part_records(part)
-        yield _Source(shard, own if own.exists() else context.staging.shard_records(part.shard))
+        own, all_parts = context.staging.part_records(part), context.staging.shard_records(shard.id)
+        source = _source(shard, own)
+        yield source if source is not None or own == all_parts else _source(shard, all_parts)
     for ordinal, archive in sorted(summary.inner_records.items()):
         inner = nested.shard_of(shard, archive.encode())
-        yield _Source(inner, context.staging.inner_records(part, ordinal))
+        yield _source(inner, context.staging.inner_records(part, ordinal))
+
+
+def _source(shard: Shard, path: Path, folder: str = "") -> _Source | None:
+    """The file of records in ``path``; None if it does not exist."""
+    try:
+        return _Source(shard, path, path.stat().st_size, folder)
+    except FileNotFoundError:
+        return None
 
 
 def _among_data(
@@ -258,8 +306,9 @@ def _among_data(
             _copy(context, file, moved)
         elif (place := context.staging.data / file.path).exists():
             place.replace(moved)
-        if moved.exists():
-            yield _Source(context.shards[file.part.shard], moved, file.folder)
+        source = _source(context.shards[file.part.shard], moved, file.folder)
+        if source is not None:
+            yield source
         else:
             forget_manifest(context, file.part, "its records are missing", findings)
 

@@ -64,34 +64,55 @@ def form_of(name: str) -> Form | None:
 
 def is_plain_lines(path: Path, name: str) -> bool:
     """Whether a records file holds JSON lines in UTF-8, which ``as_lines`` does not convert."""
-    encoding = _encoding_of(path)
-    return (
-        form_of(name) is not Form.TABLE
-        and encoding in _UTF_8
-        and _json_form(path, encoding) is Form.LINES
-    )
+    begun = beginning(path, name)
+    return begun.form is Form.LINES and begun.encoding in _UTF_8
+
+
+class Beginning(NamedTuple):
+    """What the beginning of a records file says about all of it."""
+
+    encoding: str  # Python's name
+    form: Form | None  # None: it is not in that encoding
+
+
+def beginning(path: Path, name: str, *, encoding: str | None = None) -> Beginning:
+    """The encoding and form of the records in ``path``; parameters as in ``as_lines``."""
+    encoding = _encoding_of(path) if encoding is None else codecs.lookup(encoding).name
+    if form_of(name) is Form.TABLE:
+        return Beginning(encoding, Form.TABLE)
+    try:
+        return Beginning(encoding, _json_form(path, encoding))
+    except UnicodeDecodeError:
+        return Beginning(encoding, None)
 
 
 def as_lines(
-    path: Path, name: str, out: Path, check: Callable[[], object], *, encoding: str | None = None
+    path: Path,
+    name: str,
+    out: Path,
+    check: Callable[[], object],
+    *,
+    encoding: str | None = None,
+    begun: Beginning | None = None,
 ) -> FoundRecords:
     """The records in ``path`` as JSON lines: that file, or ``out`` if they have another form.
 
     ``name``: of the records file, whose ending marks a table. ``encoding`` None: detected from the
-    bytes. ``check`` is called regularly and may raise. Memory holds one record. Raises
-    ``FormError``.
+    bytes. ``begun``: its ``beginning``, if that is known. ``check`` is called regularly and may
+    raise. Memory holds one record. Raises ``FormError``.
     """
-    encoding = _encoding_of(path) if encoding is None else codecs.lookup(encoding).name
+    if begun is None:
+        begun = beginning(path, name, encoding=encoding)
     try:
-        return _as_lines(path, name, out, check, encoding)
+        form = begun.form or _json_form(path, begun.encoding)
+        return _as_lines(path, name, out, check, begun.encoding, form)
     except UnicodeDecodeError as error:
-        raise FormError(f"is not entirely {encoding.upper()}: {error.reason}") from error
+        raise FormError(f"is not entirely {begun.encoding.upper()}: {error.reason}") from error
 
 
 def _as_lines(
-    path: Path, name: str, out: Path, check: Callable[[], object], encoding: str
+    path: Path, name: str, out: Path, check: Callable[[], object], encoding: str, form: Form
 ) -> FoundRecords:
-    form = Form.TABLE if form_of(name) is Form.TABLE else _json_form(path, encoding)
     if form is Form.LINES and encoding in _UTF_8:
         return FoundRecords(path, form, encoding)
     found = FoundRecords(out, form, encoding, source=path)

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
+from jobs.storage import latency
 from jobs.storage.safe_paths import quoted
 
 _PER_PIECE = 256  # sampled lines, at most, evenly spread over a piece
@@ -174,7 +175,8 @@ class Sample:
     def __init__(self, context: FinalizeContext) -> None:
         self._context = context
         self._images = f"{context.plan.options.layout.images}/"
-        self._paths = [set(_sampled(context, piece)) for piece in context.pieces]
+        # Of each piece some lines only, so the time does not depend on its size.
+        self._paths = list(latency.each(lambda each: set(_sampled(context, each)), context.pieces))
         self._literal: dict[str, bool] = {}  # whether a file of that path was seen
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, product
+from itertools import accumulate, pairwise, product
 
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
@@ -30,10 +30,12 @@ from jobs.finalize.record_paths import (
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.model import OnCollision, Verify
 from jobs.runtime.forks import shared
+from jobs.storage import latency
 from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.safe_paths import quoted
 
 _SLICE = 8 << 20  # bytes of records that one process reads at a time, at most
+_SMALL = 1 << 20  # bytes of a slice, at most, for which a thread counts ahead
 _ODD = {
     FindingKind.BOM: "lines that begin with a byte order mark: {}",
     FindingKind.CRLF: "lines that end in CRLF: {}",
@@ -49,6 +51,7 @@ class _Slice:
     place: int  # index of the piece
     begin: int  # bytes into it
     end: int
+    is_last: bool  # whether it ends where the piece does
 
 
 @dataclass
@@ -88,14 +91,20 @@ def scan_records(audit: Audit) -> int:
 def _slices(pieces: Sequence[RecordsPiece]) -> list[_Slice]:
     """All pieces, each at least one slice."""
     slices = []
-    for place, piece in enumerate(pieces):
-        size = piece.path.stat().st_size
-        with piece.path.open("rb", buffering=0) as file:
-            cuts = [line_start(file.fileno(), at, size) for at in range(0, size, _SLICE)] or [0]
+    for place, ends in enumerate(latency.each(_cuts, pieces)):
         slices += [
-            _Slice(place, begin, end) for begin, end in zip(cuts, [*cuts[1:], size], strict=True)
+            _Slice(place, begin, end, is_last=end == ends[-1]) for begin, end in pairwise(ends)
         ]
     return slices
+
+
+def _cuts(piece: RecordsPiece) -> list[int]:
+    """Where the slices of a piece begin, and its size."""
+    size = piece.path.stat().st_size
+    if size <= _SLICE:
+        return [0, size]
+    with piece.path.open("rb", buffering=0) as file:
+        return [*(line_start(file.fileno(), at, size) for at in range(0, size, _SLICE)), size]
 
 
 def _blocks(audit: Audit, part: _Slice) -> Iterator[bytes]:
@@ -109,10 +118,12 @@ def _blocks(audit: Audit, part: _Slice) -> Iterator[bytes]:
 
 def _count(audit: Audit, slices: Sequence[_Slice]) -> list[int]:
     """How many lines each slice has."""
-    return [
-        sum(block.count(b"\n") + (not block.endswith(b"\n")) for block in _blocks(audit, part))
-        for part in slices
-    ]
+
+    def count(part: _Slice) -> int:
+        blocks = _blocks(audit, part)
+        return sum(block.count(b"\n") + (not block.endswith(b"\n")) for block in blocks)
+
+    return list(latency.each(count, slices, is_small=lambda part: part.end - part.begin <= _SMALL))
 
 
 def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) -> _RecordsFound:
@@ -124,7 +135,7 @@ def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) 
         number, block = first, b"\n"
         for block in _blocks(audit, part):
             number += _scan_block(audit, found, part.place, block, number)
-        if part.end == piece.path.stat().st_size and not block.endswith(b"\n"):
+        if part.is_last and not block.endswith(b"\n"):
             found.odd[part.place, FindingKind.NO_NEWLINE] += 1
     audit.rows.flush()
     found.findings.flush()

@@ -171,6 +171,7 @@ class GrowingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._temporary = sibling(path)
+        self._is_published = False
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
 
@@ -188,6 +189,7 @@ class GrowingFile:
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self._path)
+        self._is_published = True
         fsync_folder(self._path.parent)
 
     def __enter__(self: Self) -> Self:
@@ -199,4 +201,5 @@ class GrowingFile:
                 self._file.close()
             except OSError:
                 pass  # a full disk; the file is removed anyway
-        self._temporary.unlink(missing_ok=True)
+        if not self._is_published:
+            self._temporary.unlink(missing_ok=True)

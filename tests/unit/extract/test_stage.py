@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import tarfile
 import threading
 import time
@@ -26,6 +27,7 @@ from jobs.model import (
     Verify,
 )
 from jobs.runtime.progress import Progress
+from tests.support.builders.contents import pages
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -172,6 +174,23 @@ def test_a_damaged_archive_is_fetched_again_once(
     assert problem_of(first)[:2] == (outcome, Cause.BAD_ARCHIVE)
     assert "cut.tar.gz" in problem_of(first)[2]
     assert second.outcome is Outcome.OK
+
+
+METADATA = frozenset({"open", "stat", "lstat", "mkdir", "unlink", "replace", "fsync"})
+
+
+def test_the_metadata_of_a_small_shard_is_accessed_few_times(tmp_path: Path) -> None:
+    run = RunBuilder(*(pages(n, 1) for n in range(21))).fetched(tmp_path)
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    assert extractor.extract(run.parts[0]).result.outcome is Outcome.OK
+    calls: list[str] = []
+    sys.setprofile(lambda _, event, what: calls.append((event == "c_call" and what.__name__) or ""))
+    try:
+        found = [extractor.extract(part).result.outcome for part in run.parts[1:]]
+    finally:
+        sys.setprofile(None)
+    assert set(found) == {Outcome.OK}
+    assert sum(call in METADATA for call in calls) <= 20 * 20
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from msgspec import structs
@@ -12,9 +16,33 @@ from jobs.finalize import context, cross_check, disk_partitions, scan_records
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.storage import blocks as file_blocks
+from jobs.storage import latency
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
+
+
+def test_where_each_file_takes_long_others_are_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(latency, "waited", lambda: float(next(seconds)))
+    run = RunBuilder(*(pages(n, 1) for n in range(100))).extracted(tmp_path)
+    calls: Counter[str] = Counter()  # of this thread
+
+    def count(frame: FrameType, event: str, function: object) -> None:
+        if event == "c_call":
+            calls[getattr(function, "__name__", "")] += 1
+
+    sys.setprofile(count)
+    try:
+        _, problem = run.finalize()
+    finally:
+        sys.setprofile(None)
+    assert problem is None
+    assert (
+        calls["open"] + calls["stat"] + calls["lstat"] < 900
+    )  # for each shard 20 if none are read ahead
 
 
 def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
