@@ -361,8 +361,9 @@ def _choose(
             "with --records-file and the path of one of them"
         )
     elif (twice := _written_twice(files)) is not None:
-        context.records_among_data.update((file.number, file.part.id) for file in files)
-        context.hidden.update(file.path.encode() for file in files)
+        if not unverified:  # where they stay files, they collide
+            context.records_among_data.update((file.number, file.part.id) for file in files)
+            context.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
             f"{quoted(twice.path)} has different content in another shard; to merge both, launch "

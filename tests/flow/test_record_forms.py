@@ -379,6 +379,20 @@ def test_one_list_with_other_bytes_in_two_shards_is_refused_with_the_option_that
     assert "to merge both, launch with --records-file metadata.jsonl" in text
 
 
+def test_unverified_lists_with_other_bytes_in_two_shards_collide(tmp_path: Path) -> None:
+    shards = [
+        shard(None, NAMES[2:], {"metadata.jsonl": metadata(NAMES[2:])}),
+        shard(None, NAMES[:2], {"metadata.jsonl": metadata(NAMES[:2])}),
+    ]
+    run = RunBuilder(*shards, options=Options(verify=Verify.NONE)).extracted(tmp_path / "error")
+    _, problem = run.finalize()
+    assert problem is not None
+    assert problem.cause is Cause.COLLISION
+    options = Options(verify=Verify.NONE, on_collision=OnCollision.KEEP_FIRST)
+    run = run_of(tmp_path / "first", shards, options)
+    assert (run.staging.dest / "metadata.jsonl").read_bytes() == metadata(NAMES[2:])
+
+
 def test_one_list_with_the_same_bytes_in_two_shards_counts_once(tmp_path: Path) -> None:
     files = {"metadata.jsonl": metadata(NAMES)}
     run = run_of(tmp_path, [shard(None, NAMES[:2], files), shard(None, NAMES[2:], files)])
