@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import msgspec
 import pytest
@@ -207,3 +210,34 @@ def test_a_dataset_is_repaired_after_an_update_and_updated_after_a_repair(
     assert not update.refetched
     assert work(update.planned) is None
     assert dataset.equals_a_new_launch()
+
+
+def test_the_work_to_divide_the_parts_grows_with_their_number_and_not_with_its_square(
+    tmp_path: Path,
+) -> None:
+    def steps(count: int) -> int:
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        dataset = Dataset(folder, ZIP)
+        for n in range(count):
+            dataset.path(f"s-{n:03}").write_bytes(page_tar(range(n, n + 1)))
+        dataset.launch()
+        flip(dataset, "images/0000.png")
+        made = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal made
+            if not frame.f_code.co_filename.endswith("finalize/repair.py"):
+                return None
+            frame.f_trace_opcodes = True
+            made += event == "opcode"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            dataset.reset()
+        finally:
+            sys.settrace(None)
+        return made
+
+    assert steps(80) < 2.5 * steps(40)
