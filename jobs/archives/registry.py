@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import SINGLE, TARS
-from jobs.archives.streams import RandomAccess
+from jobs.archives.streams import Arriving
 from jobs.archives.webdataset import HEAD, Samples, looks_like_samples
 from jobs.model import Fetched, Format, Options, Plan, Shard, ShardKind
 
@@ -19,11 +19,21 @@ def open_archive(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
     return with_samples(_reader(fetched, shard, plan), fetched.format, shard, plan)
 
 
-def zip_stream(arriving: RandomAccess, shard: Shard, options: Options) -> ArchiveStream:
-    """The reader of a zip that is being downloaded; reads wait for bytes that have not arrived."""
-    from jobs.archives.zip.archive import ZipStream
+def open_arriving(
+    arriving: Arriving, format: Format, shard: Shard, plan: Plan
+) -> ArchiveStream | None:
+    """The reader of a zip or parquet file that is being downloaded; None for a mere table.
 
-    return ZipStream(arriving, shard, options)
+    Waits for the directory, which is fetched first. Raises ``ArchiveError`` as ``open_archive``.
+    """
+    if format is Format.ZIP:
+        from jobs.archives.zip.archive import ZipStream
+
+        return ZipStream(arriving, shard, plan.options)
+    from jobs.archives.parquet.stream import ParquetStream
+
+    table = ParquetStream(arriving, shard, plan.options, Path(plan.temp))
+    return table if table.is_extracted() else None
 
 
 def with_samples(archive: Archive, format: Format, shard: Shard, plan: Plan) -> Archive:

@@ -33,6 +33,15 @@ class RandomAccess(Protocol):
     def read_exactly(self, size: int, offset: int, /) -> bytes: ...
 
 
+class Arriving(RandomAccess, Protocol):
+    """A file that is being downloaded; reads wait for bytes that have not arrived.
+
+    ``wants``: what a read waits for is fetched before all other bytes.
+    """
+
+    wants: bool
+
+
 class ConcatenatedFiles(io.RawIOBase):
     """Split files read as one; ``pread`` reads at any offset, also from several threads.
 

@@ -19,7 +19,7 @@ from jobs.errors import (
     as_storage_error,
     from_os_error,
 )
-from jobs.extract.arriving import AbandonedError, Feed, is_one_zip
+from jobs.extract.arriving import AbandonedError, Feed, has_directory
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Digest, Fetched, Format, Plan, Shard, ShardKind, SourceFile
@@ -297,7 +297,7 @@ def _feeds(
     shard: Shard, there: Sequence[Received | None], *, extracts: bool, window: Window | None
 ) -> list[Feed]:
     """What tells the extraction how much of each file has arrived; of those there, everything."""
-    tail_first = extracts and is_one_zip(shard)
+    tail_first = extracts and has_directory(shard)
     feeds = []
     for index, received in enumerate(there):
         feed = Feed(index, tail_first=tail_first, window=window)

@@ -20,9 +20,10 @@ _STEP = 1 << 20  # bytes that a message reports, at least
 _TAIL_SHARE = 128  # of the file: an entry of a zip's directory is shorter than its member
 
 
-def is_one_zip(shard: Shard) -> bool:
-    """Whether the shard is one file that is named as a zip."""
-    return len(shard.files) == 1 and magic.packing_named(shard.name) is magic.ZIP
+def has_directory(shard: Shard) -> bool:
+    """Whether the shard is one file that is named as a zip or parquet file."""
+    packing = magic.packing_named(shard.name)
+    return len(shard.files) == 1 and packing in (magic.ZIP, magic.PARQUET)
 
 
 class AbandonedError(SourceError):
@@ -33,7 +34,8 @@ class Feed:
     """Collects a transfer's progress on one file, and sends it to the receivers attached.
 
     Has the methods of ``OrderedBytes`` that a transfer calls. ``tail_first``: the file's end is
-    fetched first, because a zip's directory is there. ``window``: see ``Listener``.
+    fetched first, because the directory of a zip or parquet file is there. ``window``: see
+    ``Listener``.
     """
 
     def __init__(

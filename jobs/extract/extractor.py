@@ -20,7 +20,7 @@ from jobs import rlimits
 from jobs.archives.base import DamagedError
 from jobs.archives.member_index import Streamed
 from jobs.errors import MORE_MEMORY, Cause, OrchestrateError, Stopped
-from jobs.extract.arriving import Feed, is_one_zip
+from jobs.extract.arriving import Feed, has_directory
 from jobs.extract.messages import (
     Begin,
     Consumed,
@@ -335,11 +335,11 @@ class ExtractionPool:
         """Extract a shard in one pass; the first future has its ``Streamed``.
 
         All may have an ``OrchestrateError``. ``feeds``, one for each file, report what arrives;
-        without feeds all ``files`` are complete. An arriving zip is shared by several processes,
-        unless only a window of it is stored, which is read in order.
+        without feeds all ``files`` are complete. An arriving file with a directory is shared by
+        several processes, unless only a window of it is stored, which is read in order.
         """
         window = feeds[0].window if feeds else None
-        shared = extracts and bool(feeds) and is_one_zip(shard) and window is None
+        shared = extracts and bool(feeds) and has_directory(shard) and window is None
         turns = min(self._workers, shard.parts) if shared else 1
         order = Stream(
             shard.id,

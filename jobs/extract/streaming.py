@@ -13,10 +13,10 @@ from msgspec import structs
 from jobs.archives.base import Archive, ArchiveStream, TopChanged
 from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
-from jobs.archives.registry import with_samples, zip_stream
+from jobs.archives.registry import open_arriving, with_samples
 from jobs.archives.tar.blocks import ArchiveBytes, Arriving
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
-from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
+from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, from_os_error
 from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
@@ -40,9 +40,9 @@ class ShardStream:
 
     ``arrivals``: what has arrived of each of the order's files; None if all are complete. A part
     that an earlier attempt finished is skipped, and stays if it was made from the same bytes. A zip
-    is only extracted while it arrives: its directory is fetched first, and what is not extracted
-    when it is complete is left. ``on_part`` is called with each part before it is extracted, and
-    with None after it.
+    or parquet file is only extracted while it arrives: its directory is fetched first, and what is
+    not extracted when it is complete is left. ``on_part`` is called with each part before it is
+    extracted, and with None after it.
     """
 
     def __init__(
@@ -103,8 +103,8 @@ class ShardStream:
                     ) from error
 
     def _read(self) -> Streamed:
-        if self._is_arriving_zip():
-            return self._read_zip()
+        if self._arrivals is not None and (format := self._format_with_directory()):
+            return self._read_by_directory(format)
         if self._order.turn:
             return Streamed(Format.TAR)
         with closing(ArchiveBytes(self._openers(), self._shard)) as source:
@@ -115,29 +115,34 @@ class ShardStream:
             raise self._read_only_once("it is neither a tar nor a zip")
         return Streamed(format)
 
-    def _is_arriving_zip(self) -> bool:
-        if self._arrivals is None or len(self._arrivals) > 1:
-            return False
+    def _format_with_directory(self) -> Format | None:
+        """The format of one arriving file, if it has a directory; None for all others."""
+        assert self._arrivals is not None
+        if len(self._arrivals) > 1:
+            return None
         with closing(self._arrivals[0].reader()) as reader:
             head = b""
             while len(head) < HEAD and (data := reader.read(HEAD - len(head))):
                 head += data
-        return head.startswith(magic.ZIP.magics) and sniff(head, self._shard.name) is Format.ZIP
+        for packing in (magic.ZIP, magic.PARQUET) if self._stored else (magic.ZIP,):
+            if head.startswith(packing.magics) and sniff(head, self._shard.name) is packing.format:
+                return packing.format
+        return None
 
-    def _read_zip(self) -> Streamed:
+    def _read_by_directory(self, format: Format) -> Streamed:
         """Extract parts as their bytes arrive, and wait for the verified end."""
         assert self._arrivals is not None
         if not self._order.extracts:
-            return Streamed(Format.ZIP)
+            return Streamed(format)
         self._parts = [
             part for part in self._parts if part.index % self._order.turns == self._order.turn
         ]
         (arrivals,) = self._arrivals
         with closing(arrivals.at_any_offset()) as arriving:
-            stream = zip_stream(arriving, self._shard, self._plan.options)
             try:
-                for part in self._parts:
-                    self._zip_part(stream, arriving, part)
+                self._extract_arriving(arriving, format)
+            except UsageError as error:  # pyarrow is not installed
+                log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
             except ArchiveError as error:
                 if not self._stored:
                     raise self._read_only_once(error) from error
@@ -147,25 +152,28 @@ class ShardStream:
                 fact = "a member has to be read twice (the target of a link, for example)"
                 raise self._read_only_once(fact) from error
             arriving.wait_until_complete()
-        return Streamed(Format.ZIP)
+        return Streamed(format)
 
-    def _zip_part(self, stream: ArchiveStream, arriving: ArrivingBytes, part: Part) -> None:
-        """Extract a part, unless an earlier attempt extracted it from the same bytes."""
-        finished = self._finished(part)
-        if finished is None and arriving.is_complete and self._stored:
-            return
+    def _extract_arriving(self, arriving: ArrivingBytes, format: Format) -> None:
         try:
-            arriving.wants = True  # the directory, before all other bytes
-            span = stream.span(part)
-            arriving.wants = False
+            stream = open_arriving(arriving, format, self._shard, self._plan)
         except NotStored as error:
             raise self._read_only_once("its directory is too large") from error
-        if finished == span:
+        if stream is not None:
+            for part in self._parts:
+                self._extract_arriving_part(stream, arriving, part)
+
+    def _extract_arriving_part(
+        self, stream: ArchiveStream, arriving: ArrivingBytes, part: Part
+    ) -> None:
+        """Extract a part, unless an earlier attempt extracted it from the same bytes."""
+        finished = self._finished(part)
+        if finished is not None and finished == stream.span(part):
             return
         self._folder.manifest(part).unlink(missing_ok=True)
         if arriving.is_complete and self._stored:
             return
-        archive = with_samples(stream, Format.ZIP, self._shard, self._plan)
+        archive = with_samples(stream, stream.format, self._shard, self._plan)
         try:
             self._extract(stream, archive, part)
         except ArchiveError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
@@ -37,7 +37,7 @@ from jobs.storage.safe_paths import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+    from pyarrow.parquet import FileMetaData, ParquetFile  # type: ignore[import-untyped]
 
 _BATCH = 4 << 20  # bytes of rows in memory
 _ROWS = 1024  # rows in memory, at most
@@ -78,15 +78,15 @@ class ParquetArchive(Archive):
         Raises ``ArchiveError`` if the file is damaged.
         """
         with self._opened() as file, self._damage():
-            return _Rows(self._shard.id, self._options, file, self._archive).has_images()
+            return self._rows(file).has_images()
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         with self._opened() as file, self._damage(), spool(self._temporary) as lines:
-            groups, first, count = _groups_of(file, part)
-            rows = _Rows(self._shard.id, self._options, file, self._archive)
+            groups, first, count = groups_of(file.metadata, part)
+            rows = self._rows(file)
             self.warnings = rows.warnings
-            mtime = self._path.stat().st_mtime
+            mtime = self._mtime()
             total = 0
             for number, member in enumerate(rows.files(groups, first, lines.write), 1):
                 total += member.size
@@ -105,6 +105,17 @@ class ParquetArchive(Archive):
             return self._options.layout.records
         return f"{part.id if part.count > 1 else part.shard}.jsonl"
 
+    def _rows(self, file: ParquetFile) -> Rows:
+        """The rows of the file; reads some of them, to see which columns contain images."""
+        return Rows(self._shard.id, self._options, file, self._archive)
+
+    def _source(self) -> Path | BinaryIO:
+        """What pyarrow reads."""
+        return self._path
+
+    def _mtime(self) -> float:
+        return self._path.stat().st_mtime
+
     @contextmanager
     def _opened(self) -> Iterator[ParquetFile]:
         try:
@@ -117,7 +128,10 @@ class ParquetArchive(Archive):
         with self._damage():
             # Pages are read as needed: a complete row group may not fit into memory.
             file = ParquetFile(
-                self._path, pre_buffer=False, buffer_size=_BLOCK, page_checksum_verification=True
+                self._source(),
+                pre_buffer=False,
+                buffer_size=_BLOCK,
+                page_checksum_verification=True,
             )
         with file:
             yield file
@@ -151,9 +165,8 @@ def _one_line(error: Exception) -> str:
     return f"parquet: {quoted(text)[1:-1]}"
 
 
-def _groups_of(file: ParquetFile, part: Part) -> tuple[list[int], int, int]:
+def groups_of(metadata: FileMetaData, part: Part) -> tuple[list[int], int, int]:
     """The part's row groups, its first row, and how many rows it has."""
-    metadata = file.metadata
     sizes = [
         sum(
             metadata.row_group(group).column(column).total_compressed_size
@@ -175,8 +188,8 @@ def _groups_of(file: ParquetFile, part: Part) -> tuple[list[int], int, int]:
     return groups, first, count
 
 
-class _Rows:
-    """Converts rows to picture files and records."""
+class Rows:
+    """Converts rows to image files and records."""
 
     def __init__(self, shard_id: str, options: Options, file: ParquetFile, archive: str) -> None:
         self._layout = options.layout

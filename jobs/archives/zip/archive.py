@@ -23,7 +23,7 @@ from jobs.archives.base import (
 )
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import normalized
-from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
+from jobs.archives.streams import Arriving, ConcatenatedFiles, RandomAccess, prefetched
 from jobs.archives.zip.content import inflate_at_once, inflate_blocks
 from jobs.archives.zip.directory import LOCAL_SIZE, Directory
 from jobs.archives.zip.entry import (
@@ -194,15 +194,17 @@ class ZipArchive(Archive):
 class ZipStream(ZipArchive, ArchiveStream):
     """Reads a zip while it arrives: its directory first, each member once its bytes are there.
 
-    Parts may be read in any order, unless only a window of the zip is stored.
+    Parts may be read in any order, unless only a window of the zip is stored. Raises ``NotStored``
+    if the window has no room for the directory.
     """
 
     format = Format.ZIP
 
-    def __init__(self, arriving: RandomAccess, shard: Shard, options: Options) -> None:
+    def __init__(self, arriving: Arriving, shard: Shard, options: Options) -> None:
         super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options)
         self._arriving = arriving
         self._ahead = 0  # what follows may arrive much later
+        self.span(next(shard.each_part()))  # reads the directory
 
     @cached_property
     def _chain(self) -> RandomAccess:
@@ -210,7 +212,10 @@ class ZipStream(ZipArchive, ArchiveStream):
 
     def span(self, part: Part) -> Span:
         """See ``ArchiveStream.span``; only reads the directory."""
-        return self._directory.span(part.index, part.count)
+        self._arriving.wants = True
+        span = self._directory.span(part.index, part.count)
+        self._arriving.wants = False  # the rest arrives in order
+        return span
 
 
 def _check_whole(entry: ZipEntry, size: int, crc32: int) -> None:

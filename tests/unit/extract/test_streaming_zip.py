@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import Cause, StorageError
-from jobs.extract.messages import Stream
-from jobs.extract.streaming import ShardStream
 from jobs.model import Layout, Options, Verify
-from jobs.runtime.progress import Progress
-from jobs.transfer.ordered_bytes import OrderedBytes
-from jobs.transfer.ranges import Range
 from tests.support.builders.contents import zipped
-from tests.support.builders.runs import RunBuilder
+from tests.support.builders.downloads import Download
 
 PARTS = 4
 FILES = {
@@ -30,82 +23,17 @@ OTHERS = {name: data[::-1] for name, data in FILES.items()}
 OPTIONS = Options(layout=Layout(name="files"), verify=Verify.NONE)
 
 
-class _Download:
-    """A run over one zip of several parts, and the download of it."""
-
-    def __init__(self, tmp: Path, data: bytes = b"") -> None:
-        self.data = data or zipped(FILES)
-        self.path = tmp / "a.zip"
-        self.path.write_bytes(self.data)
-        self.run = RunBuilder(self.path, parts=PARTS, options=OPTIONS).on_disk(tmp)
-        self.run.staging.make_folders()
-        self.arrivals = OrderedBytes(self._want)
-        self.wanted: list[Range] = []
-        self._asked = threading.Event()
-        self.begin()
-
-    def _want(self, start: int, stop: int) -> None:
-        self.wanted.append((start, stop))
-        self._asked.set()
-
-    def begin(self) -> None:
-        """The download begins, or begins again."""
-        fd = os.open(self.path, os.O_RDONLY)
-        self.arrivals.begin(fd)
-        os.close(fd)
-
-    def arrive(self, *ranges: Range) -> None:
-        """These bytes are there."""
-        self.arrivals.advance(ranges, len(self.data))
-
-    def finish(self) -> None:
-        """All bytes are there, and verified."""
-        self.arrive((0, len(self.data)))
-        self.arrivals.finish()
-
-    def stream(
-        self, during: Callable[[], None] = lambda: None, *, turn: int = 0, turns: int = 1
-    ) -> None:
-        """Extract, while ``during`` runs in a thread."""
-        thread = threading.Thread(target=during)
-        thread.start()
-        run = self.run
-        try:
-            order = Stream(
-                run.plan.shards[0].id, (str(self.path),), arriving=True, turn=turn, turns=turns
-            )
-            ShardStream(run.folder, run.plan, order, [self.arrivals], Progress()).run()
-        finally:
-            thread.join()
-
-    def manifests(self) -> dict[str, int]:
-        """When the manifest of each part was written."""
-        found: dict[str, int] = {}
-        for path in self.run.folder.manifests.glob("*.jsonl"):
-            with contextlib.suppress(FileNotFoundError):  # taken back meanwhile
-                found[path.name] = path.stat().st_mtime_ns
-        return found
-
-    def wait_for(self, part: int, *, before: dict[str, int] | None = None) -> None:
-        """Wait for the manifest of a part, other than that of ``before``."""
-        name = self.run.folder.manifest(self.run.parts[part]).name
-        for _ in range(6000):
-            if self.manifests().get(name) not in (None, (before or {}).get(name)):
-                return
-            threading.Event().wait(0.01)
-
-    def wait_for_want(self) -> None:
-        """Wait until the stream asks for bytes."""
-        assert self._asked.wait(60)
+def _download(tmp: Path, data: bytes) -> Download:
+    return Download(tmp / "a.zip", data, parts=PARTS, options=OPTIONS)
 
 
 @pytest.fixture
-def download(tmp_path: Path) -> _Download:
-    return _Download(tmp_path)
+def download(tmp_path: Path) -> Download:
+    return _download(tmp_path, zipped(FILES))
 
 
 def test_the_directory_is_wanted_first_and_a_part_is_written_once_its_bytes_are_there(
-    download: _Download,
+    download: Download,
 ) -> None:
     size = len(download.data)
     tail = size - (1 << 17)
@@ -128,7 +56,7 @@ def test_the_directory_is_wanted_first_and_a_part_is_written_once_its_bytes_are_
     assert sum(download.run.summary(part).members for part in done) == len(tree)
 
 
-def test_processes_share_the_parts(download: _Download) -> None:
+def test_processes_share_the_parts(download: Download) -> None:
     def during() -> None:
         download.arrive((0, len(download.data)))
         for part in range(PARTS):
@@ -143,7 +71,7 @@ def test_processes_share_the_parts(download: _Download) -> None:
 
 
 def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
-    download: _Download, tmp_path: Path
+    download: Download, tmp_path: Path
 ) -> None:
     def during() -> None:
         download.arrive((0, len(download.data)))
@@ -163,7 +91,7 @@ def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
 
 
 def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
-    download = _Download(tmp_path, zipped(OTHERS))
+    download = _download(tmp_path, zipped(OTHERS))
     seen: list[dict[str, int]] = []
 
     def during() -> None:
@@ -186,7 +114,7 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path:
 def test_a_damaged_directory_leaves_all_parts_to_those_who_report_it(tmp_path: Path) -> None:
     data = bytearray(zipped(FILES))
     data[data.index(b"PK\x01\x02") + 2] ^= 1
-    download = _Download(tmp_path, bytes(data))
+    download = _download(tmp_path, bytes(data))
 
     def during() -> None:
         download.arrive((0, len(data)))
@@ -198,7 +126,7 @@ def test_a_damaged_directory_leaves_all_parts_to_those_who_report_it(tmp_path: P
 
 
 def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
-    download: _Download,
+    download: Download,
 ) -> None:
     size = len(download.data)
 
@@ -213,7 +141,7 @@ def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
     assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
 
 
-def test_a_full_disk_ends_the_stream(download: _Download, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_stream(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,0 +1,201 @@
+"""A parquet file extracted while it arrives: the footer first, then row group after row group."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause
+from jobs.model import Options, Verify
+from tests.support.builders.contents import png
+from tests.support.builders.downloads import Download
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+PARTS = 4
+ROWS = 160
+OPTIONS = Options(verify=Verify.NONE)
+FOOTER = 1 << 16  # bytes at the end that are read for it
+
+
+def table(seed: int = 0, *, rows: int = ROWS) -> bytes:
+    """Rows in a row group for each part, each with a picture of 5 kB and a text."""
+    random_bytes = random.Random(seed).randbytes
+    images = [
+        {"bytes": png(row) + random_bytes(5_000), "path": f"{row}.png"} for row in range(rows)
+    ]
+    columns = {"image": images, "text": [f"page {row} of {seed}" for row in range(rows)]}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, row_group_size=max(1, rows // PARTS))
+    return out.getvalue()
+
+
+def download_of(tmp: Path, data: bytes) -> Download:
+    return Download(tmp / "a.parquet", data, parts=PARTS, options=OPTIONS)
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Download:
+    return download_of(tmp_path, table())
+
+
+def expected(tmp: Path, data: bytes) -> tuple[dict[str, bytes], list[bytes]]:
+    """The files and records of the complete file, extracted afterwards."""
+    path = tmp / "a.parquet"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    whole = RunBuilder(path, parts=PARTS, options=OPTIONS).fetched(tmp)
+    assert [item.problem for item in whole.extract()] == [None] * PARTS
+    return whole.tree(), records(whole)
+
+
+def records(run: Run) -> list[bytes]:
+    return [run.staging.part_records(part).read_bytes() for part in run.parts]
+
+
+def test_the_footer_is_wanted_first_and_a_part_is_written_once_its_rows_are_there(
+    download: Download, tmp_path: Path
+) -> None:
+    size = len(download.data)
+
+    def during() -> None:
+        download.arrive((0, 70_000))
+        download.wait_for_want()
+        download.arrive((0, size // PARTS + 30_000), (size - FOOTER, size))
+        download.wait_for(0)
+        assert len(download.manifests()) == 1
+        download.arrive((0, size))
+        for part in range(PARTS):
+            download.wait_for(part)
+        download.arrivals.finish()
+
+    download.stream(during)
+    assert all(start >= size - (1 << 16) for start, _ in download.wanted)
+    files, lines = expected(tmp_path / "whole", download.data)
+    assert len(files) == ROWS
+    assert download.run.tree() == files
+    assert records(download.run) == lines
+    assert json.loads(lines[0].splitlines()[0])["text"] == "page 0 of 0"
+
+
+def test_processes_share_the_parts(download: Download) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        for part in range(PARTS):
+            download.wait_for(part)
+        download.arrivals.finish()
+
+    other = threading.Thread(target=download.stream, kwargs={"turn": 0, "turns": 2})
+    other.start()
+    download.stream(during, turn=1, turns=2)
+    other.join()
+    assert len(download.manifests()) == PARTS
+    assert len(download.run.tree()) == ROWS
+
+
+def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
+    download: Download,
+) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)
+        download.arrivals.finish()
+
+    download.stream(during)
+    before = download.manifests()
+    assert len(before) == PARTS
+    download.finish()
+    download.stream()
+    assert download.manifests() == before
+    # One byte of a picture in the third row group, and nothing in the footer, is another.
+    damaged = bytearray(download.data)
+    damaged[len(damaged) * 5 // 8] ^= 1
+    download.path.write_bytes(damaged)
+    download.begin()
+    download.finish()
+    download.stream()
+    left = download.manifests()
+    assert left == {name: at for name, at in before.items() if name != "00000.p0002.jsonl"}
+
+
+def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
+    download = download_of(tmp_path, table(1))
+    seen: list[dict[str, int]] = []
+
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)  # only the digest is missing
+        seen.append(download.manifests())
+        download.data = table(2)
+        download.path.unlink()
+        download.path.write_bytes(download.data)
+        download.begin()
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1, before=seen[0])
+        download.arrivals.finish()
+
+    download.stream(during)
+    assert len(seen[0]) == PARTS
+    assert not set(seen[0].values()) & set(download.manifests().values())
+    files, lines = expected(tmp_path / "whole", download.data)
+    assert download.run.tree() == files
+    assert records(download.run) == lines
+
+
+def test_a_table_without_pictures_is_left_to_be_published_as_it_is(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    pq.write_table(pa.table({"number": list(range(1000))}), out, row_group_size=100)
+    download = download_of(tmp_path, out.getvalue())
+    download.stream(download.finish)
+    assert download.manifests() == {}
+
+
+@pytest.mark.parametrize("place", ["footer", "page"])
+def test_damage_leaves_the_part_to_those_who_report_it(tmp_path: Path, place: str) -> None:
+    data = bytearray(table())
+    if place == "footer":
+        data[-200:-100] = bytes(100)
+    else:
+        data[10:200] = bytes(190)  # the first page's header
+    download = download_of(tmp_path, bytes(data))
+
+    def during() -> None:
+        download.arrive((0, len(data)))
+        threading.Event().wait(0.2)
+        download.arrivals.finish()
+
+    download.stream(during)
+    assert download.run.folder.manifest(download.run.parts[0]).name not in download.manifests()
+
+
+def test_without_pyarrow_it_is_left_to_extract_tasks(
+    download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    download.stream(download.finish)
+    assert download.manifests() == {}
+
+
+def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
+    download: Download,
+) -> None:
+    size = len(download.data)
+
+    def during() -> None:
+        download.arrive((0, size // 2), (size - FOOTER, size))
+        download.wait_for(0)
+        download.arrivals.fail()
+
+    with pytest.raises(Exception, match="transfer") as caught:
+        download.stream(during)
+    assert getattr(caught.value, "cause", None) is Cause.NETWORK
+    assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
