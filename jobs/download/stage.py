@@ -76,7 +76,12 @@ def run_download(
         extracts = False
     workers = min(cores(), workers or cores())
     pool = ExtractionPool(
-        folder, progress, workers=workers, spills=shares, copies=temp_limit is None
+        folder,
+        progress,
+        workers=workers,
+        shards=len(shards),
+        spills=shares,
+        copies=temp_limit is None,
     )
     try:
         return _Downloads(

@@ -304,7 +304,7 @@ def _import_path() -> list[str]:
 
 
 class ExtractionPool:
-    """At most ``workers`` processes that extract, each with one order at a time.
+    """At most ``workers`` processes that extract ``shards``, each with one order at a time.
 
     ``spills``: if a stream is slower than its download, the rest is left to other tasks.
     ``copies``: the decompressed copy of a compressed tar may be stored.
@@ -316,6 +316,7 @@ class ExtractionPool:
         progress: Progress,
         *,
         workers: int,
+        shards: int,
         spills: bool,
         copies: bool,
     ) -> None:
@@ -323,7 +324,7 @@ class ExtractionPool:
         self._progress = progress
         self._spills = spills
         self._copies = copies
-        self._workers = workers
+        self._most_turns = max(1, workers // shards)  # processes for one shard
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
         self._own = threading.local()
         self._extractors: list[Extractor] = []
@@ -336,11 +337,12 @@ class ExtractionPool:
 
         All may have an ``OrchestrateError``. ``feeds``, one for each file, report what arrives;
         without feeds all ``files`` are complete. An arriving file with a directory is shared by
-        several processes, unless only a window of it is stored, which is read in order.
+        several processes if there are fewer shards, unless only a window of it is stored, which is
+        read in order.
         """
         window = feeds[0].window if feeds else None
         shared = extracts and bool(feeds) and has_directory(shard) and window is None
-        turns = min(self._workers, shard.parts) if shared else 1
+        turns = min(self._most_turns, shard.parts) if shared else 1
         order = Stream(
             shard.id,
             tuple(map(str, files)),
