@@ -136,7 +136,12 @@ class FinalizeContext:
     @property
     def scratch(self) -> Path:
         """Folder for temporary files of this task."""
-        return self.staging.root / (self.pack_task or "finalize")
+        return self.packing / self.pack_task if self.pack_task else self.staging.root / "finalize"
+
+    @property
+    def packing(self) -> Path:
+        """Folder for temporary files of all tasks that pack before finalize."""
+        return self.staging.root / "packing"
 
     @property
     def merged_records(self) -> Path:

@@ -194,6 +194,7 @@ def _audit(
     _make_scratch(context)
     context.staging.data.mkdir(exist_ok=True)
     if context.packs:
+        shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
     with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
         totals, lines = _scan(context, findings, progress, stack)

@@ -138,9 +138,13 @@ def test_what_is_wrong_is_left_for_finalize_to_report(tmp_path: Path) -> None:
     packs(run, 0, 1, 2)
     assert not list(run.staging.packed.rglob("*.tar"))
     assert not run.folder.audit.exists()
+    killed = run.staging.root / "packing" / "pack-1-7"
+    killed.mkdir()
+    (killed / "dest-000007.tar").write_bytes(b"half a shard")
     _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.BAD_RECORD
+    assert not killed.parent.exists()
 
 
 def test_a_container_that_changed_on_disk_is_left_for_finalize_to_report(tmp_path: Path) -> None:
