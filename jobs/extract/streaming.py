@@ -140,9 +140,11 @@ class ShardStream:
         (arrivals,) = self._arrivals
         with closing(arrivals.at_any_offset()) as arriving:
             try:
-                self._extract_arriving(arriving, format)
-            except UsageError as error:  # pyarrow is not installed
-                log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
+                stream = self._opened(arriving, format)
+                if stream is None:
+                    return Streamed(format)
+                for part in self._parts:
+                    self._extract_arriving(stream, arriving, part)
             except ArchiveError as error:
                 if not self._stored:
                     raise self._read_only_once(error) from error
@@ -154,18 +156,18 @@ class ShardStream:
             arriving.wait_until_complete()
         return Streamed(format)
 
-    def _extract_arriving(self, arriving: ArrivingBytes, format: Format) -> None:
+    def _opened(self, arriving: ArrivingBytes, format: Format) -> ArchiveStream | None:
+        """The reader; None if the complete file is read later: a table that is published as it is,
+        or one whose reader is not installed."""
         try:
-            stream = open_arriving(arriving, format, self._shard, self._plan)
+            return open_arriving(arriving, format, self._shard, self._plan)
         except NotStored as error:
             raise self._read_only_once("its directory is too large") from error
-        if stream is not None:
-            for part in self._parts:
-                self._extract_arriving_part(stream, arriving, part)
+        except UsageError as error:
+            log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
+            return None
 
-    def _extract_arriving_part(
-        self, stream: ArchiveStream, arriving: ArrivingBytes, part: Part
-    ) -> None:
+    def _extract_arriving(self, stream: ArchiveStream, arriving: ArrivingBytes, part: Part) -> None:
         """Extract a part, unless an earlier attempt extracted it from the same bytes."""
         finished = self._finished(part)
         if finished is not None and finished == stream.span(part):
