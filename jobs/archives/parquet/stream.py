@@ -53,7 +53,8 @@ class ParquetStream(ParquetArchive, ArchiveStream):
             metadata = file.metadata
             groups, first, count = groups_of(metadata, part)
             footer = self._arriving.size - _END - metadata.serialized_size
-            ranges = [_range_of(metadata, group) for group in groups]
+            ranges = [_range_of(metadata, group, footer) for group in groups]
+        self._arriving.wants = False  # the rest arrives in order
         start = ranges[0][0] if ranges else footer
         stop = ranges[-1][1] if ranges else footer
         crc = Crc32()
@@ -67,8 +68,8 @@ class ParquetStream(ParquetArchive, ArchiveStream):
                 yield self._arriving.read_exactly(min(_BLOCK, stop - offset), offset)
 
 
-def _range_of(metadata: FileMetaData, group: int) -> tuple[int, int]:
-    """The bytes of a row group: those of all its column chunks.
+def _range_of(metadata: FileMetaData, group: int, end: int) -> tuple[int, int]:
+    """The bytes of a row group: those of all its column chunks, as far as they are before ``end``.
 
     A chunk starts with its dictionary, if it has one (ColumnMetaData in
     https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift).
@@ -79,7 +80,9 @@ def _range_of(metadata: FileMetaData, group: int) -> tuple[int, int]:
     stops = [
         start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)
     ]
-    return min(starts, default=0), max(stops, default=0)
+    start, stop = min(starts, default=0), max(stops, default=0)
+    # A damaged footer may name bytes that the file does not have, and that never arrive.
+    return min(max(start, 0), end), min(max(stop, 0), end)
 
 
 class _ArrivingFile(io.RawIOBase):

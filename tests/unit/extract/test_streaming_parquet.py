@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.archives.parquet.stream import ParquetStream
 from jobs.errors import Cause
 from jobs.model import Options, Verify
 from tests.support.builders.contents import png
@@ -199,3 +200,70 @@ def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
         download.stream(during)
     assert getattr(caught.value, "cause", None) is Cause.NETWORK
     assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
+
+
+def test_a_finished_part_is_compared_in_the_order_in_which_bytes_arrive(
+    download: Download,
+) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)
+        download.arrivals.finish()
+
+    download.stream(during)
+    before, size = download.manifests(), len(download.data)
+    download.begin()
+    download.wanted.clear()
+    # All that tells what the columns contain.
+    download.arrive((0, size // PARTS + 30_000), (size - FOOTER, size))
+    threading.Timer(0.5, download.finish).start()
+    download.stream()
+    assert download.wanted == []
+    assert download.manifests() == before
+
+
+def varint(value: int) -> bytes:
+    """A number as a footer has it (zigzag, in the compact protocol of Thrift)."""
+    left, out = (value << 1) ^ (value >> 63), bytearray()
+    while left > 0x7F:
+        out.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes([*out, left])
+
+
+def with_number(data: bytes, old: int, new: int) -> bytes:
+    """A parquet file with another number in the last place of its footer that has ``old``."""
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    before, found, after = data[start:-8].rpartition(varint(old))
+    assert found
+    footer = before + varint(new) + after
+    return data[:start] + footer + len(footer).to_bytes(4, "little") + data[-4:]
+
+
+@pytest.mark.parametrize("what", ["size", "place"])
+def test_a_footer_that_names_bytes_outside_of_the_file_is_read_to_the_end_of_the_file(
+    tmp_path: Path, what: str
+) -> None:
+    data = table()
+    chunk = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(PARTS - 1).column(2)
+    old, new = (chunk.total_compressed_size, 1 << 62)
+    if what == "place":
+        old, new = chunk.dictionary_page_offset, -5
+    hostile = with_number(data, old, new)
+    found = pq.ParquetFile(io.BytesIO(hostile)).metadata.row_group(PARTS - 1).column(2)
+    assert new in (found.total_compressed_size, found.dictionary_page_offset)
+
+    class Complete:
+        """All bytes are there; a read of others would wait for ever."""
+
+        starts, size, wants = (0,), len(hostile), False
+
+        def pread(self, size: int, offset: int) -> bytes:
+            assert 0 <= offset <= offset + size <= len(hostile)
+            return hostile[offset : offset + size]
+
+        read_exactly = pread
+
+    run = download_of(tmp_path, hostile).run
+    stream = ParquetStream(Complete(), run.plan.shards[0], OPTIONS, tmp_path)
+    assert all(stream.span(part).end.offset <= len(hostile) for part in run.parts)
