@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -344,11 +344,16 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
     return tuple(matter), tuple(earlier)
 
 
-def _open_problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
-    """The unsolved problems; those of a later submission replace earlier ones."""
+def _open_problems(views: Sequence[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
+    """The unsolved problems; those of a later submission replace earlier ones.
+
+    Finalize packs what the tasks before it could not: once it has a result, theirs are solved.
+    """
     finished = evidence.fetched | evidence.finished
     refused = {each.number for each in evidence.submissions if each.refused is not None}
     found: dict[tuple[Stage | int, str], OpenProblem] = {}
+    finals = [view.attempt for view in views if view.stage is Stage.FINALIZE and view.result]
+    finalized = max(finals, default=0)
 
     def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
         open_problem = OpenProblem(
@@ -361,6 +366,8 @@ def _open_problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenP
 
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
+            continue
+        if view.stage is Stage.PACK and view.attempt <= finalized:
             continue
         unfinished = [
             r for r in (view.result.items if view.result else ()) if r.item not in finished

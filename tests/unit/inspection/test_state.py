@@ -10,8 +10,10 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
+from orchestrator.cli import exit_codes
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunStatus, TaskStatus, task_status
+from orchestrator.lifecycle.recovery import may_retry
 from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
 
 AB = RunBuilder(shard("a", parts=2), shard("b")).all_ended()
@@ -236,6 +238,25 @@ def test_a_task_that_failed_as_a_whole_is_one_problem_and_not_one_for_each_item(
     run = SUBMITTED.result(Stage.DOWNLOAD, cause=Cause.DISK_FULL, as_a_whole=True)
     found = [each for each in run.state().problems if each.stage is Stage.DOWNLOAD]
     assert [(each.item, each.problem.cause) for each in found] == [("", Cause.DISK_FULL)]
+
+
+@pytest.mark.parametrize("cause", [Cause.BAD_RECORD, None])
+def test_what_a_task_could_not_pack_is_a_problem_until_finalize_has_a_result(
+    cause: Cause | None,
+) -> None:
+    done = SUBMITTED.result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    packs = done.submitted([(Stage.PACK, 0, ""), (Stage.PACK, 1, ""), (Stage.FINALIZE, 0, "")])
+    run = packs.result(Stage.PACK, 0, cause=Cause.TIME_LIMIT).all_ended()
+    state = (run.result(Stage.FINALIZE, cause=cause) if cause else run).state()
+    found = {open_problem.stage for open_problem in state.problems}
+    if cause is None:  # killed, for example
+        assert found == {Stage.PACK, Stage.FINALIZE}
+        assert state.status is RunStatus.INCOMPLETE
+        return
+    assert found == {Stage.FINALIZE}
+    assert state.status is RunStatus.FAILED
+    assert exit_codes.of_state(state) == exit_codes.VERIFICATION
+    assert not may_retry(state, None)
 
 
 @pytest.mark.parametrize(
