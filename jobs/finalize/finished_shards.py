@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,37 +38,59 @@ class _Note(WrittenShard, frozen=True):
     mtime_ns: int  # of the shard: it is the file that this note is about
 
 
+class _Place(NamedTuple):
+    """Where shards are, and what is noted about them."""
+
+    notes: Path
+    shards: Path
+
+    def content(self, shard: str) -> Path:
+        return self.shards / shard
+
+    def lines(self, shard: str) -> Path:
+        return self.notes / f"{shard}{_LINES}"
+
+    def note(self, shard: str) -> Path:
+        return self.notes / f"{shard}{_NOTE}"
+
+
 class FinishedShards:
     """The notes of a run's shards. Methods raise ``OSError``.
 
     Finalize has its shards in the staged dataset. A task that packs before it leaves them beside
-    its notes, from where finalize takes each before it looks at the note: so nothing that such a
-    task may still write can change a shard that finalize has accepted.
+    its notes, in a folder from where finalize takes each with its note and its lines: so nothing
+    that such a task may still write can change a shard that finalize has accepted.
     """
 
     def __init__(self, context: FinalizeContext) -> None:
         self._data = context.staging.data
-        options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
-        self._notes = context.staging.packed / options[:16]
-        self._folder = self._notes if context.pack_task else self._data
+        digest_of_options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
+        notes = context.staging.packed / digest_of_options[:16]
+        given = notes.with_name(f"{notes.name}.tasks")
+        self._own = _Place(given, given) if context.pack_task else _Place(notes, self._data)
+        self._other = _Place(notes, self._data) if context.pack_task else _Place(given, given)
+        self._takes = context.pack_task is None
 
     def lines(self, shard: str) -> Path:
         """The file with the lines of a finished shard's members."""
-        return self._notes / f"{shard}{_LINES}"
+        own = self._own.lines(shard)
+        return own if self._takes or own.exists() else self._other.lines(shard)
 
     def place(self, shard: str, content: Path, lines: Path) -> None:
         """Give a shard and the lines of its members, in temporary files, their names."""
-        for temporary, path in ((lines, self.lines(shard)), (content, self._folder / shard)):
+        own = self._own
+        for temporary, path in ((lines, own.lines(shard)), (content, own.content(shard))):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(path)
 
     def note(self, shard: WrittenShard) -> None:
         """Note that a shard is finished: its content is durable, and it has its name."""
-        path = self._folder / shard.line.path
+        name = shard.line.path
+        path = self._own.content(name)
         atomic.fsync_folder(path.parent)
-        crc32 = digest.of("crc32", blocks(self.lines(shard.line.path)))
+        crc32 = digest.of("crc32", blocks(self._own.lines(name)))
         note = _Note(shard.units, shard.line, shard.members, crc32, path.stat().st_mtime_ns)
-        atomic.write_json(self._note(shard.line.path), note)
+        atomic.write_json(self._own.note(name), note)
 
     def find(
         self,
@@ -77,39 +100,42 @@ class FinishedShards:
     ) -> WrittenShard | None:
         """The finished shard of that name with exactly these members.
 
-        ``line_of``: the line of the manifest of a member at an offset.
+        ``line_of``: the line of the manifest of a member at an offset. A task that packs finds
+        those of an earlier finalize too.
         """
-        path = self._folder / shard
-        if path != self._notes / shard and self._note(shard).exists():
-            path.parent.mkdir(exist_ok=True)
+        if self._takes:
+            self._take(shard)
+            return _found(self._own, shard, members, line_of)
+        places = (self._own, self._other)
+        return next(filter(None, (_found(p, shard, members, line_of) for p in places)), None)
+
+    def _take(self, shard: str) -> None:
+        """Take what a task has left; a shard without its note, which comes last, is not used."""
+        own, given = self._own, self._other
+        if not given.note(shard).exists():
+            return
+        for source, target in (
+            (given.lines(shard), own.lines(shard)),
+            (given.content(shard), own.content(shard)),
+            (given.note(shard), own.note(shard)),
+        ):
+            target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # it was taken before
-                (self._notes / shard).replace(path)
-        lines = self.lines(shard)
-        try:
-            found = atomic.read_json(self._note(shard), _Note)
-            crc32 = digest.of("crc32", blocks(lines))
-            status = path.stat()
-        except (OSError, msgspec.DecodeError):
-            return None
-        facts = (found.mtime_ns, found.lines_crc32, found.line.size, found.members)
-        if facts != (status.st_mtime_ns, crc32, status.st_size, len(members)):
-            return None
-        pairs = zip(read_published(lines), members, strict=True)
-        same = all(entry == line_of(member, entry.offset) for entry, member in pairs)
-        return found if same else None
+                source.replace(target)
 
     def remove_unfinished(self) -> None:
         """Remove everything from the staged dataset that is no finished shard.
 
         The shards with other options are removed too.
         """
-        for other in self._notes.parent.glob("*"):
-            if other != self._notes:
+        mine = (self._own.notes, self._other.notes)
+        for other in self._own.notes.parent.glob("*"):
+            if other not in mine:
                 shutil.rmtree(other, ignore_errors=True)
         for folder, folders, names in os.walk(self._data, topdown=False):
             for name in names:
                 path = Path(folder, name)
-                if not self._note(str(path.relative_to(self._data))).exists():
+                if not self._own.note(str(path.relative_to(self._data))).exists():
                     path.unlink()
             for name in folders:
                 path = Path(folder, name)
@@ -120,8 +146,9 @@ class FinishedShards:
 
     def remove_others(self, names: Collection[str]) -> None:
         """Remove the finished shards that have none of the ``names``."""
-        for note in self._notes.rglob(f"*{_NOTE}"):
-            shard = str(note.relative_to(self._notes)).removesuffix(_NOTE)
+        notes = self._own.notes
+        for note in notes.rglob(f"*{_NOTE}"):
+            shard = str(note.relative_to(notes)).removesuffix(_NOTE)
             if shard not in names:
                 path = self._data / shard
                 path.unlink(missing_ok=True)
@@ -129,5 +156,24 @@ class FinishedShards:
                 with suppress(OSError):  # others are in its folder
                     path.parent.rmdir()
 
-    def _note(self, shard: str) -> Path:
-        return self._notes / f"{shard}{_NOTE}"
+
+def _found(
+    place: _Place,
+    shard: str,
+    members: Sequence[Member],
+    line_of: Callable[[Member, int | None], PublishedFile],
+) -> WrittenShard | None:
+    """See ``FinishedShards.find``."""
+    lines = place.lines(shard)
+    try:
+        found = atomic.read_json(place.note(shard), _Note)
+        crc32 = digest.of("crc32", blocks(lines))
+        status = place.content(shard).stat()
+    except (OSError, msgspec.DecodeError):
+        return None
+    facts = (found.mtime_ns, found.lines_crc32, found.line.size, found.members)
+    if facts != (status.st_mtime_ns, crc32, status.st_size, len(members)):
+        return None
+    pairs = zip(read_published(lines), members, strict=True)
+    same = all(entry == line_of(member, entry.offset) for entry, member in pairs)
+    return found if same else None

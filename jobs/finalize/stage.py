@@ -196,6 +196,10 @@ def _audit(
     if context.packs:
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
+        for left in context.staging.root.glob(
+            "pack-*"
+        ):  # temporary files of tasks that were cut off
+            shutil.rmtree(left, ignore_errors=True)
     with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
         totals, lines = _scan(context, findings, progress, stack)
         problem = problem_of(context, findings, records=totals.records)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -44,8 +46,8 @@ def published(run: Run) -> dict[str, bytes]:
     return {name: data for name, data in tree(run.staging.dest).items() if name != "RECEIPT.json"}
 
 
-def finish_counting(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Finalize; the shards that it wrote itself."""
+def written_by(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shards that were written and not found."""
     place = FinishedShards.place
     written: list[str] = []
 
@@ -55,8 +57,13 @@ def finish_counting(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     with monkeypatch.context() as patch:
         patch.setattr(FinishedShards, "place", counted)
-        run.finish()
+        work()
     return sorted(written)
+
+
+def finish_counting(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Finalize; the shards that it wrote itself."""
+    return written_by(run.finish, monkeypatch)
 
 
 @OUTPUTS
@@ -107,6 +114,54 @@ def test_a_task_that_is_too_late_changes_nothing_that_finalize_accepted(
     monkeypatch.setattr(pack, "_write_index", late)
     run.finish()
     assert run.verify(deep=True).ok
+
+
+def test_nor_the_lines_of_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = extracted(tmp_path / "alone", PACKED)
+    alone.finish()
+    run = extracted(tmp_path / "run", PACKED)
+    packs(run, 0, 1, 2)
+    lines = {path.name: path for path in run.staging.packed.rglob("*.lines")}
+    find = FinishedShards.find
+
+    def late(finished: FinishedShards, shard: str, *words: Any) -> object:
+        found = find(finished, shard, *words)
+        lines[f"{Path(shard).name}.lines"].write_bytes(b"")
+        return found
+
+    monkeypatch.setattr(FinishedShards, "find", late)
+    run.finish()
+    assert published(run) == published(alone)
+
+
+def test_what_a_finalize_had_that_was_cut_off_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = extracted(tmp_path, PACKED)
+    packs(run, 0, 1)
+
+    def interrupted(*_: object) -> None:
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "_write_index", interrupted)
+        with pytest.raises(OSError, match="interrupted"):
+            run.finish()
+    assert written_by(lambda: packs(run, 0, 1, 2), monkeypatch) == []
+    assert finish_counting(run, monkeypatch) == []
+    assert run.verify(deep=True).ok
+
+
+def test_temporary_files_of_a_task_that_was_cut_off_do_not_stay(tmp_path: Path) -> None:
+    content = Content({"images/a.png": png(1)}, records=line("images/b.png"))
+    run = RunBuilder(content, options=PACKED).extracted(tmp_path)
+    packs(run, 0)  # finds nothing to pack
+    left = run.staging.root / "pack-1-1"
+    left.mkdir()
+    (left / "dest-000000.tar").write_bytes(b"half of it")
+    _, problem = run.finalize()
+    assert problem is not None
+    assert not list(run.staging.root.glob("pack-*"))
 
 
 def test_shards_with_other_options_are_not_used(
