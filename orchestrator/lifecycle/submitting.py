@@ -263,6 +263,9 @@ def submit_chain(
         for spec in specs(folder, submission):
             _check_not_cancelled(folder)
             before = handles[-1].job_ids if handles else ()
+            if spec.stage is Stage.FINALIZE and submission.of_stage(Stage.PACK):
+                # A user may cancel the tasks that pack, and leave all to finalize.
+                before = tuple(job for handle in handles[-2:] for job in handle.job_ids)
             kind = _waits_for(submission, spec.stage)
             if spec.stage in (Stage.PACK, Stage.FINALIZE):
                 before = (*before, *also_after)

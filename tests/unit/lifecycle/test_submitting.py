@@ -61,7 +61,7 @@ def test_tasks_that_pack_are_between_the_array_and_finalize(folder: RunFolder) -
         (Stage.DOWNLOAD, None),
         (Stage.EXTRACT, ("afterok", ("100",))),
         (Stage.PACK, ("afterany", ("101", "7"))),
-        (Stage.FINALIZE, ("afterany", ("102", "7"))),
+        (Stage.FINALIZE, ("afterany", ("101", "102", "7"))),
     ]
     assert len(engine.submitted[2][0].tasks) == 2
     assert engine.submitted[2][0].resources == packing.resources_of(Stage.FINALIZE)
