@@ -14,12 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.finalize.context import FinalizeContext, bytes_of, key_of
+from jobs.finalize.context import FinalizeContext
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile, entry_blocks
 from jobs.storage.staging import MANIFEST, SUMS
+from jobs.storage.sums import last_line, sum_lines
 
 _AT_ONCE = 10_000  # lines
 
@@ -77,7 +78,7 @@ def _section(
             made.files += len(files)
             made.bytes += sum(line.size for line in files)
             if sums is not None:
-                sums.write(b"".join(map(_sum_line, files)))
+                sums.write(sum_lines(files))
     return made
 
 
@@ -136,8 +137,8 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
             files, total = files + each.files, total + each.bytes
             members += each.members
         size = out.tell()
-        if sums is not None and algorithm == "sha256":
-            sums.write(_sum_line(PublishedFile(MANIFEST, size, "", digest=hasher.hexdigest())))
+        if sums is not None:
+            sums.write(last_line(algorithm, hasher.hexdigest()))
     return WrittenManifest(hasher.hexdigest(), size, files, total, sums_name, members)
 
 
@@ -145,14 +146,3 @@ def _taken(path: Path) -> Iterator[bytes]:
     """The bytes of a temporary file, which is then removed."""
     yield from blocks(path)
     path.unlink()
-
-
-def _sum_line(line: PublishedFile) -> bytes:
-    """In sha256sum's format: a line whose name is escaped starts with a backslash.
-
-    https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html
-    """
-    name = bytes_of(key_of(line))
-    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-    lead = b"\\" if escaped != name else b""
-    return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"

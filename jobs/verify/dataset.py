@@ -20,6 +20,7 @@ from jobs.storage.blocks import blocks
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
+from jobs.storage.sums import sums_are_right
 from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
 
 _THREADS = 64  # of all workers together, where the file system is slow
@@ -66,6 +67,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
     # In the meantime, the checks that one process does.
     try:
         fault = _manifest_fault(path, receipt)
+        sums = None if fault else _sums_damage(path, receipt, deep=deep)
         on_disk = _count_files(path, receipt)
     except BaseException:
         for child in children:
@@ -76,7 +78,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
             child.end()
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
     found = _merged(children, progress)
-    return _report(path, receipt, found, on_disk, deep=deep)
+    return _report(path, receipt, found, on_disk, sums, deep=deep)
 
 
 def verify_slice(
@@ -107,7 +109,8 @@ def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyRepo
     merged = SliceReport()
     for share in shares:
         merged.merge(share)
-    return _report(path, receipt, merged, _count_files(path, receipt), deep=deep)
+    sums = _sums_damage(path, receipt, deep=deep)
+    return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
 
 
 def _read_receipt(path: Path) -> Receipt | str:
@@ -147,8 +150,21 @@ def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     if found != receipt.manifest.sha256:
         return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
-    if receipt.sums is not None and not (path / receipt.sums).is_file():
-        return f"{receipt.sums} is missing"
+    return None
+
+
+def _sums_damage(path: Path, receipt: Receipt, *, deep: bool) -> Damage | None:
+    """The damage of the file for sha256sum or b3sum; with ``deep``, its content is read."""
+    if receipt.sums is None:
+        return None
+    file, proof = path / receipt.sums, receipt.manifest
+    if not file.is_file():
+        return Damage(receipt.sums, "missing", None)
+    try:
+        if deep and not sums_are_right(file, path / MANIFEST, proof.digest, proof.sha256):
+            return Damage(receipt.sums, f"does not match {MANIFEST}", None)
+    except OSError as error:
+        return Damage(receipt.sums, f"cannot be read: {error.strerror}", None)
     return None
 
 
@@ -180,7 +196,13 @@ def _refused(path: Path, fact: str, *, deep: bool, run_id: str | None = None) ->
 
 
 def _report(
-    path: Path, receipt: Receipt, found: SliceReport, on_disk: int, *, deep: bool
+    path: Path,
+    receipt: Receipt,
+    found: SliceReport,
+    on_disk: int,
+    sums: Damage | None,
+    *,
+    deep: bool,
 ) -> VerifyReport:
     missing_lines = receipt.manifest.files - found.files
     missing_lines += receipt.manifest.members - found.members
@@ -193,6 +215,9 @@ def _report(
         )
     missing = sum(damage.what == "missing" for damage in found.damaged)
     extra = max(0, on_disk - found.files + missing) if found.bad == len(found.damaged) else 0
+    if sums is not None:  # every repair writes it again
+        found.bad += 1
+        found.damaged.insert(0, sums)
     return VerifyReport(
         str(path),
         not found.bad,

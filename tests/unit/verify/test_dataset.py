@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize.repair import reset_damaged
-from jobs.model import OnBadRecord, OnCollision, Options, Verify
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
@@ -128,7 +128,7 @@ def test_unknown_files_are_reported(tmp_path: Path) -> None:
         ("RECEIPT.json", b"{", "✗ RECEIPT.json is damaged"),
         ("MANIFEST.jsonl", None, "✗ MANIFEST.jsonl is missing"),
         ("MANIFEST.jsonl", b"{}\n", "✗ MANIFEST.jsonl is damaged"),
-        ("SHA256SUMS", None, "✗ SHA256SUMS is missing"),
+        ("SHA256SUMS", None, "✗ 'SHA256SUMS': missing"),
     ],
 )
 def test_without_its_proof_a_dataset_does_not_pass(
@@ -232,6 +232,34 @@ def test_a_damaged_manifest_is_written_again_without_any_extraction(
     remove(run.staging.dest / name)
     assert mend(run, check(run)) == []
     assert tree(run.staging.dest) == whole
+
+
+@pytest.mark.parametrize("damage", [cut, flip, remove])
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize(
+    "output", [Options(digest="sha256"), Options(digest="sha256", output=Output.WEBDATASET)]
+)
+def test_damaged_sums_are_found_with_all_other_damage_and_written_again(
+    tmp_path: Path, damage: Callable[[Path], None], shares: bool, output: Options
+) -> None:
+    run = published(tmp_path, output)
+    dest = run.staging.dest
+    whole = tree(dest)
+    damage(dest / "SHA256SUMS")
+    victim = next(path for path in sorted(dest.rglob("*")) if path.suffix in (".png", ".tar"))
+    cut(victim)
+    report = check(run, deep=True)
+    if shares:
+        share = verify_slice(dest, 0, 1, deep=True, workers=1, progress=Progress())
+        report = conclude(dest, [share], deep=True)
+    assert {one.path for one in report.damaged} == {
+        "SHA256SUMS",
+        victim.relative_to(dest).as_posix(),
+    }
+    assert not report.records_damaged or output.packs
+    mend(run, report)
+    assert tree(dest) == whole
+    assert check(run, deep=True).ok
 
 
 def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> None:
