@@ -26,6 +26,7 @@ from jobs.transfer.responses import (
     content_range,
     encoding,
     is_page,
+    may_refuse_range,
     refused,
     until_answered,
 )
@@ -219,11 +220,14 @@ def _with_retries(
 
 def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:
     name = quoted_url(urllib.parse.urlsplit(target.url).path or "/")  # errors name the site
-    range_headers = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
-    reply = pool.get(target, range_headers, name=name)
+    headers = {"Accept-Encoding": "identity"}
+    reply = pool.get(target, {**headers, "Range": f"bytes=0-{most - 1}"}, name=name)
+    if may_refuse_range(reply.status, reply.headers) and not _is_empty(reply):
+        _end(reply)
+        reply = pool.get(target, headers, name=name)
     try:
         name_in_header = _disposition(reply.headers)
-        if reply.status == 416:  # no first byte: the file is empty
+        if _is_empty(reply):
             return Probe(0, name_in_header, b"")
         error = refused(reply.status, reply.headers, name=name, site=reply.site, elsewhere=False)
         if error:
@@ -233,6 +237,12 @@ def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:
         return Probe(_size(reply), name_in_header, head, is_page(reply.headers), version)
     finally:
         _end(reply)
+
+
+def _is_empty(reply: HttpResponse) -> bool:
+    """Whether a range was refused because the file has no byte."""
+    found = content_range(reply.headers) if reply.status == 416 else None
+    return found is not None and found.total == 0
 
 
 def _end(reply: HttpResponse) -> None:

@@ -52,6 +52,7 @@ class DownloadState:
         self.fresh = False  # after a wrong file: bypass caches
         self.trusts_validators = True
         self.ranged = True  # whether the server supports ranges, as far as known
+        self.ranges_work = False  # whether the server has returned one
         self.may_be_page = magic.is_page_name(name)
         self._window = None if arrivals is None else arrivals.window
         self.partial = PartialFile(out, self._window)

@@ -22,6 +22,7 @@ from jobs.transfer.responses import (
     content_range,
     encoding,
     is_page,
+    may_refuse_range,
     published_digest,
     refused,
 )
@@ -117,8 +118,17 @@ class RangeRequest:
             self._shared.pauses.hold(site, wait_s)
         if target is self._resolved and isinstance(error, SourceError):
             raise RetryLater(error)  # the signed address may have expired: get a new one
+        if isinstance(error, SourceError | RetryLater) and self._may_refuse_range(reply):
+            raise WrongRange(error.error if isinstance(error, RetryLater) else error)
         if error is not None:
             raise error
+
+    def _may_refuse_range(self, reply: HttpResponse) -> bool:
+        """Whether a request without Range may succeed; not where others have succeeded with it."""
+        asked = self._piece is not None and not self._is_from_start()
+        return (
+            asked and not self._state.ranges_work and may_refuse_range(reply.status, reply.headers)
+        )
 
     def _refuse_page(self, reply: HttpResponse) -> None:
         """Raise ``RetryLater`` for a web page instead of the file: a login, a proxy's notice.
@@ -182,6 +192,7 @@ class RangeRequest:
         if content.total is None and self._state.size is None:
             raise WrongRange(self._server_error("does not report the length of the file"))
         self._store(reply, content.total)
+        self._state.ranges_work = True
         # The body has to be as long as its Content-Range says: otherwise a server that sends
         # nothing would be asked forever.
         assert content.stop is not None

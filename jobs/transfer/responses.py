@@ -17,6 +17,8 @@ from jobs.transfer.rate_limits import backoff_s, rate_limit_s, retry_after_s
 
 # 511 comes from a captive portal (RFC 6585, 6).
 _TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
+# Responses that some servers give to any request with Range, although they have the file.
+_OF_THE_RANGE = frozenset({400, 403, 405, 406, 416, 501})
 _TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
 _LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best first
 MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand times
@@ -147,6 +149,11 @@ def is_page(headers: Mapping[str, str]) -> bool:
 def may_pass(status: int) -> bool:
     """Whether a status is an error that another request may not get."""
     return status in _TRY_AGAIN or status >= _TRY_AGAIN_FROM
+
+
+def may_refuse_range(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a refusal may be of the range only, so that a request without it succeeds."""
+    return status in _OF_THE_RANGE and "X-Error-Code" not in headers
 
 
 def refused(

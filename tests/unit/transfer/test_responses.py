@@ -20,6 +20,7 @@ from jobs.archives.detect import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
+from jobs.sources.http_probe import probe
 from jobs.transfer import ranges
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
@@ -121,12 +122,32 @@ def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
         assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
 
 
-def test_a_server_that_refuses_all_ranges_is_asked_for_the_complete_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 403, 405, 406, 416, 501])
+@pytest.mark.parametrize("redirected", [False, True])
+def test_a_server_that_refuses_all_ranges_is_asked_for_the_complete_file(
+    tmp_path: Path, status: int, redirected: bool
+) -> None:
     def refuses(request: Request, number: int) -> Answer | None:
-        return Answer(416) if asked_range(request) else None
+        return Answer(status) if asked_range(request) else None
 
-    with Scripted(refuses) as web:
-        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+    with Scripted(refuses) as web, FaultyServer({PATH: b""}) as front:
+        front.fail(PATH, faults.redirect(web.url(PATH)))
+        url = (front if redirected else web).url(PATH)
+        assert fetch(url, tmp_path / "out").sha256 == SHA
+        assert fetch(url, tmp_path / "known", size=len(DATA)).sha256 == SHA
+        found = probe(url, {})
+        assert found.size == len(DATA)
+        assert DATA.startswith(found.head)
+        assert found.head
+
+
+def test_a_refusal_after_a_range_was_sent_is_not_one_of_ranges(tmp_path: Path) -> None:
+    def refuses(request: Request, number: int) -> Answer | None:
+        return Answer(403) if number > 1 else None
+
+    with Scripted(refuses) as web, pytest.raises(SourceError, match="403"):
+        fetch(web.url(PATH), tmp_path / "out")
+    assert all(asked_range(request) for request in web.asked(PATH))
 
 
 def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:

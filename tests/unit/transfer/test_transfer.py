@@ -141,7 +141,9 @@ def test_a_failure_that_stays_ends_in_one_clear_error(
     assert caught.value.cause is cause
     assert not (tmp_path / "out").exists()
     permanent = cause in (Cause.NOT_FOUND, Cause.AUTHENTICATION, Cause.GATED)
-    assert not permanent or len(web.asked(PATH)) == 1
+    # A 403 may be of the range only: the last request is for the complete file.
+    most = 3 if fault.status == 403 and not fault.headers else 1
+    assert not permanent or len(web.asked(PATH)) == most
 
 
 @pytest.mark.parametrize(
