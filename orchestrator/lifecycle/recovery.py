@@ -55,7 +55,7 @@ def recover(
 ) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
-    ``most``: array tasks, at most, and ``packs``: tasks that pack (None: as many as in any
+    ``most``: tasks of an array, at most, and ``packs``: tasks that pack (None: as many as in any
     submission); ``limit_min``: the partition's time limit in minutes; ``temp_limit``: bytes of
     archives that may be stored at a time (None: as in the last submission).
     """
@@ -77,7 +77,7 @@ def recover(
             parts,
             most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
-            packs=_packs(state) if packs is None else packs,
+            packs=_packs(state, most) if packs is None else packs,
         ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
@@ -124,8 +124,11 @@ def _most(state: RunState) -> int:
     return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
 
 
-def _packs(state: RunState) -> int:
-    return max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions)
+def _packs(state: RunState, most: int | None) -> int:
+    """The most tasks of a submission that pack, at most ``most``; a single one has no use."""
+    had = max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions)
+    tasks = had if most is None else min(had, most)
+    return tasks if tasks > 1 else 0
 
 
 def _downloads(state: RunState) -> int:

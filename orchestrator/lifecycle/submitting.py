@@ -378,8 +378,11 @@ def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[st
         return fact, 0
     if room >= needed:  # some have ended in the meantime, or Slurm only reports it at submission
         return fact, 0
-    most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
-    return f"{fact}, and only {room} can be submitted now", max(0, most)
+    arrays = [counts.get(stage.value, 0) for stage in (Stage.EXTRACT, Stage.PACK)]
+    others = needed - sum(arrays)
+    # --tasks limits both arrays.
+    fits = (n for n in range(room, 0, -1) if others + sum(min(n, a) for a in arrays) <= room)
+    return f"{fact}, and only {room} can be submitted now", next(fits, 0)
 
 
 def _take_back(

@@ -148,6 +148,12 @@ def test_what_still_packs_is_replaced_together_with_its_finalize() -> None:
     assert step.resources["pack"].mem_mb == 8000
 
 
+@pytest.mark.parametrize(("most", "tasks"), [(None, 2), (9, 2), (2, 2), (1, 0)])
+def test_tasks_that_pack_are_limited_too(most: int | None, tasks: int) -> None:
+    step = recover(PACKING.state(), most=most)
+    assert len([task for task in step.tasks if task.stage is Stage.PACK]) == tasks
+
+
 def test_jobs_that_were_cancelled_and_that_the_scheduler_forgot_are_submitted_again() -> None:
     step = recover(SUBMITTED.having(cancelled=1, engine_silent="no answer").state())
     assert len(_items(step.tasks, Stage.EXTRACT)) == 3

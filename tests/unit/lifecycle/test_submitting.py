@@ -117,6 +117,15 @@ def test_a_limit_of_submitted_jobs_is_reported_with_what_the_chain_needs_and_wha
     assert reported in (folder.load_submission(1).refused or "")
 
 
+@pytest.mark.parametrize(("limit", "remedy"), [(6, " --tasks 5"), (3, " --tasks 2"), (1, "")])
+def test_fewer_tasks_that_pack_fit_too(folder: RunFolder, limit: int, remedy: str) -> None:
+    tasks = planning.tasks_for(folder.load_plan(), (), (), most=1, packs=6)
+    packing = structs.replace(draft(folder), tasks=tasks)
+    with pytest.raises(TooManyJobs) as caught:
+        submitting.submit_chain(folder, packing, FakeEngine(limit=limit))
+    assert caught.value.message.endswith(f"resume {run_word(folder)}{remedy}")
+
+
 def test_room_that_slurm_sees_after_its_refusal_is_not_offered(folder: RunFolder) -> None:
     def refuse(spec: JobSpec) -> None:
         raise TooManyJobs("AssocMaxSubmitJobLimit; lower --tasks")
