@@ -113,6 +113,13 @@ class ShardStream:
                 return self._read_tar(source, format)
         if not self._stored:
             raise self._read_only_once("it is neither a tar nor a zip")
+        return self._left(format)
+
+    def _left(self, format: Format) -> Streamed:
+        """Leave the shard to extract tasks, with parts of an earlier attempt: nobody compares them
+        with these bytes."""
+        if self._order.extracts:
+            self._take_back(files=False)
         return Streamed(format)
 
     def _format_with_directory(self) -> Format | None:
@@ -142,7 +149,7 @@ class ShardStream:
             try:
                 stream = self._opened(arriving, format)
                 if stream is None:
-                    return Streamed(format)
+                    return self._left(format)
                 for part in self._parts:
                     self._extract_arriving(stream, arriving, part)
             except ArchiveError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.archives.parquet.stream import ParquetStream
-from jobs.errors import Cause
+from jobs.errors import Cause, SourceError
 from jobs.model import Options, Verify
 from tests.support.builders.contents import png
 from tests.support.builders.downloads import Download
@@ -158,6 +159,36 @@ def test_a_table_without_pictures_is_left_to_be_published_as_it_is(tmp_path: Pat
     download = download_of(tmp_path, out.getvalue())
     download.stream(lambda: download.arrive((0, len(download.data))))  # ends before the download
     assert download.manifests() == {}
+
+
+def test_parts_of_bytes_that_were_not_verified_do_not_stay_if_extract_tasks_read_the_file(
+    download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)
+        download.arrivals.fail()  # before anything is verified
+
+    def again(data: bytes) -> dict[str, int]:
+        download.data = data
+        download.path.write_bytes(data)
+        download.begin()
+        download.finish()
+        download.stream()
+        return download.manifests()
+
+    pictures, out = download.data, io.BytesIO()
+    pq.write_table(pa.table({"number": [1, 2, 3]}), out)
+    for other in (out.getvalue(), gzip.compress(b"a text"), pictures):
+        with pytest.raises(SourceError, match="transfer"):
+            download.stream(during)
+        assert len(download.manifests()) == PARTS
+        if other is pictures:
+            monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        assert again(other) == {}
+        download.data = pictures
+        download.path.write_bytes(pictures)
+        download.begin()
 
 
 @pytest.mark.parametrize("place", ["footer", "page"])
