@@ -127,6 +127,8 @@ def _most(state: RunState) -> int:
 def _packs(state: RunState, most: int | None) -> int:
     """The most tasks of a submission that pack, at most ``most``; a single one has no use."""
     had = max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions)
+    if state.submissions[-1].onward is not None:  # a download in a shell has none of these tasks
+        had = max(had, planning.pack_tasks(state.plan, planning.DEFAULT_TASKS))
     tasks = had if most is None else min(had, most)
     return tasks if tasks > 1 else 0
 

@@ -70,7 +70,9 @@ def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
     It has the number of the last submission, whose results must not count as new ones.
     """
     parallel = cores() if engine == LOCAL else planning.DEFAULT_TASKS
-    tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
+    packs = 0 if engine == LOCAL else planning.pack_tasks(plan, parallel)
+    parts = (part.id for part in plan.parts())
+    tasks = planning.tasks_for(plan, (), parts, most=parallel, packs=packs)
     requested = {stage.value: Resources() for stage in Stage}
     number = event_log.last_attempt(folder)
     return draft(number, engine, tasks, requested, parallel=parallel)

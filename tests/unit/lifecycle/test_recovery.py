@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Resources, SourceKind, SourceRef, Stage, Task
+from jobs.model import Options, Outcome, Output, Resources, SourceKind, SourceRef, Stage, Task
 from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.lifecycle.recovery import grown, may_retry, recover
+from orchestrator.lifecycle.submitting import placeholder
 from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
 
 NEVER = replace(pending("DependencyNeverSatisfied"), cause=Cause.DEPENDENCY)
@@ -152,6 +154,28 @@ def test_what_still_packs_is_replaced_together_with_its_finalize() -> None:
 def test_tasks_that_pack_are_limited_too(most: int | None, tasks: int) -> None:
     step = recover(PACKING.state(), most=most)
     assert len([task for task in step.tasks if task.stage is Stage.PACK]) == tasks
+
+
+@pytest.mark.parametrize("onward", ["slurm", None])
+def test_after_a_download_in_a_shell_large_packed_datasets_get_tasks_that_pack(
+    onward: str | None,
+) -> None:
+    large = shard("a", size=70 << 30, parts=2)
+    run = RunBuilder(large, options=Options(output=Output.WEBDATASET)).all_ended()
+    download = [(Stage.DOWNLOAD, 0, ["a"])]
+    run = run.submitted(download, engine="local", onward=onward)
+    step = recover(run.result(Stage.DOWNLOAD, cause=Cause.NETWORK).state())
+    assert [task.stage for task in step.tasks].count(Stage.PACK) == (2 if onward else 0)
+
+
+@pytest.mark.parametrize(("engine", "tasks"), [("slurm", 2), ("local", 0)])
+def test_a_run_whose_submissions_are_lost_gets_tasks_that_pack(
+    tmp_path: Path, engine: str, tasks: int
+) -> None:
+    large = shard("a", size=70 << 30, parts=2)
+    run = RunBuilder(large, options=Options(output=Output.WEBDATASET)).on_disk(tmp_path)
+    made = placeholder(run.folder, run.plan, engine)
+    assert len(made.of_stage(Stage.PACK)) == tasks
 
 
 def test_jobs_that_were_cancelled_and_that_the_scheduler_forgot_are_submitted_again() -> None:
