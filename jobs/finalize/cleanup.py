@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 from collections import Counter
+from collections.abc import Set
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -174,7 +175,8 @@ def _keep_archives(context: FinalizeContext) -> None:
             continue
         if fetched.carried is not None:
             continue  # its archives belong to an earlier run
-        kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
+        places, ids = range(len(fetched.files)), context.shards.keys()
+        kept = [folder / _kept_name(shard, place, often, ids) for place in places]
         for file, target in zip(fetched.files, kept, strict=True):
             if is_there(Path(file)):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -187,10 +189,15 @@ def _keep_archives(context: FinalizeContext) -> None:
             _remove(staging.archives / name)
 
 
-def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:
-    """The published name, after the shard's id where it is not unique or too long for a file."""
+def _kept_name(shard: Shard, place: int, often: Counter[str], ids: Set[str]) -> str:
+    """The published name, after the shard's id where it is not unique or too long for a file.
+
+    Also where it begins with the id of a shard, whose archive could get that name.
+    """
     name = _base_name(shard.files[place])
-    if often[name] == 1 and name.strip(".") and len(os.fsencode(name)) <= MAX_COMPONENT:
+    begins = (name[:end] for end, character in enumerate(name) if character == "_")
+    fits = name.strip(".") and len(os.fsencode(name)) <= MAX_COMPONENT
+    if fits and often[name] == 1 and ids.isdisjoint(begins):
         return name
     prefix = f"{shard.id}_{place}_"
     end = os.fsencode(name)[len(prefix) - MAX_COMPONENT :]

@@ -160,7 +160,7 @@ NAN, INFINITE = float("nan"), float("inf")
         pytest.param([[NAN, 1], None, [NAN]], pa.list_(pa.float32()), [[None, 1], None, [None]]),
         pytest.param([[NAN]] * 3, pa.large_list(pa.float64()), [[None]] * 3, id="large list"),
         pytest.param(
-            # Without a null, which pyarrow 25 (the last for Python 3.10) cannot read in such a list.
+            # No null, which pyarrow 25 (the last for Python 3.10) cannot read in such a list.
             [[NAN, 1], [0, 1], [2, 3]],
             pa.list_(pa.float64(), 2),
             [[None, 1], [0, 1], [2, 3]],

@@ -343,6 +343,7 @@ def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: b
 def test_kept_archives_have_names_that_are_unique_and_fit(tmp_path: Path, outside: bool) -> None:
     long = "x" * 252 + ".tar"
     names = ["a/pages.tar", "b/pages.tar", long, f"c/{'0' * 251}.tar", "0001-a.0", "d/own.tar"]
+    names.append("e/0000-a_0_pages.tar")  # that of the first, as it is kept
     shards = [
         Shard(f"{n:04d}-a", ShardKind.ARCHIVE, (SourceFile(name, name, 10),))
         for n, name in enumerate(names)
