@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.sources.registry import reopen
 from jobs.storage import atomic
+from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 
@@ -263,7 +265,16 @@ class _Downloads:
         return _bytes_of(fetched)
 
     def _put_away(self, shard: Shard) -> None:
-        """Move the ``Fetched`` of a missing archive away, to compare the next download with it."""
+        """Move the ``Fetched`` of a missing archive away, to compare the next download with it.
+
+        Of the parts that were taken from a published dataset, one has the records of all: those
+        with records are extracted again together.
+        """
+        for part in shard.each_part():
+            with suppress(RunFolderError):  # not finished
+                summary = read_summary(self._folder.manifest(part))
+                if summary.carried and summary.has_records:
+                    self._folder.manifest(part).unlink()
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
         except FileNotFoundError:

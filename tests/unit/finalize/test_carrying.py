@@ -11,18 +11,24 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, VerificationError
+from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
 from jobs.model import (
     Digest,
+    Layout,
+    Options,
     Outcome,
     Plan,
     Shard,
     ShardKind,
     SourceFile,
+    SourceKind,
+    SourceRef,
 )
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from tests.support.builders.contents import page_tar
+from tests.support.builders.contents import page_tar, png, zipped
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -168,6 +174,35 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
     assert two.problem.cause is Cause.CHANGED
     assert "'images/0004.png'" in two.problem.message
     assert not run.folder.manifest(run.parts[1]).exists()
+
+
+@pytest.mark.parametrize("damaged", ["00000.png", "00019.png"], ids=["first part", "last part"])
+def test_records_of_several_parts_are_neither_lost_nor_doubled_where_one_part_is_damaged(
+    tmp_path: Path, damaged: str
+) -> None:
+    samples: dict[str, bytes] = {}
+    for n in range(20):
+        samples |= {f"{n:05d}.png": png(n), f"{n:05d}.json": b'{"text": "%d"}' % n}
+    (tmp_path / "a.zip").write_bytes(zipped(samples))
+    options = Options(layout=Layout(name="webdataset"), part_size=8 << 10)
+    source = SourceRef(SourceKind.LOCAL, str(tmp_path))
+    built = RunBuilder(tmp_path / "a.zip", parts=4, options=options, source=source)
+    first = built.on_disk(tmp_path)
+    first.staging.make_folders()
+    first.download()
+    first.extract()
+    assert first.finalize()[1] is None
+    before = published_tree(first)
+    run = next_run(first)
+    victim = next(path for path in run.staging.dest.rglob("*.png") if path.name == damaged)
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-1] + b"!")
+    assert [result.outcome for result in run.extract()].count(Outcome.RETRYABLE) == 1
+    run.download(refetch=run.shard_ids)
+    results = run_extract(run.folder, run.plan, run.parts, Progress())  # the unfinished ones
+    assert {result.outcome for result in results} == {Outcome.OK}
+    assert run.finalize()[1] is None
+    assert published_tree(run) == before
 
 
 @pytest.mark.parametrize("left", [None, 20])
