@@ -146,10 +146,8 @@ def run_pack(
         totals, lines = _scan(context, findings, progress, stack)
         if problem_of(context, findings, records=totals.records) is not None:
             return
-        dropped, skipped = (
-            merge.sorted_numbers(totals.bad_lines),
-            merge.sorted_numbers(totals.skipped),
-        )
+        dropped = merge.sorted_numbers(totals.bad_lines)
+        skipped = merge.sorted_numbers(totals.skipped)
         merged = None
         if context.reads_records and not context.packs_records:
             merged = merge.merge_records(
@@ -196,10 +194,6 @@ def _audit(
     if context.packs:
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
-        for left in context.staging.root.glob(
-            "pack-*"
-        ):  # temporary files of tasks that were cut off
-            shutil.rmtree(left, ignore_errors=True)
     with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
         totals, lines = _scan(context, findings, progress, stack)
         problem = problem_of(context, findings, records=totals.records)
