@@ -63,18 +63,17 @@ class FinishedShards:
     """
 
     def __init__(self, context: FinalizeContext) -> None:
-        self._data = context.staging.data
         digest_of_options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
         notes = context.staging.packed / digest_of_options[:16]
-        given = notes.with_name(f"{notes.name}.tasks")
-        self._own = _Place(given, given) if context.pack_task else _Place(notes, self._data)
-        self._other = _Place(notes, self._data) if context.pack_task else _Place(given, given)
-        self._takes = context.pack_task is None
+        of_tasks = notes.with_name(f"{notes.name}.tasks")
+        self._staged = _Place(notes, context.staging.data)
+        self._of_tasks = _Place(of_tasks, of_tasks)
+        self._own = self._of_tasks if context.pack_task else self._staged
 
     def lines(self, shard: str) -> Path:
         """The file with the lines of a finished shard's members."""
         own = self._own.lines(shard)
-        return own if self._takes or own.exists() else self._other.lines(shard)
+        return own if own.exists() else self._staged.lines(shard)
 
     def place(self, shard: str, content: Path, lines: Path) -> None:
         """Give a shard and the lines of its members, in temporary files, their names."""
@@ -103,21 +102,22 @@ class FinishedShards:
         ``line_of``: the line of the manifest of a member at an offset. A task that packs finds
         those of an earlier finalize too.
         """
-        if self._takes:
+        if self._own is self._staged:
             self._take(shard)
-            return _found(self._own, shard, members, line_of)
-        places = (self._own, self._other)
-        return next(filter(None, (_found(p, shard, members, line_of) for p in places)), None)
+        found = _found(self._own, shard, members, line_of)
+        if found is None and self._own is not self._staged:
+            found = _found(self._staged, shard, members, line_of)
+        return found
 
     def _take(self, shard: str) -> None:
         """Take what a task has left; a shard without its note, which comes last, is not used."""
-        own, given = self._own, self._other
-        if not given.note(shard).exists():
+        left, staged = self._of_tasks, self._staged
+        if not left.note(shard).exists():
             return
         for source, target in (
-            (given.lines(shard), own.lines(shard)),
-            (given.content(shard), own.content(shard)),
-            (given.note(shard), own.note(shard)),
+            (left.lines(shard), staged.lines(shard)),
+            (left.content(shard), staged.content(shard)),
+            (left.note(shard), staged.note(shard)),
         ):
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # it was taken before
@@ -128,14 +128,14 @@ class FinishedShards:
 
         The shards with other options are removed too.
         """
-        mine = (self._own.notes, self._other.notes)
-        for other in self._own.notes.parent.glob("*"):
-            if other not in mine:
+        notes, data = self._staged
+        for other in notes.parent.glob("*"):
+            if other not in (notes, self._of_tasks.notes):
                 shutil.rmtree(other, ignore_errors=True)
-        for folder, folders, names in os.walk(self._data, topdown=False):
+        for folder, folders, names in os.walk(data, topdown=False):
             for name in names:
                 path = Path(folder, name)
-                if not self._own.note(str(path.relative_to(self._data))).exists():
+                if not self._staged.note(str(path.relative_to(data))).exists():
                     path.unlink()
             for name in folders:
                 path = Path(folder, name)
@@ -146,11 +146,11 @@ class FinishedShards:
 
     def remove_others(self, names: Collection[str]) -> None:
         """Remove the finished shards that have none of the ``names``."""
-        notes = self._own.notes
+        notes = self._staged.notes
         for note in notes.rglob(f"*{_NOTE}"):
             shard = str(note.relative_to(notes)).removesuffix(_NOTE)
             if shard not in names:
-                path = self._data / shard
+                path = self._staged.content(shard)
                 path.unlink(missing_ok=True)
                 note.unlink()
                 with suppress(OSError):  # others are in its folder
