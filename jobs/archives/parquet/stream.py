@@ -34,7 +34,7 @@ class ParquetStream(ParquetArchive, ArchiveStream):
 
     def _source(self) -> BinaryIO:
         self._arriving.wants = True
-        return cast(BinaryIO, _ArrivingFile(self._arriving))
+        return cast(BinaryIO, _FileObject(self._arriving))
 
     def _rows(self, file: ParquetFile) -> Rows:
         rows = super()._rows(file)
@@ -85,7 +85,7 @@ def _range_of(metadata: FileMetaData, group: int, end: int) -> tuple[int, int]:
     return min(max(start, 0), end), min(max(stop, 0), end)
 
 
-class _ArrivingFile(io.RawIOBase):
+class _FileObject(io.RawIOBase):
     """The file that arrives, as a file object."""
 
     def __init__(self, arriving: Arriving) -> None:

@@ -50,6 +50,43 @@ class Download:
         self.arrive((0, len(self.data)))
         self.arrivals.finish()
 
+    def arrive_until_extracted(self) -> None:
+        """All bytes are there; they are not verified before all parts are extracted."""
+        self.arrive((0, len(self.data)))
+        for part in range(len(self.run.parts)):
+            self.wait_for(part)
+
+    def arrive_and_finish(self) -> None:
+        """All bytes are there, and are verified once all parts are extracted."""
+        self.arrive_until_extracted()
+        self.arrivals.finish()
+
+    def stream_in_two_turns(self) -> None:
+        """Extract all parts, of which two streams do every second one."""
+        other = threading.Thread(target=self.stream, kwargs={"turn": 0, "turns": 2})
+        other.start()
+        self.stream(self.arrive_and_finish, turn=1, turns=2)
+        other.join()
+
+    def stream_a_transfer_that_starts_over(self, data: bytes) -> None:
+        """Extract; when only the digest is missing, the download begins again with ``data``."""
+        seen: list[dict[str, int]] = []
+
+        def during() -> None:
+            self.arrive_until_extracted()
+            seen.append(self.manifests())
+            self.data = data
+            self.path.unlink()
+            self.path.write_bytes(data)
+            self.begin()
+            self.arrive((0, len(data)))
+            self.wait_for(len(self.run.parts) - 1, before=seen[0])
+            self.arrivals.finish()
+
+        self.stream(during)
+        assert len(seen[0]) == len(self.run.parts)
+        assert not set(seen[0].values()) & set(self.manifests().values())
+
     def stream(
         self, during: Callable[[], None] = lambda: None, *, turn: int = 0, turns: int = 1
     ) -> None:

@@ -75,10 +75,7 @@ def test_the_footer_is_wanted_first_and_a_part_is_written_once_its_rows_are_ther
         download.arrive((0, size // PARTS + 30_000), (size - FOOTER, size))
         download.wait_for(0)
         assert len(download.manifests()) == 1
-        download.arrive((0, size))
-        for part in range(PARTS):
-            download.wait_for(part)
-        download.arrivals.finish()
+        download.arrive_and_finish()
 
     download.stream(during)
     assert all(start >= size - (1 << 16) for start, _ in download.wanted)
@@ -90,16 +87,7 @@ def test_the_footer_is_wanted_first_and_a_part_is_written_once_its_rows_are_ther
 
 
 def test_processes_share_the_parts(download: Download) -> None:
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        for part in range(PARTS):
-            download.wait_for(part)
-        download.arrivals.finish()
-
-    other = threading.Thread(target=download.stream, kwargs={"turn": 0, "turns": 2})
-    other.start()
-    download.stream(during, turn=1, turns=2)
-    other.join()
+    download.stream_in_two_turns()
     assert len(download.manifests()) == PARTS
     assert len(download.run.tree()) == ROWS
 
@@ -107,12 +95,7 @@ def test_processes_share_the_parts(download: Download) -> None:
 def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
     download: Download,
 ) -> None:
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1)
-        download.arrivals.finish()
-
-    download.stream(during)
+    download.stream(download.arrive_and_finish)
     before = download.manifests()
     assert len(before) == PARTS
     download.finish()
@@ -131,23 +114,7 @@ def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
 
 def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
     download = download_of(tmp_path, table(1))
-    seen: list[dict[str, int]] = []
-
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1)  # only the digest is missing
-        seen.append(download.manifests())
-        download.data = table(2)
-        download.path.unlink()
-        download.path.write_bytes(download.data)
-        download.begin()
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1, before=seen[0])
-        download.arrivals.finish()
-
-    download.stream(during)
-    assert len(seen[0]) == PARTS
-    assert not set(seen[0].values()) & set(download.manifests().values())
+    download.stream_a_transfer_that_starts_over(table(2))
     files, lines = expected(tmp_path / "whole", download.data)
     assert download.run.tree() == files
     assert records(download.run) == lines
@@ -236,12 +203,7 @@ def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
 def test_a_finished_part_is_compared_in_the_order_in_which_bytes_arrive(
     download: Download,
 ) -> None:
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1)
-        download.arrivals.finish()
-
-    download.stream(during)
+    download.stream(download.arrive_and_finish)
     before, size = download.manifests(), len(download.data)
     download.begin()
     download.wanted.clear()

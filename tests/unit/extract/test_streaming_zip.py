@@ -57,28 +57,14 @@ def test_the_directory_is_wanted_first_and_a_part_is_written_once_its_bytes_are_
 
 
 def test_processes_share_the_parts(download: Download) -> None:
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        for part in range(PARTS):
-            download.wait_for(part)
-        download.arrivals.finish()
-
-    other = threading.Thread(target=download.stream, kwargs={"turn": 0, "turns": 2})
-    other.start()
-    download.stream(during, turn=1, turns=2)
-    other.join()
+    download.stream_in_two_turns()
     assert len(download.manifests()) == PARTS and download.run.tree() == FILES
 
 
 def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
     download: Download, tmp_path: Path
 ) -> None:
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1)
-        download.arrivals.finish()
-
-    download.stream(during)
+    download.stream(download.arrive_and_finish)
     before = download.manifests()
     assert len(before) == PARTS and download.run.tree() == FILES
     download.stream()  # complete from the start
@@ -92,22 +78,7 @@ def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
 
 def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
     download = _download(tmp_path, zipped(OTHERS))
-    seen: list[dict[str, int]] = []
-
-    def during() -> None:
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1)  # only the digest is missing
-        seen.append(download.manifests())
-        download.path.unlink()
-        download.path.write_bytes(zipped(FILES))
-        download.begin()
-        download.arrive((0, len(download.data)))
-        download.wait_for(PARTS - 1, before=seen[0])
-        download.arrivals.finish()
-
-    download.stream(during)
-    assert len(seen[0]) == PARTS
-    assert not set(seen[0].values()) & set(download.manifests().values())
+    download.stream_a_transfer_that_starts_over(zipped(FILES))
     assert download.run.tree() == FILES
 
 
