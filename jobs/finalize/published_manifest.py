@@ -18,9 +18,8 @@ from jobs.finalize.context import FinalizeContext
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
-from jobs.storage.manifest import PublishedFile, entry_blocks
+from jobs.storage.manifest import PublishedFile, entry_blocks, last_sum_line, sum_lines
 from jobs.storage.staging import MANIFEST, SUMS
-from jobs.storage.sums import last_line, sum_lines
 
 _AT_ONCE = 10_000  # lines
 
@@ -138,7 +137,7 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
             members += each.members
         size = out.tell()
         if sums is not None:
-            sums.write(last_line(algorithm, hasher.hexdigest()))
+            sums.write(last_sum_line(algorithm, hasher.hexdigest()))
     return WrittenManifest(hasher.hexdigest(), size, files, total, sums_name, members)
 
 

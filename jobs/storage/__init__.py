@@ -1,8 +1,7 @@
 """Names and formats of files on disk, and safe ways to write them.
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
-``folder_listing`` are the two lists of files, ``receipt`` is the form of a dataset's receipt,
-``sums`` that of the digests for standard tools;
+``folder_listing`` are the two lists of files, ``receipt`` is the form of a dataset's receipt;
 ``safe_paths`` checks names of members. ``blocks`` reads files in pieces, ``atomic`` replaces files
 atomically, ``latency`` reads ahead and flushes behind where a file system is slow, ``digest``
 hashes.

@@ -1,9 +1,13 @@
-"""Manifests: one JSON line for each file that a part wrote, and a last line with a summary."""
+"""Manifests: one JSON line for each file that a part wrote, and a last line with a summary.
+
+The manifest of a published dataset has no summary; the file of sums that sha256sum or b3sum checks
+(``SHA256SUMS``, ``B3SUMS``) follows from it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -14,6 +18,7 @@ from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
 from jobs.storage import atomic
 from jobs.storage.blocks import line_blocks
+from jobs.storage.staging import MANIFEST
 
 T = TypeVar("T")
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
@@ -181,3 +186,43 @@ def _damaged_line(path: Path, block: bytes, number: int) -> RunFolderError:
 
 def _damaged(path: Path, fact: str) -> RunFolderError:
     return RunFolderError(f"{path} is damaged: {fact}; rename it and run `resume`")
+
+
+# Sums for standard tools -------------------------------------------------------------------------
+
+
+def sum_lines(files: Iterable[PublishedFile]) -> bytes:
+    """The lines of these files, in the format of sha256sum.
+
+    A line whose name is escaped starts with a backslash:
+    https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html
+    """
+    return b"".join(map(_sum_line, files))
+
+
+def last_sum_line(algorithm: str, manifest: str) -> bytes:
+    """The line of the manifest itself, whose digest is always a SHA-256; empty if not of use."""
+    if algorithm != "sha256":
+        return b""
+    return _sum_line(PublishedFile(MANIFEST, 0, "", digest=manifest))
+
+
+def sums_are_right(path: Path, manifest: Path, algorithm: str, manifest_sha256: str) -> bool:
+    """Whether the sums in ``path`` are those of the files in the manifest, whose digest is right.
+
+    Raises ``OSError``, and ``msgspec.DecodeError`` where the manifest is damaged.
+    """
+    of_files = (
+        sum_lines(line for line in lines if line.shard is None)
+        for lines in read_lines(manifest, PublishedFile)
+    )
+    expected: Iterator[bytes] = chain(of_files, [last_sum_line(algorithm, manifest_sha256)])
+    with path.open("rb") as file:
+        return all(file.read(len(data)) == data for data in expected) and not file.read(1)
+
+
+def _sum_line(line: PublishedFile) -> bytes:
+    name = line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    lead = b"\\" if escaped != name else b""
+    return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"
