@@ -30,7 +30,7 @@ def open_arriving(
         from jobs.archives.zip.archive import ZipStream
 
         return ZipStream(arriving, shard, plan.options)
-    from jobs.archives.parquet.stream import ParquetStream
+    from jobs.archives.parquet.archive import ParquetStream
 
     table = ParquetStream(arriving, shard, plan.options, Path(plan.temp))
     return table if table.is_extracted() else None

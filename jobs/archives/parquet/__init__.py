@@ -1,6 +1,6 @@
 """Parquet files that contain pictures.
 
-``archive`` is the reader that the registry opens, ``stream`` that of a file which is being
-downloaded; ``columns`` finds the columns with pictures and
-converts a row to files and a record; ``non_finite`` counts NaN and infinite numbers.
+``archive`` has the readers that the registry opens, of a complete file and of one that is being
+downloaded; ``columns`` finds the columns with pictures, converts a row to files and a record, and
+counts the numbers that JSON does not have.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives.parquet.stream import ParquetStream
+from jobs.archives.parquet.archive import ParquetStream
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Verify
 from tests.support.builders.contents import png
