@@ -15,12 +15,12 @@ from jobs.errors import OrchestrateError, VerificationError
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
-from jobs.storage import digest
+from jobs.storage import atomic, digest
 from jobs.storage.blocks import blocks
+from jobs.storage.manifest import sums_are_right
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
-from jobs.storage.sums import sums_are_right
 from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
 
 _THREADS = 64  # of all workers together, where the file system is slow
@@ -335,3 +335,59 @@ def _merged(forks: Sequence[Fork], progress: Progress) -> SliceReport:
         fact = f"{type(error).__name__}: {error}"
         raise VerificationError(f"a checking process failed: {fact}") from error
     return report
+
+
+# As an array of tasks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ArrayRequest:
+    """What the tasks of an array check."""
+
+    path: str  # of the dataset, absolute
+    count: int  # of tasks
+    deep: bool
+    workers: int  # processes in each task
+
+
+def _request_path(folder: Path) -> Path:
+    return folder / "verify.json"
+
+
+def _report_path(folder: Path, number: int) -> Path:
+    return folder / f"slice-{number}.json"
+
+
+def prepare_array(folder: Path, request: ArrayRequest) -> None:
+    """Write the request into the tasks' folder."""
+    atomic.write_json(_request_path(folder), request)
+
+
+def run_array_task(run_dir: str, stage: str, number: int, attempt: int) -> int:
+    """Check one share on a compute node; returns the number of damaged files."""
+    folder = Path(run_dir)
+    request = atomic.read_json(_request_path(folder), ArrayRequest)
+    found = verify_slice(
+        Path(request.path),
+        number,
+        request.count,
+        deep=request.deep,
+        workers=request.workers,
+        progress=Progress(),
+    )
+    atomic.write_json(_report_path(folder, number), found)
+    return found.bad
+
+
+def collect_array(folder: Path, request: ArrayRequest) -> VerifyReport:
+    """The report of all tasks; ``VerificationError`` if one of them wrote none."""
+    shares = []
+    for number in range(request.count):
+        try:
+            shares.append(atomic.read_json(_report_path(folder, number), SliceReport))
+        except FileNotFoundError as error:
+            raise VerificationError(
+                f"task {number} of the verification ended without a report; see its log in "
+                f"{folder}/submitit, then run `verify` again"
+            ) from error
+    return conclude(Path(request.path), shares, deep=request.deep)

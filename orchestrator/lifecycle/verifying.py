@@ -12,7 +12,7 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
-from jobs.verify import array
+from jobs.verify import dataset
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
@@ -90,8 +90,8 @@ def verify_on_slurm(
     folder = RunFolder(log_dir.expanduser().absolute() / name)
     with as_storage_error(f"creating {folder.path}"):
         folder.path.mkdir(mode=0o700, parents=True)
-    request = array.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
-    array.prepare(folder.path, request)
+    request = dataset.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
+    dataset.prepare_array(folder.path, request)
     spec = JobSpec(
         name=f"websight-{name}-verify",
         stage=Stage.EXTRACT,
@@ -100,7 +100,7 @@ def verify_on_slurm(
         tasks=[Task(Stage.EXTRACT, number, ()) for number in range(tasks)],
         resources=resources,
         parallel=tasks,
-        call=array.run,
+        call=dataset.run_array_task,
     )
     handle = engine.submit(spec, None)
     try:
@@ -108,4 +108,4 @@ def verify_on_slurm(
     except KeyboardInterrupt:
         engine.cancel(folder, handle.job_ids)
         raise
-    return array.collect(folder.path, request)
+    return dataset.collect_array(folder.path, request)
