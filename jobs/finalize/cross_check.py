@@ -1,28 +1,34 @@
 """Compares what is said about one path: by manifests, by the staged folder, and by records.
 
 All rows on one path have one key, so they are in one bucket, which is compared on its own. Rows
-without anything to report are left out first (``usual_rows``).
+without anything to report are left out first (``rows_to_compare``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from jobs.checks.base import WARNING, is_warning, settled
+from jobs.checks.base import WARNING, is_no_image, is_warning, settled
+from jobs.checks.registry import is_image_name
 from jobs.finalize.context import shown_key
 from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
 from jobs.finalize.findings import Finding, FindingKind
 from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
 from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
-from jobs.finalize.usual_rows import counts_as_image, without_usual
 from jobs.formats.pictures import BY_EXTENSION, extension
-from jobs.model import OnBadRecord, OnCollision, Verify
+from jobs.model import Layout, OnBadRecord, OnCollision, Verify
 from jobs.runtime.forks import shared
 from jobs.storage.safe_paths import quoted
+
+T = TypeVar("T")
+_Row = tuple[Any, ...]
+
+_JOIN_KEY, _KEY, _SIZE, _PROBLEM = 0, 1, 3, 6  # values of a row of ``JoinRow.FILE``
 
 
 class Conflict(NamedTuple):
@@ -63,7 +69,7 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
 def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, place: int) -> Checked:
     audit.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
-    rows = without_usual(audit, found, audit.rows.rows(place))
+    rows = rows_to_compare(audit, found, audit.rows.rows(place))
     _Bucket(audit, found, rewrites, placements).compare(rows)
     rewrites.flush()
     if placements is not None:
@@ -336,3 +342,80 @@ class _Bucket:
 
 def _fails(problem: str | None) -> bool:
     return problem is not None and not is_warning(problem)
+
+
+# Rows without findings ----------------------------------------------------------------------------
+
+
+def rows_to_compare(audit: Audit, found: AuditShare, rows: Rows) -> Rows:
+    """The rows of a bucket that have to be compared one by one, which takes four times as long.
+
+    Nearly all files need not be: one part wrote each, without a problem, it is on disk, and at most
+    one record names it, by exactly its path. A few sets find them, and they are counted in
+    ``found``. Of the rows with one join key either all are returned or none.
+    """
+    context, options = audit.context, audit.context.plan.options
+    if options.on_collision is OnCollision.PER_SHARD or context.packs_records:
+        return rows  # the file that each reference means is noted
+    files = {row[_KEY]: row for row in rows[JoinRow.FILE]}
+    named, compared = _named(files, rows[JoinRow.REFERENCE])  # join keys of rows to compare
+    compared.update(_repeated([row[_JOIN_KEY] for row in rows[JoinRow.FILE]]))
+    compared.update(files[key][_JOIN_KEY] for key in _repeated(named))
+    compared.update(files[key][_JOIN_KEY] for key in files.keys() & audit.folders)
+    compared.update(row[_JOIN_KEY] for row in rows[JoinRow.FILE] if row[_PROBLEM] is not None)
+    if not context.packs:
+        compared.update(_unlike_disk(files, rows[JoinRow.DISK]))
+    images = set(named)
+    # Files with a problem are compared anyway.
+    unnamed = [key for key in files.keys() - images if counts_as_image(key, None, options.layout)]
+    if context.reads_records and options.verify is not Verify.NONE:
+        compared.update(files[key][_JOIN_KEY] for key in unnamed)  # reported
+    images.update(unnamed)
+    counted = [row for row in rows[JoinRow.FILE] if row[_JOIN_KEY] not in compared]
+    found.totals.files += len(counted)
+    found.totals.bytes += sum(row[_SIZE] for row in counted)
+    found.totals.images += sum(row[_KEY] in images for row in counted)
+    twice = _repeated([row[0] for row in rows[JoinRow.ID]])
+    left: dict[int, list[_Row]] = {
+        JoinRow.ID: [row for row in rows[JoinRow.ID] if row[0] in twice] if twice else []
+    }
+    for kind in (JoinRow.FILE, JoinRow.DISK, JoinRow.REFERENCE):
+        left[kind] = [row for row in rows[kind] if row[_JOIN_KEY] in compared] if compared else []
+    return left
+
+
+def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
+    """Whether a file counts as an image although no record names it: by folder, name, content."""
+    return (
+        (not layout.has_records or key.startswith(f"{layout.images}/"))
+        and is_image_name(key.partition("\0")[0], layout.images)
+        and not is_no_image(problem)
+    )
+
+
+def _named(files: Mapping[str, _Row], references: Sequence[_Row]) -> tuple[list[str], set[str]]:
+    """Files that records name by exactly their path, and join keys of other references."""
+    named: list[str] = []
+    others: set[str] = set()
+    for join_key, _, _, _, key, other, how, required in references:
+        found = key if key in files else other
+        if required and how == How.LITERAL and found in files:
+            named.append(found)
+        else:
+            others.add(join_key)
+    return named, others
+
+
+def _repeated(values: Sequence[T]) -> set[T]:
+    """The values that occur more than once."""
+    if len(set(values)) == len(values):
+        return set()
+    return {value for value, count in Counter(values).items() if count > 1}
+
+
+def _unlike_disk(files: Mapping[str, _Row], on_disk: Sequence[_Row]) -> Iterator[str]:
+    """Join keys of files that are not on disk, and of names on disk that are no file's."""
+    names = {row[_KEY] for row in on_disk}
+    if names != files.keys():
+        yield from (files[key][_JOIN_KEY] for key in files.keys() - names)
+        yield from (row[_JOIN_KEY] for row in on_disk if row[_KEY] not in files)

@@ -1,5 +1,4 @@
-"""The rows that finalize compares, the key under which rows of one path meet, and the file that a
-record's reference means."""
+"""The rows that finalize compares, the keys that join them, and the files that records mean."""
 
 from __future__ import annotations
 
@@ -21,13 +20,13 @@ _UNUSUAL = ("%", "\\", "\0", "~", ":", "//", "./", "\n/", "/\n", ".\n")
 
 
 class JoinRow(IntEnum):
-    """The kind of a row, and its values; the first is the key under which rows meet."""
+    """The kind of a row, and its values; the first is the key by which rows are joined."""
 
-    # Meeting key, key, number, size in bytes, digest unless it is the CRC-32, CRC-32, problem,
+    # Join key, key, number, size in bytes, digest unless it is the CRC-32, CRC-32, problem,
     # ordinal and path of the nested archive that it came in, offset in its part's container.
     FILE = 0
-    DISK = 1  # meeting key, key, whether it is in staging
-    REFERENCE = 2  # meeting key, then the values of ``Reference``
+    DISK = 1  # join key, key, whether it is in staging
+    REFERENCE = 2  # join key, then the values of ``Reference``
     ID = 3  # id, line number
 
 
@@ -51,14 +50,14 @@ class Reference(NamedTuple):
     required: bool
 
 
-def join_key(context: FinalizeContext, path: str) -> str:
+def without_images_folder(context: FinalizeContext, path: str) -> str:
     """A unified path without the images folder, which records may leave out."""
     layout = context.plan.options.layout
     return path.removeprefix(f"{layout.images}/") if layout.has_records else path
 
 
-def meeting_keys(context: FinalizeContext, paths: Sequence[str]) -> list[str]:
-    """For each unified path, the key under which its rows meet.
+def join_keys(context: FinalizeContext, paths: Sequence[str]) -> list[str]:
+    """For each unified path, the key by which its rows are joined.
 
     Paths have the same key if a file system may take one for the other, or if they differ in the
     images folder only.
@@ -160,7 +159,7 @@ def _forms(context: FinalizeContext, reference: Reference) -> list[str]:
 
 
 def _name(context: FinalizeContext, path: str) -> str:
-    return join_key(context, transcribed(path))
+    return without_images_folder(context, transcribed(path))
 
 
 def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from jobs.errors import RunFolderError
 from jobs.finalize.context import FinalizeContext, key_of, keys_of_bytes
 from jobs.finalize.disk_partitions import Buckets
 from jobs.finalize.findings import Batch, Finding, FindingKind, Findings
-from jobs.finalize.join_rows import JoinRow, all_unified, matches_spellings, meeting_keys
+from jobs.finalize.join_rows import JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.runtime.forks import shared
@@ -259,7 +259,7 @@ def _scan_entries(
     forms = all_unified(keys)
     rows = [
         (
-            meets,
+            join_key,
             key,
             number,
             entry.size,
@@ -269,8 +269,8 @@ def _scan_entries(
             None if entry.inner is None else (entry.ordinal, entry.inner.archive),
             entry.offset,
         )
-        for meets, key, number, entry in zip(
-            meeting_keys(context, forms), keys, numbers, entries, strict=True
+        for join_key, key, number, entry in zip(
+            join_keys(context, forms), keys, numbers, entries, strict=True
         )
     ]
     audit.rows.add(JoinRow.FILE, rows)
@@ -329,10 +329,8 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     while some := list(islice(paths, _AT_ONCE)):
         audit.progress.check()
         keys = keys_of_bytes([path for path in some if path not in hidden])
-        meets = meeting_keys(context, all_unified(keys))
-        audit.rows.add(
-            JoinRow.DISK, [(key, path, ours) for key, path in zip(meets, keys, strict=True)]
-        )
+        joined = zip(join_keys(context, all_unified(keys)), keys, strict=True)
+        audit.rows.add(JoinRow.DISK, [(join_key, key, ours) for join_key, key in joined])
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:

@@ -16,8 +16,8 @@ from jobs.finalize.join_rows import (
     JoinRow,
     Reference,
     are_plain,
+    join_keys,
     matches_spellings,
-    meeting_keys,
 )
 from jobs.finalize.record_paths import (
     PathError,
@@ -202,7 +202,7 @@ def _references(
         folder = f"{context.plan.options.layout.images}/"
         return [
             (
-                meets,
+                join_key,
                 line,
                 place,
                 image.path,
@@ -211,8 +211,8 @@ def _references(
                 How.LITERAL,
                 image.required,
             )
-            for meets, (line, place, image) in zip(
-                meeting_keys(context, paths), images, strict=True
+            for join_key, (line, place, image) in zip(
+                join_keys(context, paths), images, strict=True
             )
         ]
     references: list[Reference] = []
@@ -222,8 +222,8 @@ def _references(
         except PathError as error:
             if image.required:
                 bad.append((line, FindingKind.OUTSIDE, f"{error}: {quoted(image.path)}"))
-    meets_all = meeting_keys(context, [unified(reference.key) for reference in references])
-    return [(meets, *values) for meets, values in zip(meets_all, references, strict=True)]
+    keys = join_keys(context, [unified(reference.key) for reference in references])
+    return [(join_key, *values) for join_key, values in zip(keys, references, strict=True)]
 
 
 def _are_literal(context: FinalizeContext, piece: RecordsPiece, paths: Sequence[str]) -> bool:
