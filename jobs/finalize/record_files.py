@@ -61,8 +61,8 @@ class _DataFile:
         return self.path[: len(self.path) - len(self.name)]
 
 
-class _Clues:
-    """Other files that may contain a dataset's records, for a message."""
+class _OtherFiles:
+    """The files of other names, of which some may contain the records; makes the message."""
 
     def __init__(self) -> None:
         self.likely: defaultdict[str, list[_DataFile]] = defaultdict(list)  # by path
@@ -71,8 +71,8 @@ class _Clues:
         self._last_key = b""
         self._pair: tuple[bytes, bytes] | None = None
 
-    def see(self, path: str) -> bool:
-        """Take a file into account, in the order of its archive; returns whether it is likely."""
+    def add(self, path: str) -> bool:
+        """Add a file, in the order of its archive; returns whether its name is that of records."""
         lower = path.lower()
         if lower.endswith(".parquet"):
             self._table = self._table or path
@@ -183,10 +183,10 @@ def _distinct(
     if context.plan.options.on_collision is OnCollision.PER_SHARD:
         yield from sources
         return
-    kin = [(source.folder, source.size) for source in sources]
-    counts = Counter(kin)
+    keys = [(source.folder, source.size) for source in sources]  # copies of one file share it
+    counts = Counter(keys)
     first: dict[tuple[str, str], str] = {}
-    for source, key in zip(sources, kin, strict=True):
+    for source, key in zip(sources, keys, strict=True):
         is_file = counts[key] > 1 and kinds[source.shard.id].made is None
         if is_file and key[1]:
             other = first.setdefault(
@@ -337,24 +337,24 @@ def _choose(
     records. In a repair they are those of the published dataset.
     """
     if context.repair_state is not None:
-        return list(_files(context, context.repair_state.names_among_data, _Clues()))
+        return list(_files(context, context.repair_state.names_among_data, _OtherFiles()))
     names = context.plan.options.layout.records_names
     by_name: defaultdict[str, list[_DataFile]] = defaultdict(list)
-    clues = _Clues()
-    for file in _files(context, names, clues):
+    others = _OtherFiles()
+    for file in _files(context, names, others):
         by_name[file.name].append(file)
     files = next((by_name[name] for name in names if name in by_name), [])
     unverified = context.plan.options.verify is Verify.NONE
     problem, shard = None, None
     is_auto = context.plan.options.layout.name == "auto" and not unverified
-    if not files and len(clues.likely) == 1 and is_auto:
-        [[only, *others]] = clues.likely.values()
+    if not files and len(others.likely) == 1 and is_auto:
+        [[only, *copies]] = others.likely.values()
         if _names_images(context, only, check):
             fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
             findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
-            files = [only, *others]
+            files = [only, *copies]
     if not files:
-        problem = f"{clues.message(names)}; {context.without_records}"
+        problem = f"{others.message(names)}; {context.without_records}"
     elif len(files) > _MOST:
         problem = (
             f"there are {len(files)} files named {files[0].name}, too many to merge; run `resume` "
@@ -399,8 +399,10 @@ def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[],
     return True
 
 
-def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
-    """The files with these names; all others are passed to ``clues``."""
+def _files(
+    context: FinalizeContext, names: tuple[str, ...], others: _OtherFiles
+) -> Iterator[_DataFile]:
+    """The files with these names; all others are added to ``others``."""
     # Unverified records keep their paths, so they must be relative to the top folder.
     deep = context.plan.options.verify is not Verify.NONE
     endings = tuple(f"/{name}" for name in names) if deep else ()
@@ -413,8 +415,8 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
             if path in names or path.endswith(endings):
                 name = next(name for name in names if path == name or path.endswith(f"/{name}"))
                 yield _DataFile(number, part, entry, name)
-            elif clues.see(path):
-                clues.likely[path].append(_DataFile(number, part, entry, path))
+            elif others.add(path):
+                others.likely[path].append(_DataFile(number, part, entry, path))
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:

@@ -146,14 +146,7 @@ def run_pack(
         totals, lines = _scan(context, findings, progress, stack)
         if problem_of(context, findings, records=totals.records) is not None:
             return
-        dropped = merge.sorted_numbers(totals.bad_lines)
-        skipped = merge.sorted_numbers(totals.skipped)
-        merged = None
-        if context.reads_records and not context.packs_records:
-            merged = merge.merge_records(
-                context, totals, dropped, lines.rewrites, findings, progress
-            )
-        contents = pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
+        contents = _contents(context, totals, lines, findings, progress)
         with suppress(pack.ChangedError):
             pack.pack_share(context, contents, share, progress)
     shutil.rmtree(context.scratch, ignore_errors=True)
@@ -338,6 +331,24 @@ def _strip_hint(context: FinalizeContext, above: str) -> str:
     return f"`--strip-components {number}` strips {which}"
 
 
+def _contents(
+    context: FinalizeContext,
+    totals: scan.Totals,
+    lines: _Lines,
+    findings: Findings,
+    progress: Progress,
+) -> pack.Contents:
+    """What is published; writes the merged records, except in a task that does not need them."""
+    dropped = merge.sorted_numbers(totals.bad_lines)
+    merged = None
+    if context.reads_records and not (context.pack_task and context.packs_records):
+        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings, progress)
+    elif context.repair_state is not None:
+        merged = repair.records_as_published(context.repair_state)
+    skipped = merge.sorted_numbers(totals.skipped)
+    return pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
+
+
 def _prepare(
     context: FinalizeContext,
     totals: scan.Totals,
@@ -347,23 +358,16 @@ def _prepare(
 ) -> tuple[publish.Journal, scan.Totals]:
     """Write records, manifest and receipt into staging, then the journal."""
     _remove_listed(context)
-    dropped = merge.sorted_numbers(totals.bad_lines)
-    merged = None
-    if context.reads_records:
-        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings, progress)
-    elif context.repair_state is not None:
-        merged = repair.records_as_published(context.repair_state)
-    skipped = merge.sorted_numbers(totals.skipped)
-    packed = None
+    contents = _contents(context, totals, lines, findings, progress)
+    merged, packed = contents.merged, None
     if context.packs:
-        contents = pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
         packed, published = pack.pack(context, contents, progress)
         sections = iter([section(context, "packed", published, progress)])
     else:
         records = [merged.line] if merged else []
         sections = chain(
             [section(context, "records", records, progress)],
-            sections_of_files(context, skipped, progress),
+            sections_of_files(context, contents.skipped, progress),
         )
     proof = write_manifest(context, sections)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
