@@ -8,10 +8,10 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Set
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from jobs.finalize.context import FinalizeContext
@@ -128,22 +128,16 @@ def clean_up(context: FinalizeContext) -> None:
     return _release_claim(context)
 
 
-class _Claim(msgspec.Struct):
-    run_id: str
-
-
 def _release_claim(context: FinalizeContext) -> None:
     """Release this run's claim on the destination."""
     staging = context.staging
-    try:
-        if atomic.read_json(staging.claim, _Claim).run_id == context.plan.run_id:
+    if staging.is_claimed:
+        with suppress(OSError):  # it stays, and `status` says so
             staging.claim.unlink(missing_ok=True)
-    except (OSError, msgspec.DecodeError):
-        pass  # not claimed, or by another run
     # Left by processes killed while claiming; a running one notices that its file is gone and
     # retries.
-    for litter in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
-        litter.unlink(missing_ok=True)
+    for temporary in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)
     _remove_if_empty(staging.root.parent)
 
 

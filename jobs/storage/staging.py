@@ -6,8 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from jobs.errors import StorageError
 from jobs.model import Options, Part, Plan, Shard
+from jobs.storage import atomic
 
 INCOMING = ".incoming"  # in the destination: data before it is published
 CLAIM = "claim.json"  # in it: the run that has claimed the destination
@@ -41,6 +44,12 @@ class Repair:
     """What a repair of a published dataset does besides extracting damaged parts again."""
 
     records: bool = False  # merge the records file again
+
+
+class _Owner(msgspec.Struct):
+    """The field of a claim that says which run made it."""
+
+    run_id: str
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,14 @@ class Staging:
     def claim(self) -> Path:
         """The file that names the run that has claimed the destination."""
         return self.dest / INCOMING / CLAIM
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether this run has claimed the destination."""
+        try:
+            return atomic.read_json(self.claim, _Owner).run_id == self.plan.run_id
+        except (OSError, msgspec.DecodeError):
+            return False
 
     @property
     def receipt(self) -> Path:

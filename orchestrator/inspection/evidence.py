@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
@@ -223,19 +221,13 @@ def _uncleaned(staging: Staging) -> str | None:
     )
 
 
-class _Claim(msgspec.Struct):
-    run_id: str
-
-
 def is_untidy(staging: Staging) -> bool:
     """Whether a published run has left its staging folder, the empty one above it, or its claim."""
     try:
         left = {name for name in os.listdir(staging.root.parent) if not name.endswith(".tmp")}
-        if not left or staging.root.name in left:
-            return True
-        return atomic.read_json(staging.claim, _Claim).run_id == staging.plan.run_id
-    except (OSError, msgspec.DecodeError):
+    except OSError:
         return False
+    return not left or staging.root.name in left or staging.is_claimed
 
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:
