@@ -217,7 +217,7 @@ class RunFolder:
         """Numbers of the existing submissions, in order."""
         return sorted(
             int(entry.name[:-5])
-            for entry in _scan(self.submissions)
+            for entry in entries_of(self.submissions)
             if entry.name.endswith(".json") and entry.name[:-5].isdigit()
         )
 
@@ -227,7 +227,9 @@ class RunFolder:
 
     def fetched_ids(self) -> set[str]:
         """Ids of the downloaded shards."""
-        return {entry.name[:-5] for entry in _scan(self.shards) if entry.name.endswith(".json")}
+        return {
+            entry.name[:-5] for entry in entries_of(self.shards) if entry.name.endswith(".json")
+        }
 
     def finished_ids(self) -> set[str]:
         """Ids of the finished parts: with a manifest, and of a downloaded shard.
@@ -240,7 +242,7 @@ class RunFolder:
         """Ids of the parts with a manifest, even if their archive is not verified yet."""
         return {
             entry.name[:-6]
-            for entry in _scan(self.manifests)
+            for entry in entries_of(self.manifests)
             if entry.name.endswith(".jsonl") and not entry.name.startswith(".")
         }
 
@@ -249,7 +251,7 @@ class RunFolder:
         paths = (
             entry.path
             for stage in Stage
-            for entry in _scan(self.results / stage.value)
+            for entry in entries_of(self.results / stage.value)
             if entry.name.endswith(".json") and not entry.name.startswith(".")
         )
         return latency.each(lambda path: self._load(path, TaskResult), paths)
@@ -265,7 +267,7 @@ class RunFolder:
             stage = stages.get(head)
             return not (stage and number.isdecimal() and (stage, int(number)) in without)
 
-        paths = (entry.path for entry in _scan(self.progress) if is_wanted(entry.name))
+        paths = (entry.path for entry in entries_of(self.progress) if is_wanted(entry.name))
         return latency.each(lambda path: self._load(path, Heartbeat), paths)
 
     def _remedy(self, kind: type[Any]) -> str:
@@ -345,12 +347,13 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in _scan(folder) if not entry.name.startswith(".")}
+    return {entry.name for entry in entries_of(folder) if not entry.name.startswith(".")}
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing if there is no such folder."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []

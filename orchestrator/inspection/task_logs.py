@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Stage
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import RunFolder, entries_of
 from orchestrator.inspection.state import TaskKey, TaskView
 
 _TAIL_BYTES = 256 << 10  # read from a log's end for its last lines
@@ -60,11 +60,11 @@ def find(folder: RunFolder) -> Logs:
     """The logs of all tasks; lists each of submitit's folders once."""
     found: dict[tuple[int, Stage, str], dict[str, Path]] = {}
     stages = {stage.value: stage for stage in Stage}
-    for batch in _scan(folder.path / "submitit"):
+    for batch in entries_of(folder.path / "submitit"):
         place = _FOLDER.fullmatch(batch.name)
         if place is None or place["stage"] not in stages:
             continue
-        for entry in _scan(Path(batch.path)):
+        for entry in entries_of(Path(batch.path)):
             name = _NAME.fullmatch(entry.name)
             if name is not None:
                 key = (int(place["attempt"]), stages[place["stage"]], name["job"])
@@ -82,14 +82,6 @@ def of_tasks(folder: RunFolder, views: Iterable[TaskView]) -> dict[TaskKey, Task
         view.key: known.get((view.attempt, view.stage, view.task.job_id or "")) for view in views
     }
     return {key: log for key, log in found.items() if log is not None}
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _size(path: Path) -> int:

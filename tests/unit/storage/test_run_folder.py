@@ -35,7 +35,7 @@ def test_a_refresh_shows_what_other_hosts_have_created(
 ) -> None:
     """The client's listings are old until it creates a file in the folder itself."""
     listings: dict[Path, list[os.DirEntry[str]]] = {}
-    scan, touch = run_folder._scan, Path.touch
+    scan, touch = run_folder.entries_of, Path.touch
 
     def cached(path: Path) -> list[os.DirEntry[str]]:
         return listings.setdefault(path, scan(path))
@@ -44,7 +44,7 @@ def test_a_refresh_shows_what_other_hosts_have_created(
         touch(path, *args, **words)  # type: ignore[arg-type]
         listings.pop(path.parent, None)
 
-    monkeypatch.setattr(run_folder, "_scan", cached)
+    monkeypatch.setattr(run_folder, "entries_of", cached)
     monkeypatch.setattr(Path, "touch", touched)
     assert not folder.has_news()
     (folder.path / name).write_bytes(b"")
