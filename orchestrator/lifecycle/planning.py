@@ -100,20 +100,20 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
         )
 
 
-def deal(ids: Sequence[str], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
+def distribute(ids: Sequence[str], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
     """Distribute items to at most ``tasks`` groups of about equal weight, the heaviest first.
 
     Longest processing time first: at most 4/3 of the optimum (Graham 1969). Each group is in the
     plan's order, so that a task reads an archive from start to end.
     """
-    hands: list[list[int]] = [[] for _ in range(min(tasks, len(ids)))]
-    loads = [(0, index) for index in range(len(hands))]
+    groups: list[list[int]] = [[] for _ in range(min(tasks, len(ids)))]
+    loads = [(0, number) for number in range(len(groups))]  # weight of each group
     order = sorted(range(len(ids)), key=lambda i: -weight[ids[i]])
     for i in order:
-        load, hand = heapq.heappop(loads)
-        hands[hand].append(i)
-        heapq.heappush(loads, (load + weight[ids[i]], hand))
-    return [tuple(ids[i] for i in sorted(hand)) for hand in sorted(hands, key=min)]
+        load, lightest = heapq.heappop(loads)
+        groups[lightest].append(i)
+        heapq.heappush(loads, (load + weight[ids[i]], lightest))
+    return [tuple(ids[i] for i in sorted(group)) for group in sorted(groups, key=min)]
 
 
 def tasks_for(
@@ -134,12 +134,12 @@ def tasks_for(
     wanted = set(part_ids)
     parts = [part.id for part in plan.parts() if part.id in wanted]
     tasks = [
-        Task(stage, number, hand)
-        for stage, hands in (
-            (Stage.DOWNLOAD, deal(shards, sizes, downloads)),
-            (Stage.EXTRACT, deal(parts, part_weights(plan), most)),
+        Task(stage, number, group)
+        for stage, groups in (
+            (Stage.DOWNLOAD, distribute(shards, sizes, downloads)),
+            (Stage.EXTRACT, distribute(parts, part_weights(plan), most)),
         )
-        for number, hand in enumerate(hands)
+        for number, group in enumerate(groups)
     ]
     tasks += [Task(Stage.PACK, number, ()) for number in range(packs)]
     return (*tasks, Task(Stage.FINALIZE, 0, ()))

@@ -65,7 +65,7 @@ def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
     most=st.integers(1, 12),
     part_size=st.integers(200, 4000),
 )
-def test_every_part_is_dealt_to_exactly_one_task(
+def test_every_part_is_given_to_exactly_one_task(
     sizes: list[int], most: int, part_size: int
 ) -> None:
     shards = [shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
@@ -80,12 +80,12 @@ def test_every_part_is_dealt_to_exactly_one_task(
     assert [task.number for task in extract] == list(range(len(extract)))
     weight = model.part_weights(plan)
     loads = [sum(weight[item] for item in task.items) for task in extract]
-    # Longest processing time first: no hand has more than the mean and one part.
+    # Longest processing time first: no task has more than the mean and one part.
     assert max(loads) <= sum(loads) / len(loads) + max(weight.values())
 
 
 @pytest.mark.parametrize("downloads", [1, 2, 9])
-def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> None:
+def test_every_shard_is_given_to_exactly_one_download_task(downloads: int) -> None:
     shards = [shard(f"s{i}", size=100 << i) for i in range(5)]
     plan = planning.plan_run(SOURCE, shards, Options(), dest="/d", run_id="r", now=HOUR)
     ids = [shard.id for shard in plan.shards]
