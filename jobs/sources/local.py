@@ -115,10 +115,10 @@ class LocalSource(LocalFiles):
             )
         names = [each for each, is_file in _beside(self._root) if is_file]
         # Of the other files, only possible pieces of the same archive are used.
-        kin = {name}.union(*(family.names for family in families(names) if name in family.names))
+        pieces = {name}.union(*(family.names for family in families(names) if name in family.names))
         if self._request.join:
-            kin.update(file_names.chosen(names, self._request.join, ()))
-        files = [_file(each, folder / each) for each in sorted(kin)]
+            pieces.update(file_names.chosen(names, self._request.join, ()))
+        files = [_file(each, folder / each) for each in sorted(pieces)]
         found = sort_out(files, self._request, _look(folder), where=str(folder), meant={name})
         return self._finished(found, shards_of(found), folder)
 

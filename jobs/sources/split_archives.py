@@ -38,8 +38,7 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
     if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
         raise SourceError(
             f"{quoted(family.joined_name)} is missing, the last segment of the spanned zip with "
-            f"{file_names.first_names(family.names)}; get the complete set, or exclude it "
-            "with "
+            f"{file_names.first_names(family.names)}; get the complete set, or exclude it with "
             f"--exclude {quoted(family.glob)}"
         )
     packing = magic.packing_of(first)
@@ -97,9 +96,7 @@ def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) 
         raise SourceError(
             f"{quoted(family.last)} is a separate archive beside the pieces "
             f"{file_names.first_names(family.names[:-1])}, perhaps the same one; exclude one of "
-            "the two "
-            "with "
-            f"--exclude {quoted(family.last)} or --exclude {quoted(pieces)}"
+            f"the two with --exclude {quoted(family.last)} or --exclude {quoted(pieces)}"
         )
     return _checked(family, sizes)
 
@@ -174,16 +171,15 @@ def _gaps(family: Family, sizes: Sizes, *, from_start: bool = True) -> list[int]
 def _headless(family: Family) -> SourceError:
     return SourceError(
         f"{file_names.first_names(family.names)} may be pieces of one archive, but "
-        f"{quoted(family.names[0])} "
-        "does not begin like an archive; is the first piece missing? Get the complete set, or "
-        "launch with --join none to take each file as it is"
+        f"{quoted(family.names[0])} does not begin like an archive; is the first piece missing? "
+        "Get the complete set, or launch with --join none to take each file as it is"
     )
 
 
 def _ambiguous(family: Family) -> SourceError:
     return SourceError(
         f"{file_names.first_names(family.names)} may be pieces of one archive or "
-        f"{len(family.names)} "
-        f"separate files; launch with --join {quoted(family.glob)} to read them as one archive, "
-        "in the order of their names, or with --join none to take each file as it is"
+        f"{len(family.names)} separate files; launch with --join {quoted(family.glob)} to read "
+        "them as one archive, in the order of their names, or with --join none to take each file "
+        "as it is"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from jobs.errors import Cause
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -36,13 +34,7 @@ def of_state(state: RunState) -> int:
     """The exit code of a run: 0 as long as nothing has failed."""
     if state.status in (RunStatus.DONE, RunStatus.RUNNING):
         return DONE
+    codes = {of_cause(open_problem.problem.cause) for open_problem in state.problems}
     if state.status is RunStatus.PLANNED:  # not submitted yet, or refused
-        return max(
-            (of_cause(open_problem.problem.cause) for open_problem in state.problems), default=DONE
-        )
-    return _worst(open_problem.problem.cause for open_problem in state.problems)
-
-
-def _worst(causes: Iterable[Cause]) -> int:
-    codes = {of_cause(cause) for cause in causes}
+        return max(codes, default=DONE)
     return VERIFICATION if VERIFICATION in codes and FAILED not in codes else FAILED

@@ -272,9 +272,7 @@ def nodes(state: RunState, now: datetime) -> tuple[Node, ...]:
         if name is not None and view.stage is Stage.EXTRACT:
             by_node[name].append(view)
     rates = {name: _rate(views, now) for name, views in by_node.items()}
-    return tuple(
-        _node(name, views, rates, now) for name, views in sorted(by_node.items(), key=lambda n: n)
-    )
+    return tuple(_node(name, by_node[name], rates, now) for name in sorted(by_node))
 
 
 def _rate(views: Iterable[TaskView], now: datetime) -> float | None:

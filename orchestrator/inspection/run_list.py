@@ -176,7 +176,7 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSumm
         head = atomic.read_json(folder.plan, _PlanHead)
     except (OSError, msgspec.DecodeError) as error:
         return RunSummary(folder, problem=f"its plan cannot be read ({error})")
-    state, problem = RunStatus.DONE, ""
+    state = RunStatus.DONE
     if not _is_published(head):
         try:
             state = look_at(folder).status
@@ -189,7 +189,6 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSumm
         head.dest,
         head.created,
         len(head.shards),
-        problem,
     )
 
 
