@@ -29,7 +29,11 @@ _ELSEWHERE = (
 )
 _NEEDED = 2 * tar_header.BLOCK  # inflated bytes that identify a tar
 # Files that are not archives.
-_OTHERS = ((b"\x89HDF", "an HDF5 file"), (b"MZ", "a program (a self-extracting archive?)"))
+_OTHERS = (
+    (b"\x89HDF", "an HDF5 file"),
+    (b"MZ", "a program (a self-extracting archive?)"),
+    (b"PARE", "an encrypted parquet file"),
+)
 
 
 def read_head(first: Callable[[int], bytes]) -> bytes:

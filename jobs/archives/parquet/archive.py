@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from datetime import time as time_of_day
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -27,6 +29,8 @@ from jobs.archives.base import (
 )
 from jobs.archives.limits import Limits
 from jobs.archives.parquet.columns import Columns, NonFinite
+from jobs.archives.parquet.faults import one_line, refused
+from jobs.archives.parquet.values import python_values
 from jobs.archives.streams import Arriving
 from jobs.errors import UsageError
 from jobs.formats.pictures import (
@@ -50,6 +54,8 @@ _PICTURES = 64  # rows with pictures in memory, at most: rows may share one stor
 _BLOCK = 1 << 20  # bytes
 _PER_ROW = 1 << 20  # ordinals reserved for the images of a row
 _EXAMINED = 16  # rows examined for texts that name images
+_END = 8  # bytes after the footer: its length, and the magic bytes
+_SIGNATURE = 28  # bytes of a footer with encrypted columns
 
 
 class ParquetArchive(Archive):
@@ -139,7 +145,24 @@ class ParquetArchive(Archive):
                 page_checksum_verification=True,
             )
         with file:
+            self._check_signature(file.metadata)
             yield file
+
+    def _check_signature(self, metadata: FileMetaData) -> None:
+        """Raise ``ArchiveError`` if the footer is signed, as it is if columns are encrypted.
+
+        pyarrow aborts the process when their metadata are read.
+        https://github.com/apache/parquet-format/blob/master/Encryption.md#55-plaintext-footer-mode
+        """
+        source = self._source()
+        with nullcontext(source) if not isinstance(source, Path) else source.open("rb") as file:
+            file.seek(-_END, io.SEEK_END)
+            size = int.from_bytes(file.read(4), "little")
+        if size - metadata.serialized_size == _SIGNATURE:
+            raise unsupported(
+                self._archive,
+                "has encrypted columns; decrypt it, and launch with --local-path on the file",
+            )
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
@@ -153,21 +176,16 @@ class ParquetArchive(Archive):
         except MemoryError:
             raise
         except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
-            raise damaged(self._archive, _one_line(error)) from error
-        except (ValueError, OverflowError) as error:  # a valid value that Python cannot represent
+            raise refused(self._archive, error) from error
+        except (ValueError, OverflowError) as error:
             raise unsupported(
                 self._archive,
-                f"contains a value that cannot be written to a record: {_one_line(error)}",
+                f"contains a value that cannot be written to a record: {one_line(error)}",
             ) from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise damaged(self._archive, _one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"parquet: {quoted(text)[1:-1]}"
+            raise refused(self._archive, error) from error
 
 
 def groups_of(metadata: FileMetaData, part: Part) -> tuple[list[int], int, int]:
@@ -200,6 +218,7 @@ class Rows:
         self._layout = options.layout
         self._prefix = from_table(options.layout.images, shard_id)
         self._file = file
+        self._archive = archive
         schema = file.schema_arrow
         if duplicates := {name for name in schema.names if schema.names.count(name) > 1}:
             raise unsupported(
@@ -238,8 +257,8 @@ class Rows:
 
     def _holds_paths(self) -> bool:
         """Whether a text in the first rows ends like an image's name."""
-        for batch in self._file.iter_batches(batch_size=_EXAMINED, use_threads=False):
-            values = (value for column in batch.columns for value in column.to_pylist())
+        for batch in self._read(_EXAMINED):
+            values = chain.from_iterable(self._values(batch, name) for name in batch.schema.names)
             return any(isinstance(v, str) and is_named(v) for v in values)
         return False
 
@@ -250,8 +269,8 @@ class Rows:
             for batch in self._batches(group, columns) if columns else ():
                 for name in columns:
                     node = self._columns.nodes[name]
-                    for value in batch.column(name):
-                        node.look(value.as_py())
+                    for value in self._each_value(batch, name):
+                        node.look(value)
                 if not set(columns) & set(self._columns.undecided()):
                     break
 
@@ -273,12 +292,33 @@ class Rows:
         metadata = self._file.metadata.row_group(group)
         average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
         most = _PICTURES if self._columns.nodes else _ROWS
-        yield from self._file.iter_batches(
-            batch_size=max(1, min(_BATCH // average, most)),
-            row_groups=[group],
-            columns=columns,
-            use_threads=False,
-        )
+
+        size = max(1, min(_BATCH // average, most))
+        yield from self._read(size, columns, row_groups=[group])
+
+    def _read(
+        self, size: int, columns: list[str] | None = None, **which: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of ``size`` rows; an error names the column that cannot be read."""
+        import pyarrow as pa
+
+        def read(columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+            return self._file.iter_batches(  # type: ignore[no-any-return]
+                batch_size=size, columns=columns, use_threads=False, **which
+            )
+
+        try:
+            yield from read(columns)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+                raise  # of this process, or of the file system
+            for name in columns or self._file.schema_arrow.names:
+                try:
+                    deque(read([name]), 0)
+                except type(error) as of_column:
+                    field = self._file.schema_arrow.field(name)
+                    raise refused(self._archive, of_column, field) from of_column
+            raise
 
     def files(
         self, groups: list[int], first: int, write_line: Callable[[bytes], object]
@@ -295,10 +335,29 @@ class Rows:
                     row += 1
 
     def _values(self, batch: pa.RecordBatch, name: str) -> Iterable[Any]:
-        column = batch.column(name)
         if name in self._columns.taken:
-            return (value.as_py() for value in column)  # one picture at a time
-        return _python_values(column)
+            return self._each_value(batch, name)  # one picture at a time
+        return self._python_values(batch.column(name), name)
+
+    def _each_value(self, batch: pa.RecordBatch, name: str) -> Iterator[Any]:
+        column = batch.column(name)
+        for row in range(len(column)):
+            yield from self._python_values(column.slice(row, 1), name)
+
+    def _python_values(self, column: pa.Array, name: str) -> list[Any]:
+        try:
+            return python_values(column)
+        except UnicodeDecodeError as error:
+            raise damaged(
+                self._archive, f"column {quoted(name)} contains text that is not UTF-8"
+            ) from error
+        except (ValueError, OverflowError) as error:  # valid, but Python cannot represent it
+            raise unsupported(
+                self._archive,
+                f"column {quoted(name)} ({column.type}) contains a value that cannot be written "
+                f"to a record: {one_line(error)}; write the file again without it, or launch "
+                "without this file (--exclude)",
+            ) from error
 
     def _row(
         self, values: Iterable[tuple[str, Any]], row: int, write_line: Callable[[bytes], object]
@@ -321,27 +380,6 @@ class Rows:
         write_line(self._encode(record) + b"\n")
 
 
-def _python_values(column: pa.Array) -> list[Any]:
-    """The column's values; times with nanoseconds, which Python cannot represent, as text."""
-    import pyarrow as pa
-
-    if not (pa.types.is_timestamp(column.type) and column.type.unit == "ns"):
-        return column.to_pylist()  # type: ignore[no-any-return]
-    nano = column.cast(pa.int64()).to_pylist()
-    micro = pa.array([None if at is None else at // 1000 for at in nano], pa.int64())
-    times = micro.cast(pa.timestamp("us", column.type.tz)).to_pylist()
-    return [
-        _with_nanoseconds(when, at % 1000) if at is not None and at % 1000 else when
-        for when, at in zip(times, nano, strict=True)
-    ]
-
-
-def _with_nanoseconds(when: datetime, more: int) -> str:
-    text = when.isoformat(timespec="microseconds")
-    end = text.index(".") + 7
-    return f"{text[:end]}{more:03d}{text[end:]}"
-
-
 def _as_json(value: Any) -> Any:
     """Convert values that pyarrow returns if numpy or pandas is installed to JSON types."""
     if isinstance(value, (datetime, time_of_day)):
@@ -352,9 +390,6 @@ def _as_json(value: Any) -> Any:
 
 
 # While it arrives ---------------------------------------------------------------------------------
-
-
-_END = 8  # bytes after the footer: its length, and the magic bytes
 
 
 class ParquetStream(ParquetArchive, ArchiveStream):

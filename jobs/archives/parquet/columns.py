@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jobs.archives.parquet.values import contains
 from jobs.formats.pictures import HEAD, ending_for
 from jobs.storage.safe_paths import quoted
 
@@ -337,17 +338,7 @@ class NonFinite:
 def _has_floats(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    if isinstance(kind, pa.BaseExtensionType):
-        return _has_floats(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _has_floats(kind.value_type)
-    if pa.types.is_map(kind):
-        return _has_floats(kind.key_type) or _has_floats(kind.item_type)
-    if pa.types.is_struct(kind):
-        return any(_has_floats(kind.field(at).type) for at in range(kind.num_fields))
-    if pa.types.is_nested(kind):  # a list, of whatever kind
-        return _has_floats(kind.value_type)
-    return pa.types.is_floating(kind)  # type: ignore[no-any-return]
+    return contains(kind, pa.types.is_floating)
 
 
 def _floats(array: pa.Array) -> Iterator[pa.Array]:

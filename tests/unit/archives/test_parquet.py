@@ -14,10 +14,17 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
+from pyarrow.parquet.encryption import (  # type: ignore[import-untyped]
+    CryptoFactory,
+    EncryptionConfiguration,
+    KmsClient,
+    KmsConnectionConfig,
+)
 
 from examples.samples import make_dataset
-from jobs.archives.parquet.archive import ParquetArchive
+from jobs.archives.parquet.archive import ParquetArchive, Rows
 from jobs.archives.parquet.columns import node_of
+from jobs.archives.parquet.values import python_values
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Layout, Options, Outcome, Part
 from tests.support.builders.contents import png
@@ -469,12 +476,165 @@ def test_times_keep_their_nanoseconds(tmp_path: Path, written: Callable[..., Pat
     ]
 
 
-def test_a_value_that_no_record_can_hold_is_reported(
-    tmp_path: Path, written: Callable[..., Path]
+@pytest.mark.parametrize(
+    ("values", "kind", "texts"),
+    [
+        pytest.param(
+            [1, 1000, 90_061_000_000_120, -1, None],
+            pa.duration("ns"),
+            ["PT0.000000001S", "PT0.000001S", "P1DT3661.00000012S", "-PT0.000000001S", None],
+            id="durations",
+        ),
+        pytest.param(
+            [1, 1000, 3_723_000_000_120, None],
+            pa.time64("ns"),
+            ["00:00:00.000000001", "00:00:00.000001", "01:02:03.000000120", None],
+            id="times",
+        ),
+        pytest.param(
+            [[1], None, [], [None, 1000]],
+            pa.list_(pa.timestamp("ns")),
+            [["1970-01-01T00:00:00.000000001"], None, [], [None, "1970-01-01T00:00:00.000001"]],
+            id="list",
+        ),
+        pytest.param(
+            [[1, 2], [3, 4]],
+            pa.list_(pa.duration("ns"), 2),
+            [["PT0.000000001S", "PT0.000000002S"], ["PT0.000000003S", "PT0.000000004S"]],
+            id="list of fixed size",
+        ),
+        pytest.param(
+            [{"at": 1, "n": 5}, None, {"at": None, "n": 6}],
+            pa.struct({"at": pa.duration("ns"), "n": pa.int8()}),
+            [{"at": "PT0.000000001S", "n": 5}, None, {"at": None, "n": 6}],
+            id="struct",
+        ),
+        pytest.param(
+            [[("a", 1), ("b", None)], None, [], [("c", 1)]],
+            pa.map_(pa.string(), pa.duration("ns")),
+            [[["a", "PT0.000000001S"], ["b", None]], None, [], [["c", "PT0.000000001S"]]],
+            id="map",
+        ),
+    ],
+)
+def test_nanoseconds_are_kept_in_every_type(
+    tmp_path: Path, written: Callable[..., Path], values: list[Any], kind: pa.DataType, texts: Any
 ) -> None:
-    run = RunBuilder(written({"long": pa.array([1], pa.duration("ns"))})).fetched(tmp_path)
+    column = pa.array(values, kind)
+    path = written({"file_name": ["a.png"] * len(values), "long": column}, rows=9)
+    _, lines, _ = read(tmp_path, path)
+    assert [line["long"] for line in lines] == texts
+
+
+def test_nanoseconds_of_a_dictionary_and_of_a_slice_are_kept() -> None:
+    pairs = pa.array([[("a", 1)], [("b", 2)], None, [("c", 3)]], pa.map_("str", pa.duration("ns")))
+    assert python_values(pairs.slice(1)) == [
+        [("b", "PT0.000000002S")],
+        None,
+        [("c", "PT0.000000003S")],
+    ]
+    lists = pa.array([[1], [2], None, [3]], pa.list_view(pa.time64("ns")))
+    assert python_values(lists.slice(1)) == [["00:00:00.000000002"], None, ["00:00:00.000000003"]]
+    structs = pa.array([{"a": 1}, {"a": 2}, None], pa.struct({"a": pa.time64("ns")}))
+    assert python_values(structs.slice(1)) == [{"a": "00:00:00.000000002"}, None]
+    words = pa.array([1, 2, 1], pa.duration("ns")).dictionary_encode()
+    assert python_values(words.slice(1)) == ["PT0.000000002S", "PT0.000000001S"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        pytest.param(pa.date32(), 10**7, id="a day after the year 9999"),
+        pytest.param(pa.timestamp("us", "Nowhere/Town"), 0, id="an unknown time zone"),
+    ],
+)
+def test_a_value_that_no_record_can_hold_is_reported_with_its_column(
+    tmp_path: Path, written: Callable[..., Path], kind: pa.DataType, value: int
+) -> None:
+    columns = {"image": ["a.png"], "when": pa.array([value], kind)}
+    run = RunBuilder(written(columns)).fetched(tmp_path)
     (result,) = run.extract()
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
+    assert f"column 'when' ({kind}) contains a value" in result.problem.message
+
+
+class ReaderOf25:
+    """pyarrow 25's reader: refuses a column ``views``, a list of fixed size with a null."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def iter_batches(self, columns: list[str] | None = None, **how: Any) -> Any:
+        for batch in self._file.iter_batches(columns=columns, **how):
+            if "views" in batch.schema.names:
+                raise pa.ArrowInvalid("Expected all lists to be of size=2 but index 2 had size=0")
+            yield batch
+
+
+@pytest.mark.parametrize("names", [["a.png", "b.png"], ["a", "b"]])
+def test_a_type_that_this_pyarrow_cannot_read_is_no_damage(
+    written: Callable[..., Path], names: list[str]
+) -> None:
+    views = pa.array([[1, 2], [3, 4]], pa.list_(pa.int64(), 2))
+    path = written({"id": [1, 2], "views": views, "name": names})
+    with pq.ParquetFile(path) as file, pytest.raises(ArchiveError) as caught:
+        rows = Rows("0", Options(), ReaderOf25(file), "x.parquet")
+        assert rows.has_images()
+        list(rows.files([0], 0, lambda line: None))
+    assert caught.value.cause is Cause.UNSUPPORTED
+    message = caught.value.message
+    assert f"pyarrow {pa.__version__} cannot read column 'views' (fixed_size_list<" in message
+    assert "install a newer pyarrow" in message and "damaged" not in message
+
+
+def test_a_null_in_a_list_of_fixed_size_is_null_or_reported_without_damage(
+    tmp_path: Path, written: Callable[..., Path]
+) -> None:
+    views = pa.array([[1, 2], None], pa.list_(pa.int64(), 2))
+    run = RunBuilder(written({"image": ["a.png", "b.png"], "views": views})).fetched(tmp_path)
+    (result,) = run.extract()
+    if result.problem is not None:  # pyarrow before 26
+        assert result.problem.cause is Cause.UNSUPPORTED
+        assert "cannot read column 'views'" in result.problem.message
+    else:
+        lines = run.staging.part_records(run.parts[0]).read_text().splitlines()
+        assert [json.loads(line)["views"] for line in lines] == [[1, 2], None]
+
+
+class PlainKeys(KmsClient):  # type: ignore[misc]
+    """Keys that are not encrypted themselves."""
+
+    def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key: str, master_key_identifier: str) -> bytes:
+        return base64.b64decode(wrapped_key)
+
+
+def test_encrypted_columns_are_no_damage(tmp_path: Path) -> None:
+    table = pa.table({"image": ["a.png"], "text": ["a"]})
+    how = CryptoFactory(lambda config: PlainKeys()).file_encryption_properties(
+        KmsConnectionConfig(),
+        EncryptionConfiguration("key", column_keys={"key": ["text"]}, plaintext_footer=True),
+    )
+    path = tmp_path / "train.parquet"
+    with pq.ParquetWriter(path, table.schema, encryption_properties=how) as writer:
+        writer.write_table(table)
+    (result,) = RunBuilder(path).fetched(tmp_path).extract()
+    assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
+    assert "has encrypted columns; decrypt it" in result.problem.message
+
+
+def test_damage_names_the_column(tmp_path: Path, written: Callable[..., Path]) -> None:
+    text = b"a text that is in one column"
+    path = written({"id": [1], "image": ["a.png"], "text": [text.decode()]})
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" * len(text)))
+    (result,) = RunBuilder(path).fetched(tmp_path).extract()
+    assert result.problem is not None and result.problem.cause is Cause.BAD_ARCHIVE
+    assert "column 'text' contains text that is not UTF-8" in result.problem.message
 
 
 def test_without_a_records_file_each_part_has_one_of_its_own(

@@ -1,0 +1,115 @@
+"""Converts a column to Python values; nanoseconds, which Python cannot represent, to text.
+
+pyarrow converts nanoseconds to other values if pandas is installed, and refuses them otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, time, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+
+def contains(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
+    """Whether ``is_one`` is true of a type, or of one in it, at any depth."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return contains(kind.storage_type, is_one)
+    if pa.types.is_dictionary(kind):
+        return contains(kind.value_type, is_one)
+    if pa.types.is_map(kind):
+        return contains(kind.key_type, is_one) or contains(kind.item_type, is_one)
+    if pa.types.is_struct(kind):
+        return any(contains(kind.field(at).type, is_one) for at in range(kind.num_fields))
+    if pa.types.is_nested(kind):  # a list, of whatever kind
+        return contains(kind.value_type, is_one)
+    return is_one(kind)
+
+
+def python_values(column: pa.Array) -> list[Any]:
+    """The column's values; a time or duration with a fraction of a microsecond as ISO 8601 text."""
+    import pyarrow as pa
+
+    kind = column.type
+    if not contains(kind, _has_nanoseconds):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if isinstance(kind, pa.BaseExtensionType):
+        return python_values(column.storage)
+    if pa.types.is_dictionary(kind):
+        return python_values(column.dictionary_decode())
+    if pa.types.is_struct(kind):
+        return _structs(column)
+    if pa.types.is_map(kind):
+        return _maps(column)
+    if pa.types.is_nested(kind):
+        return _lists(column)
+    return _times(column)
+
+
+def _structs(column: pa.Array) -> list[Any]:
+    names = [column.type.field(at).name for at in range(column.type.num_fields)]
+    rows = zip(*map(python_values, column.flatten()), strict=True)
+    valid = column.is_valid().to_pylist()
+    return [
+        dict(zip(names, row, strict=True)) if ok else None
+        for row, ok in zip(rows, valid, strict=True)
+    ]
+
+
+def _lists(column: pa.Array) -> list[Any]:
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    items = iter(python_values(column.flatten()))
+    lengths = pc.list_value_length(column).to_pylist()
+    return [None if length is None else list(islice(items, length)) for length in lengths]
+
+
+def _maps(column: pa.Array) -> list[Any]:
+    offsets, valid = column.offsets.to_pylist(), column.is_valid().to_pylist()
+    start, length = offsets[0], offsets[-1] - offsets[0]
+    keys, items = (python_values(each.slice(start, length)) for each in (column.keys, column.items))
+    pairs = list(zip(keys, items, strict=True))
+    return [
+        pairs[first - start : last - start] if ok else None
+        for first, last, ok in zip(offsets, offsets[1:], valid, strict=False)
+    ]
+
+
+def _has_nanoseconds(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    is_time = pa.types.is_timestamp(kind) or pa.types.is_duration(kind) or pa.types.is_time64(kind)
+    return bool(is_time and kind.unit == "ns")
+
+
+def _times(column: pa.Array) -> list[Any]:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        whole = pa.timestamp("us", kind.tz)
+    else:
+        whole = pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+    nano = column.cast(pa.int64()).to_pylist()
+    micro = pa.array([None if at is None else at // 1000 for at in nano], pa.int64())
+    return [
+        _with_nanoseconds(value, at) if at is not None and at % 1000 else value
+        for value, at in zip(micro.cast(whole).to_pylist(), nano, strict=True)
+    ]
+
+
+def _with_nanoseconds(value: datetime | time | timedelta, nano: int) -> str:
+    """``value`` as text, like msgspec's; ``nano`` is it in nanoseconds."""
+    if isinstance(value, timedelta):
+        days, rest = divmod(abs(nano), 86400 * 10**9)
+        seconds, fraction = divmod(rest, 10**9)
+        text = f"{seconds}.{fraction:09d}".rstrip("0")
+        return f"{'-' * (nano < 0)}P{f'{days}D' * (days > 0)}T{text}S"
+    text = value.isoformat(timespec="microseconds")
+    end = text.index(".") + 7
+    return f"{text[:end]}{nano % 1000:03d}{text[end:]}"
