@@ -18,9 +18,11 @@ import msgspec
 
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.shard_members import Member
+from jobs.model import Options
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile, read_published
+from jobs.storage.staging import Staging
 
 _NOTE, _LINES = ".json", ".lines"  # endings after a shard's name
 
@@ -63,9 +65,7 @@ class FinishedShards:
     """
 
     def __init__(self, context: FinalizeContext) -> None:
-        digest_of_options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
-        notes = context.staging.packed / digest_of_options[:16]
-        of_tasks = notes.with_name(f"{notes.name}.tasks")
+        notes, of_tasks = _folders(context.staging, context.plan.options)
         self._staged = _Place(notes, context.staging.data)
         self._of_tasks = _Place(of_tasks, of_tasks)
         self._own = self._of_tasks if context.pack_task else self._staged
@@ -155,6 +155,26 @@ class FinishedShards:
                 note.unlink()
                 with suppress(OSError):  # others are in its folder
                     path.parent.rmdir()
+
+
+def remove_with_other_options(staging: Staging, options: Options) -> None:
+    """Remove the finished shards of a run whose options are now ``options``.
+
+    No task of the run may be active. Raises ``OSError``.
+    """
+    own = _folders(staging, options)
+    for notes in staging.packed.glob("*"):
+        if notes not in own:
+            for note in notes.rglob(f"*{_NOTE}"):
+                shard = str(note.relative_to(notes)).removesuffix(_NOTE)
+                _Place(notes, staging.data).content(shard).unlink(missing_ok=True)
+            shutil.rmtree(notes)
+
+
+def _folders(staging: Staging, options: Options) -> tuple[Path, Path]:
+    """The folders of the notes of finalize, and of the tasks that pack."""
+    name = digest.of("sha256", [msgspec.json.encode(options)])[:16]
+    return staging.packed / name, staging.packed / f"{name}.tasks"
 
 
 def _found(

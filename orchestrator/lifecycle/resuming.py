@@ -9,6 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError
+from jobs.finalize import finished_shards
 from jobs.finalize.repair import reset_damaged
 from jobs.model import Cluster, Options, Stage, Submission
 from jobs.runtime.process import cores
@@ -242,6 +243,7 @@ def _prepare(planned: Resumable) -> None:
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(plan, planned.state, planned.step.temp_limit)
     if planned.options is not None:
+        finished_shards.remove_with_other_options(staging, planned.options)
         atomic.write_json(folder.options, planned.options)
 
 

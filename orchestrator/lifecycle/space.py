@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -157,9 +158,12 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
 def _packed(plan: Plan, data: int) -> Need:
     """``data`` bytes that are still extracted, and the shards that are made of all members then."""
     whole = sum(shard.size or 0 for shard in plan.shards)
-    # Shards of an earlier attempt are removed before they are made again.
-    ending = registry.packed(plan.options.output).ending
-    made = sum(path.stat().st_size for path in Staging(plan).data.glob(f"*{ending}"))
+    # Shards of an earlier attempt are used again, or removed before they are made again.
+    staging, ending = Staging(plan), registry.packed(plan.options.output).ending
+    found = chain.from_iterable(
+        folder.rglob(f"*{ending}") for folder in (staging.data, staging.packed)
+    )
+    made = sum(path.stat().st_size for path in found)
     files = len(plan.parts()) + whole // plan.options.shard_size + 1
     what = "data (stored twice while it is packed)"
     return Need(Path(plan.dest), data + max(0, whole - made), files, what)

@@ -12,7 +12,11 @@ import pytest
 
 from jobs.finalize import pack
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.finished_shards import FinishedShards, WrittenShard
+from jobs.finalize.finished_shards import (
+    FinishedShards,
+    WrittenShard,
+    remove_with_other_options,
+)
 from jobs.model import Options, Output
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import pages, png, tree
@@ -133,6 +137,20 @@ def test_other_options_make_other_shards(tmp_path: Path, monkeypatch: pytest.Mon
     cut_off(run, monkeypatch, after=4)
     replace(run, plan=msgspec.structs.replace(run.plan, options=larger)).finish()
     assert published(run) == expected
+
+
+def test_shards_with_other_options_are_removed_and_those_with_the_same_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = msgspec.structs.replace(PACKED, shard_records=5)
+    run = extracted(tmp_path, PACKED)
+    before = cut_off(run, monkeypatch)
+    of_tasks = next(run.staging.packed.iterdir()).with_suffix(".tasks")
+    (of_tasks / "more").mkdir(parents=True)
+    remove_with_other_options(run.staging, PACKED)
+    assert inodes(run.staging.data) == before and len(before) == 3 and of_tasks.exists()
+    remove_with_other_options(run.staging, larger)
+    assert inodes(run.staging.data) == {} and list(run.staging.packed.iterdir()) == []
 
 
 def test_an_image_is_no_finished_shard_because_it_is_written_each_time(

@@ -152,7 +152,7 @@ def test_a_tar_or_zip_may_be_larger_than_the_limit_and_others_may_not(
     assert bool(found) == is_stored
 
 
-def test_shards_that_an_earlier_attempt_made_are_removed_before_they_are_made_again(
+def test_shards_that_an_earlier_attempt_made_need_no_more_space(
     tmp_path: Path,
 ) -> None:
     made = plan(tmp_path, *[100 * KB] * 2, options=Options(output=Output.ZIP))
@@ -162,6 +162,10 @@ def test_shards_that_an_earlier_attempt_made_are_removed_before_they_are_made_ag
     (data / "data-000000.zip").write_bytes(bytes(60 * KB))
     (data / "data-000000.part").write_bytes(bytes(60 * KB))
     assert space.needs(made, None)[1].bytes == 340 * KB
+    of_tasks = Staging(made).packed / "0123456789abcdef.tasks" / "split"
+    of_tasks.mkdir(parents=True)
+    (of_tasks / "data-000001.zip").write_bytes(bytes(40 * KB))
+    assert space.needs(made, None)[1].bytes == 300 * KB
 
 
 def test_local_archives_are_read_where_they_are_and_need_no_room(
