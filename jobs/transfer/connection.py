@@ -21,7 +21,9 @@ from jobs.runtime import background
 from jobs.transfer.responses import RetryLater
 from jobs.transfer.target import Target, origin_of, redact
 
-MOST_REDIRECTS = 10
+# As in browsers (https://fetch.spec.whatwg.org/#http-redirect-fetch). Only their number is limited:
+# an address may redirect to itself, to set a cookie or to change to https.
+MOST_REDIRECTS = 20
 _CONNECT_S = 20.0
 _GATHERED = 1 << 18  # bytes
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -160,8 +162,10 @@ class ConnectionPool:
 
     def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> HttpResponse:
         url = target.url
+        visited = []
         left = False
         for _ in range(MOST_REDIRECTS + 1):
+            visited.append(url)
             own = {} if left else target.headers
             response = self._send(url, {**own, **headers}, name=name)
             location = response.headers.get("Location")
@@ -174,9 +178,10 @@ class ConnectionPool:
             url = _redirect_target(url, location, name=name)
             # After a redirect to another origin, headers are never sent again.
             left = left or origin_of(url) != origin_of(target.url)
+        in_a_loop = ", in a loop" if len(set(visited)) < len(visited) else ""
         raise SourceError(
-            f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times, perhaps "
-            "in a loop; check the address, or whether a login is needed"
+            f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times{in_a_loop}; "
+            "check the address, or whether a login is needed"
         )
 
     def _send(self, url: str, headers: Mapping[str, str], *, name: str) -> requests.Response:

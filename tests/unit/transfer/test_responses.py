@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.sources.http_probe import probe
 from jobs.transfer import ranges
+from jobs.transfer.connection import MOST_REDIRECTS
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
 from jobs.transfer.responses import RetryLater, Validator, refused
@@ -164,6 +166,34 @@ def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:
     with Scripted(shrinks) as web:
         fetch(web.url(PATH), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == short
+
+
+def test_an_address_may_redirect_to_itself_to_set_a_cookie(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA)
+    again = faults.redirect(web.url(PATH), 1)
+    web.fail(PATH, replace(again, headers={"Set-Cookie": "seen=1; Path=/"}))
+    assert fetch(web.url(PATH), tmp_path / "out", connections=1).sha256 == SHA
+    first, second, *_ = web.asked(PATH)
+    assert "cookie" not in first.headers and second.headers["cookie"] == "seen=1"
+
+
+@pytest.mark.parametrize(
+    ("times", "message"), [(MOST_REDIRECTS, None), (None, "20 times, in a loop;")]
+)
+def test_two_addresses_may_redirect_to_each_other_for_a_while(
+    tmp_path: Path, times: int | None, message: str | None
+) -> None:
+    with FaultyServer({PATH: DATA, "/other": DATA}) as web:
+        each = None if times is None else times // 2
+        web.fail(PATH, faults.redirect(web.url("/other", "other"), each))
+        web.fail("/other", faults.redirect(web.url(PATH), each))
+        if message is None:
+            assert fetch(web.url(PATH), tmp_path / "out", connections=1).sha256 == SHA
+        else:
+            with pytest.raises(SourceError, match=message):
+                fetch(web.url(PATH), tmp_path / "out", connections=1)
 
 
 @pytest.mark.parametrize("status", [400, 404, 410])
