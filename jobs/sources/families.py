@@ -168,7 +168,8 @@ def _spanned(names: Sequence[str]) -> Iterator[Family]:
 
 def _hexadecimal(names: Sequence[str]) -> Iterator[Family]:
     unknown = [name for name in names if magic.packing_named(name) is None]
-    for pieces in _by_width(unknown, (), Marks.HEX).values():
+    # The eleventh mark, the first with a letter, distinguishes a group from numbered files.
+    for pieces in _by_width(unknown, (), Marks.HEX, "a").values():
         marks = {piece.mark for piece in pieces}
         if len(pieces) < _FEWEST_HEX or all(mark.isdigit() for mark in marks):
             continue
@@ -182,7 +183,7 @@ def _lettered(names: Sequence[str], data: Sequence[str], marks: Marks) -> Iterat
 
     In a large one some marks look like endings of ``data`` (``d.tar.gz.db``).
     """
-    groups = _by_width(names, data, marks)
+    groups = _by_width(names, data, marks, marks.value)
     found = []
     for (before, width, after), pieces in groups.items():
         if width == 2 and any(piece.mark == "yz" for piece in pieces):
@@ -199,19 +200,19 @@ def _lettered(names: Sequence[str], data: Sequence[str], marks: Marks) -> Iterat
 
 
 def _by_width(
-    names: Sequence[str], more: Sequence[str], marks: Marks
+    names: Sequence[str], more: Sequence[str], marks: Marks, firsts: str
 ) -> dict[tuple[str, int, str], list[Piece]]:
     """Names grouped by everything except their last characters, which are marks of some width.
 
-    Only groups in which one of ``names`` has one of the first marks of splitters (``aaa`` to
-    ``aaz``); matching names of ``more`` are added to them.
+    Only groups in which one of ``names`` has one of the first marks of splitters, whose last
+    character is one of ``firsts`` (``aaa`` to ``aaz``); matching names of ``more`` are added.
     """
     digits = marks.value
     cuts = [cut for name in names for cut in _cuts(name)]
     groups: dict[tuple[str, int, str], list[Piece]] = {}
     for stem, after in cuts:
         for width in range(1, _MOST_MARK + 1):
-            if stem[-width:-1].strip(digits[0]) or stem[-1:] not in digits or len(stem) < width:
+            if stem[-1:] not in firsts or stem[-width:-1].strip(digits[0]) or len(stem) < width:
                 break
             if width > 1 or stem[-2:-1] in tuple(_SEPARATORS):
                 groups[stem[:-width], width, after] = []
