@@ -13,8 +13,7 @@ import re
 import shutil
 from array import array
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +33,7 @@ from jobs.finalize.shard_members import Member
 from jobs.model import Part
 from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
+from jobs.runtime import forks
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import OpenFiles
@@ -42,10 +42,12 @@ from jobs.storage.manifest import PublishedFile, read_published
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
-_MOST_WRITERS = 8  # shards that are written at once
+_MOST_WRITERS = 8  # processes that write shards at once
 MOST_UNITS = 100_000  # samples, or files, in a shard: they are listed before it is written
 _MEMBER = 500  # bytes that a member takes in such a list, with its name and digests, but no content
 _MOST_MEMORY = 256 << 20  # bytes of the lists of all shards that are being written
+_BATCH = 128 << 20  # bytes of the shards, at least, for which a process is worth its start
+_MEMBER_WORK = 20_000  # bytes that are written in the time that a member takes besides its content
 _unfit = re.compile(r"[^A-Za-z0-9_.-]+")
 _BASE = 100  # bytes of the destination's name in names of shards: with number, ending and those of
 # a temporary file they have to fit into NAME_MAX, which is 143 on some file systems (eCryptfs)
@@ -57,6 +59,9 @@ class ChangedError(OrchestrateError):
     def __init__(self, part: Part, fact: str) -> None:
         super().__init__(fact)
         self.part = part
+
+    def __reduce__(self) -> tuple[type[ChangedError], tuple[Part, str]]:
+        return ChangedError, (self.part, self.message)
 
 
 class Share(NamedTuple):
@@ -79,7 +84,8 @@ class _Shard(NamedTuple):
     name: str  # relative to the dataset
     units: int | None  # samples, or files; None: as many as members
     members: Iterable[Member]
-    memory: int = 0  # bytes that the list of its members takes, about
+    size: int = 0  # bytes, about, and of the list of its members
+    memory: int = 0
 
 
 @dataclass
@@ -255,34 +261,47 @@ class _Packing:
         """
         found = _Found(self.context.scratch / f"lines-of-{what}")
         writers = min(_MOST_WRITERS, cores())
+        waiting: deque[tuple[forks.Forked[list[WrittenShard]], int]] = deque()  # with their memory
         with ExitStack() as stack:
             out = stack.enter_context(found.lines.open("wb", buffering=1 << 20))
-            pool = ThreadPoolExecutor(writers, thread_name_prefix="shard")
-            stack.callback(pool.shutdown, cancel_futures=True)
-            waiting: deque[tuple[Future[WrittenShard], int]] = deque()  # with the memory of each
+
+            @stack.callback
+            def end() -> None:
+                for batch, _ in waiting:
+                    batch.end()
 
             def take() -> None:
-                written = waiting.popleft()[0].result()
-                out.write(msgspec.json.encode(written.line) + b"\n")
-                with self.finished.lines(written.line.path).open("rb") as lines:
-                    shutil.copyfileobj(lines, out)
-                found.shards.append(written.line)
-                found.units.append(written.units)
-                found.members += written.members
-                self.progress.add(files=1)
+                for written in waiting.popleft()[0].result():
+                    out.write(msgspec.json.encode(written.line) + b"\n")
+                    with self.finished.lines(written.line.path).open("rb") as lines:
+                        shutil.copyfileobj(lines, out)
+                    found.shards.append(written.line)
+                    found.units.append(written.units)
+                    found.members += written.members
+                    self.progress.add(files=1)
 
-            shards = self._cut(units, name, most, even_empty=even_empty)
-            for number, shard in enumerate(shards):
-                self.progress.check()
-                if not self.share.has(number):
-                    continue
-                self.progress.current = shard.name
-                waiting.append((pool.submit(self._write, shard), shard.memory))
-                while len(waiting) > writers or sum(size for _, size in waiting) > _MOST_MEMORY:
+            for batch in _batches(self._own(self._cut(units, name, most, even_empty=even_empty))):
+                memory = sum(shard.memory for shard in batch)
+                while len(waiting) == writers or (
+                    waiting and sum(size for _, size in waiting) + memory > _MOST_MEMORY
+                ):
                     take()
+                write = partial(self._write_batch, batch)
+                waiting.append((forks.Forked(write, self.progress), memory))
             while waiting:
                 take()
         return found
+
+    def _own(self, shards: Iterable[_Shard]) -> Iterator[_Shard]:
+        """The shards of the share."""
+        for number, shard in enumerate(shards):
+            self.progress.check()
+            if self.share.has(number):
+                self.progress.current = shard.name
+                yield shard
+
+    def _write_batch(self, shards: Sequence[_Shard]) -> list[WrittenShard]:
+        return [self._write(shard) for shard in shards]
 
     def _cut(
         self,
@@ -303,13 +322,13 @@ class _Packing:
         for unit in units:
             more = sum(self.output.member_size(member.name, member.size) for member in unit)
             if count and (size + more > largest or count == most):
-                yield _Shard(name(number), count, members, _memory_of(members))
+                yield _Shard(name(number), count, members, size, _memory_of(members))
                 number, count, members, size = number + 1, 0, [], self.output.empty_size
             members += unit
             count += 1
             size += more
         if count or even_empty:
-            yield _Shard(name(number), count, members, _memory_of(members))
+            yield _Shard(name(number), count, members, size, _memory_of(members))
 
     def _write(self, shard: _Shard) -> WrittenShard:
         """Write one shard under a temporary name, then give it its own.
@@ -345,6 +364,20 @@ class _Packing:
         if isinstance(shard.members, list):
             self.finished.note(written)
         return written
+
+
+def _batches(shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:
+    """Shards that one process writes: one, or several small ones."""
+    batch: list[_Shard] = []
+    work = 0
+    for shard in shards:
+        batch.append(shard)
+        work += shard.size + _MEMBER_WORK * shard.memory // _MEMBER
+        if work >= _BATCH:
+            yield batch
+            batch, work = [], 0
+    if batch:
+        yield batch
 
 
 def _memory_of(members: Iterable[Member]) -> int:

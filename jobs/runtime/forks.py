@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jobs import rlimits
 from jobs.errors import Cause, OrchestrateError
@@ -132,6 +132,30 @@ def gather(forks: Sequence[Fork], progress: Progress) -> Generator[Any, None, No
                         )
     finally:
         for fork in forks:
+            fork.end()
+
+
+class Forked(Generic[T]):
+    """A piece of work in a forked process; done here, at once, if no process can be started."""
+
+    def __init__(self, work: Callable[[], T], progress: Progress) -> None:
+        self._progress = progress
+        self._values: list[T] = []
+        try:
+            self._forks = [Fork(lambda send: send(work()))]
+        except OSError:  # a limit on processes
+            self._forks = []
+            self._values.append(work())
+
+    def result(self) -> T:
+        """What the work returned, once; waits for it, and raises as ``gather`` does."""
+        self._values += gather(self._forks, self._progress)
+        self._forks = []
+        return self._values.pop()
+
+    def end(self) -> None:
+        """Kill the process if it is running; there is no result afterwards."""
+        for fork in self._forks:
             fork.end()
 
 

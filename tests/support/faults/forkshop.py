@@ -7,6 +7,7 @@ As a program: `python -m tests.support.faults.forkshop` answers requests, one JS
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -215,11 +216,16 @@ def _finalize(path: Path, stage: str) -> None:
 
     folder = RunFolder(path)
     plan = folder.load_plan()
+    os.fork = _refused  # shards are then packed here, so that a fault may come in the middle of one
     forkfaults.enter(stage, 0)
     if stage == Stage.PACK.value:
         run_pack(folder, plan, Share(0, 2), Progress(), name="pack-1-0")
     else:
         run_finalize(folder, plan, Progress())
+
+
+def _refused() -> int:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _wait(pid: int, seconds: float) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tarfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -17,7 +20,10 @@ import pytest
 from jobs.errors import Cause
 from jobs.finalize import pack
 from jobs.finalize.finished_shards import WrittenShard
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
+from jobs.runtime import forks
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.runs import RunBuilder
@@ -127,26 +133,75 @@ def test_tars_hold_what_the_options_allow(
 def test_memory_bounds_the_files_of_a_shard_and_the_shards_written_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = most = 0
     written = pack._Packing._write
+    begun = tmp_path / "begun"
 
     def write(packing: pack._Packing, shard: pack._Shard) -> WrittenShard:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+        begun.touch(exist_ok=False)
         try:
             return written(packing, shard)
         finally:
-            at_once -= 1
+            begun.unlink()
 
     monkeypatch.setattr(pack._Packing, "_write", write)
+    monkeypatch.setattr(pack, "cores", lambda: 8)
     monkeypatch.setattr(pack, "MOST_UNITS", 2)
     monkeypatch.setattr(pack, "_MOST_MEMORY", 1)
+    monkeypatch.setattr(pack, "_BATCH", 1)
     run = RunBuilder(pages(0, 5), options=PACKED).extracted(tmp_path)
     run.finish()
     shards = json.loads((run.staging.dest / "dest.json").read_bytes())["shardlist"]
     assert [shard["nsamples"] for shard in shards] == [2, 2, 1]
-    assert most == 1
+
+
+def test_a_process_that_is_killed_costs_only_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 5), options=options(shard_records=2)).extracted(tmp_path / "run")
+    written = pack._Packing._write
+
+    def write(packing: pack._Packing, shard: pack._Shard) -> WrittenShard:
+        if shard.name.endswith("1.tar"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written(packing, shard)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(pack._Packing, "_write", write)
+        killing.setattr(pack, "_BATCH", 1)
+        with pytest.raises(forks.LostError):
+            run_finalize(run.folder, run.plan, Progress())
+    first = run.staging.data / "dest-000000.tar"
+    number = first.stat().st_ino
+    run.finish()
+    assert (run.staging.dest / first.name).stat().st_ino == number
+    alone = RunBuilder(pages(0, 5), options=options(shard_records=2)).extracted(tmp_path / "alone")
+    alone.finish()
+    (tars, others) = (
+        {name: data for name, data in tree(each.staging.dest).items() if name.endswith(".tar")}
+        for each in (run, alone)
+    )
+    assert tars == others
+
+
+def test_processes_write_several_shards_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = pack._Packing._write
+    begun = tmp_path / "begun"
+    begun.mkdir()
+
+    def write(packing: pack._Packing, shard: pack._Shard) -> WrittenShard:
+        (begun / shard.name).touch()
+        while len(list(begun.iterdir())) < 3:
+            time.sleep(0.01)
+        return written(packing, shard)
+
+    monkeypatch.setattr(pack._Packing, "_write", write)
+    monkeypatch.setattr(pack, "cores", lambda: 3)
+    monkeypatch.setattr(pack, "_BATCH", 1)
+    run = RunBuilder(pages(0, 5), options=options(shard_records=2)).extracted(tmp_path)
+    run.finish()
+    assert run.verify().ok
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])

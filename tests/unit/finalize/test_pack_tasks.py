@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -49,16 +50,17 @@ def published(run: Run) -> dict[str, bytes]:
 def written_by(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that were written and not found."""
     place = FinishedShards.place
-    written: list[str] = []
+    with monkeypatch.context() as patch, TemporaryFile("a+") as written:
 
-    def counted(finished: FinishedShards, shard: str, content: Path, lines: Path) -> None:
-        written.append(shard)
-        place(finished, shard, content, lines)
+        def counted(finished: FinishedShards, shard: str, content: Path, lines: Path) -> None:
+            written.write(f"{shard}\n")  # in a process of its own
+            written.flush()
+            place(finished, shard, content, lines)
 
-    with monkeypatch.context() as patch:
         patch.setattr(FinishedShards, "place", counted)
         work()
-    return sorted(written)
+        written.seek(0)
+        return sorted(written.read().split())
 
 
 def finish_counting(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
