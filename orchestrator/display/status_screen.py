@@ -252,7 +252,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _waiting(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
-    groups = metrics.waiting(state)
+    groups = metrics.waiting(state, now)
     if not groups:
         return
     yield look.paint("waiting", "bold")

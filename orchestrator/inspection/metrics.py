@@ -12,9 +12,11 @@ from jobs import model
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
 from orchestrator import units
+from orchestrator.engines.base import EngineState
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
 
 SILENT_S = 90.0  # a task without a heartbeat for this long may hang
+COMPLETING = "COMPLETING"  # Slurm's state of an ended job until its node is free
 _ENOUGH_S = 5.0  # of work until a rate is meaningful
 _SLOW = 0.5  # of the others' rate
 
@@ -217,18 +219,17 @@ def carried(state: RunState) -> Carried:
     return Carried(len(found), sum(item.files for item in found), sum(item.bytes for item in found))
 
 
-def waiting(state: RunState) -> tuple[Waiting, ...]:
+def waiting(state: RunState, now: datetime) -> tuple[Waiting, ...]:
     """The pending tasks, grouped by what they wait for, in the chain's order.
 
-    Includes tasks in a state of a later Slurm version, with the state as the reason.
+    Includes tasks in a state of a later Slurm version, with the state as the reason, and finished
+    tasks whose jobs are still in the queue: the next stage waits for these too.
     """
     groups: dict[tuple[Stage, str, bool], list[TaskView]] = defaultdict(list)
     for view in state.tasks:
-        requeued = view.engine.restarts > 0
-        if view.status is TaskStatus.PENDING:
-            groups[(view.stage, view.engine.reason, requeued)].append(view)
-        elif view.status is TaskStatus.UNKNOWN and view.engine.raw:
-            groups[(view.stage, f"state {view.engine.raw}", requeued)].append(view)
+        reason = _waits_for(view, now)
+        if reason is not None:
+            groups[(view.stage, reason, view.engine.restarts > 0)].append(view)
     order = list(Stage)
     return tuple(
         Waiting(
@@ -245,6 +246,18 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
             groups.items(), key=lambda group: order.index(group[0][0])
         )
     )
+
+
+def _waits_for(view: TaskView, now: datetime) -> str | None:
+    """The scheduler's reason why a task's job waits, or its state; None if it does not wait."""
+    engine, is_done = view.engine, view.status is TaskStatus.DONE
+    if view.status is TaskStatus.PENDING or (is_done and engine.state is EngineState.PENDING):
+        return engine.reason
+    if view.status is TaskStatus.UNKNOWN and engine.raw:
+        return f"state {engine.raw}"
+    if engine.raw == COMPLETING and view.ended and (now - view.ended).total_seconds() > SILENT_S:
+        return COMPLETING
+    return None
 
 
 def node_of(view: TaskView) -> str | None:

@@ -29,6 +29,8 @@ _WAITS = {
     "Licenses": "for a licence to become free",
     "Prolog": "its node is being prepared",
     "Cleaning": "its node is being cleaned up after an earlier attempt",
+    "COMPLETING": "it has ended, but Slurm is still cleaning up on its node; if that does not end, "
+    "ask the site's support",
     "NonZeroExitCode": "it ended with an error",
     "TimeLimit": "it reached its time limit",
     "InactiveLimit": "it was inactive for too long",

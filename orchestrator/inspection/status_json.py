@@ -60,7 +60,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "records": state.summary.records if state.summary else None,
         "images": state.summary.images if state.summary else None,
         "checks": state.summary.lines if state.summary else (),
-        "waiting": [_waiting(group) for group in metrics.waiting(state)],
+        "waiting": [_waiting(group) for group in metrics.waiting(state, now)],
         "nodes": metrics.nodes(state, now),
         "errors": list(_errors(state, folder)),
         "jobs": job_ids(state),

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from jobs.errors import Cause
 from jobs.model import SourceKind, SourceRef, Stage
+from orchestrator.engines.base import TaskState
 from orchestrator.inspection import metrics
+from orchestrator.inspection.state import TaskStatus
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
 
@@ -47,10 +50,37 @@ def test_no_size_no_task_and_no_division_by_zero() -> None:
 
 
 def test_tasks_that_wait_for_one_thing_stand_together() -> None:
-    first, second = metrics.waiting(runs.under_way().state())
+    first, second = metrics.waiting(runs.under_way().state(), runs.NOW)
     assert (first.stage, first.numbers, first.reason) == (Stage.EXTRACT, (6, 7), "Priority")
     assert first.estimated_start == runs.NOW + timedelta(minutes=25)
     assert (second.stage, second.reason) == (Stage.FINALIZE, "Dependency")
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (runs.pending("JobHeldUser", restarts=1), "JobHeldUser"),
+        (replace(runs.running(), raw="COMPLETING"), "COMPLETING"),
+        (runs.ended(), None),
+    ],
+    ids=["requeued after its end", "its node is not free", "ended"],
+)
+def test_a_finished_task_whose_job_is_in_the_queue_is_waited_for(
+    seen: TaskState, reason: str | None
+) -> None:
+    run = RunBuilder(1).submitted().result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    run = run.seen(seen, Stage.EXTRACT).seen(runs.pending("Dependency"), Stage.FINALIZE)
+    state = run.state()
+    assert state.counts[Stage.EXTRACT][TaskStatus.DONE] == 1
+    found = {group.stage: group.reason for group in metrics.waiting(state, runs.NOW)}
+    assert found.pop(Stage.FINALIZE) == "Dependency"
+    assert found.get(Stage.EXTRACT) == reason
+
+
+def test_a_task_that_has_just_ended_is_not_waited_for() -> None:
+    run = RunBuilder(1).submitted().result(Stage.EXTRACT, started=runs.NOW - timedelta(seconds=70))
+    run = run.seen(replace(runs.running(), raw="COMPLETING"), Stage.EXTRACT)
+    assert all(group.stage is not Stage.EXTRACT for group in metrics.waiting(run.state(), runs.NOW))
 
 
 def _on_nodes(*speeds: tuple[str, float]) -> list[metrics.Node]:

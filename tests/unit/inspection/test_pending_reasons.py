@@ -47,6 +47,7 @@ from orchestrator.inspection.pending_reasons import explain, will_never_start
         ("InvalidAccount", "--account"),
         ("InvalidQOS", "--qos"),
         ("AccountNotAllowed", "--partition"),
+        ("COMPLETING", "still cleaning up"),
         ("None", "scheduler"),
     ],
 )
