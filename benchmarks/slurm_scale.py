@@ -43,7 +43,7 @@ class Taken:
 
 def run(slurm: PrivateSlurm | None, cwd: Path, *words: str | Path, limit_s: float = 900) -> Taken:
     """Run one of our commands to its end, or for ``limit_s``; it must succeed or time out."""
-    argv = [sys.executable, "-m", "orchestrator.cli", *map(str, words)]
+    argv = [sys.executable, "-m", "orchestrator", *map(str, words)]
     env = clean_environment() | (slurm.env if slurm else {}) | {"HOME": str(cwd)}
     began = time.monotonic()
     with (cwd / "out").open("w+") as out:

@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="websight-bench-") as scratch:
         base = Path(scratch)
         folder = large_run(base)
-        ours = ["-m", "orchestrator.cli"]
+        ours = ["-m", "orchestrator"]
         taken = compare(
             {
                 "python -c 'import click'": timed(["-c", "import click"], base),

@@ -198,7 +198,7 @@ class Bench:
         words = ["launch", "--engine", engine, "--wait", "--json", "--yes", *nodes, *row.words]
         words += ["--output", output.value]
         words += ["--dest", str(out), "--log-dir", str(self._runs / "logs"), *self._source(row)]
-        command = [sys.executable, "-m", "orchestrator.cli", *words]
+        command = [sys.executable, "-m", "orchestrator", *words]
         done, outcome = self.timed(command, env)
         if done.returncode:
             return replace(outcome, wrong=f"exit code {done.returncode}: {_reason(done)}")

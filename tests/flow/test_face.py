@@ -288,12 +288,33 @@ def test_a_report_replaces_no_folder_and_no_device(done: Cli) -> None:
 
 
 def test_closed_streams_are_no_error(done: Cli) -> None:
-    command = [sys.executable, "-m", "orchestrator.cli", "runs"]
+    command = [sys.executable, "-m", "orchestrator", "runs"]
     for closed in (">&-", "2>&-", ">&- 2>&-"):
         shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
         ended = subprocess.run(shell, cwd=done.cwd, capture_output=True, text=True)
         assert ended.returncode == 0, ended
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "where",
+    [("click",), ("orchestrator.cli.runs", "orchestrator.cli.exit_codes")],
+    ids=["once", "again while the first is reported"],
+)
+def test_ctrl_c_while_modules_are_imported_is_reported_in_one_line(
+    cli: Cli, where: tuple[str, ...]
+) -> None:
+    # It comes when one of these modules is looked for.
+    (cli.cwd / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {where!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    ended = cli.having(PYTHONPATH=str(cli.cwd)).run("runs", rc=130)
+    assert (ended.out, ended.err.strip()) == ("", "interrupted")
 
 
 def test_slurm_options_without_effect_are_named_if_they_were_typed(done: Cli) -> None:
@@ -314,7 +335,7 @@ def test_slurm_options_without_effect_are_named_if_they_were_typed(done: Cli) ->
 def test_an_error_that_nobody_can_read_ends_with_its_code_all_the_same(
     tmp_path: Path, words: str, code: int, out: str
 ) -> None:
-    line = f"{sys.executable} -m orchestrator.cli {words} {out}"
+    line = f"{sys.executable} -m orchestrator {words} {out}"
     done = subprocess.run(
         line,
         shell=True,
@@ -338,7 +359,7 @@ def test_an_error_that_names_no_file_is_reported_in_plain_words(
     tmp_path: Path, line: str, reported: str
 ) -> None:
     done = subprocess.run(
-        line.format(f"{sys.executable} -m orchestrator.cli"),
+        line.format(f"{sys.executable} -m orchestrator"),
         shell=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -354,7 +375,7 @@ def test_a_launch_without_standard_input_asks_nothing(tmp_path: Path) -> None:
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "a.txt").write_text("a")
     words = "launch --local-path pages --layout files --dest data --engine local"
-    line = f"{sys.executable} -m orchestrator.cli {words} <&-"
+    line = f"{sys.executable} -m orchestrator {words} <&-"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(line, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ class Cli:
     """What is added to an environment without Slurm's and the Hub's variables."""
     under: tuple[str, ...] = ()
     """A command that the command line is run by, such as `salloc`."""
-    entry: tuple[str, ...] = ("-m", "orchestrator.cli")
+    entry: tuple[str, ...] = ("-m", "orchestrator")
     """What Python runs."""
     forked: Callable[[Cli, Sequence[str], float], Done | None] | None = None
     """Runs words in a fork within so many seconds; None if it is busy."""
