@@ -49,6 +49,8 @@ def submit(
     while following is not None:
         last = following
         engine = engine_named(last.engine, last.cluster)
+        if on_tick is not None:
+            on_tick(folder)  # from now on an interrupt names the run
         submit_chain(folder, last, engine, also_after=also_after, downloads=downloads)
         if not last.is_local:
             return
@@ -337,6 +339,9 @@ def _all_or_nothing(
         yield
     except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
+        if not left:
+            for intent in event_log.open_intents(folder):
+                event_log.append(folder, Act.WITHDRAWN, attempt=submission.number, name=intent.name)
         message, fewer = error.message, ""
         then = "Once that is fixed, or with the option corrected, run"
         if isinstance(error, TooManyJobs) and not left:
@@ -355,6 +360,7 @@ def _all_or_nothing(
             f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}",
         ) from error
     except BaseException:
+        # Its last job may be accepted later: the next resume or cancellation searches for it again.
         _take_back(folder, submission, engine, handles)
         _mark_abandoned(folder, submission.number, "the submission was interrupted")
         raise
@@ -399,8 +405,6 @@ def _take_back(
         left = f"could not cancel {', '.join(ids or names)}"
         log.warning("%s; run `cancel` once Slurm responds", left)
         return left
-    for name in names:
-        event_log.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
     return ""
 
 

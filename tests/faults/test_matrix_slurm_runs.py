@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -162,6 +163,60 @@ def test_a_cancel_while_another_shell_submits_leaves_no_job(
     assert site.over()["state"] == "cancelled"
     held.unlink()
     site.resume()
+    site.check_published(tmp_path / "data", pages)
+
+
+@pytest.mark.parametrize("call", [1, 3], ids=["first", "last"])
+def test_ctrl_c_while_a_launch_submits_leaves_no_job_and_names_the_next_command(
+    plain: Site, pages: Pages, tmp_path: Path, call: int
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
+    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    held = tmp_path / "held"
+    process = site.cli.start(*LAUNCH, "--dest", tmp_path / "data", *pages.options, *gate(held))
+    try:
+        site.wait(lambda: len(site.calls("sbatch")) == call)
+        process.send_signal(Signals.SIGINT)
+        slow.unlink()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert f"websight-orchestrate resume {site.run_folder().run_id}" in said
+    site.wait(lambda: not site.jobs())
+    assert site.status()["state"] == ("planned" if call == 1 else "incomplete")
+    held.unlink()
+    site.resume()
+    site.check_published(tmp_path / "data", pages)
+
+
+def test_a_job_that_slurm_accepts_after_ctrl_c_was_pressed_twice_is_cancelled_by_resume(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f'(while [ -e {slow} ]; do sleep 0.1; done; exec $REAL "$@") & wait'
+    site = plain.wrapping("sbatch", f'[ $(wc -l < $LOG) -ne 1 ] && exec $REAL "$@"\n{waits}')
+    held = tmp_path / "held"
+    process = site.cli.start(*LAUNCH, "--dest", tmp_path / "data", *pages.options, *gate(held))
+    try:
+        site.wait(lambda: len(site.calls("sbatch")) == 1)
+        process.send_signal(Signals.SIGINT)
+        time.sleep(0.5)  # two that come together are one
+        process.send_signal(Signals.SIGINT)
+        process.wait(timeout=60)
+        assert not site.jobs()
+        slow.unlink()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in said
+    site.wait(lambda: site.jobs())
+    site.resume()
+    assert {row.name.split("-")[-2] for row in site.jobs()} == {"0002"}
+    held.unlink()
     site.check_published(tmp_path / "data", pages)
 
 

@@ -147,7 +147,8 @@ def submit(argv: Sequence[str], *, at: str | None = None) -> Answer:
     """Run sbatch with the user's environment; ``TimedOut`` if it is unknown whether it succeeded.
 
     See ``ask`` for ``at``. It runs in its own session, so that Ctrl-C does not end it after Slurm
-    has accepted the job and before it prints the id; an interrupt waits until it has ended.
+    has accepted the job and before it prints the id; an interrupt waits for its end, a second one
+    does not.
     """
     command, env = _addressed(argv, at)
     try:
@@ -171,7 +172,7 @@ def submit(argv: Sequence[str], *, at: str | None = None) -> Answer:
         except BaseException:
             try:
                 process.communicate(timeout=10)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.kill()
             raise
     return Answer(process.returncode, _text(out), _text(err))
