@@ -174,8 +174,10 @@ def framed(lines: Iterable[bytes], form: FoundRecords) -> Iterator[bytes]:
 
 def _row(values: Iterable[Any], delimiter: str) -> bytes:
     text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    # Before Python 3.13, the writer quotes a carriage return only if a line ends in one.
+    csv.writer(text, delimiter=delimiter, lineterminator="\r\n").writerow(values)
+    row = text.getvalue().removesuffix("\r\n") + "\n"
+    return row.encode("utf-8", "surrogateescape")
 
 
 def _encoding_of(path: Path) -> str:

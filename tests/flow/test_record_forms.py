@@ -209,7 +209,7 @@ def table(rows: Sequence[Sequence[str]], delimiter: str = ",") -> bytes:
     return out.getvalue().encode()
 
 
-ROWS = [["file_name", "text"], *([name, 'a "b",\nc;\t€'] for name in NAMES)]
+ROWS = [["file_name", "text"], *([name, 'a "b",\nc;\t€'] for name in NAMES), ["003.png", "a\rb"]]
 
 
 @pytest.mark.parametrize(
