@@ -26,13 +26,17 @@ _is_rooted = re.compile(r"/|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*:/").match
 
 
 def _unescaped(path: str) -> str:
-    """Decode percent-escapes, unless the result is not UTF-8."""
-    if "%" not in path:
-        return path
-    try:
-        return unquote_to_bytes(path).decode("utf-8")
-    except UnicodeDecodeError:
-        return path
+    """Decode percent-escapes, also escaped ones (``%2520``), unless the result is not UTF-8."""
+    decoded = path
+    while "%" in decoded:
+        path = decoded
+        try:
+            decoded = unquote_to_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            return path
+        if decoded == path:
+            break
+    return decoded
 
 
 def _separated(path: str) -> str:

@@ -66,6 +66,13 @@ READ = [
         ["images/100%.png"], ["images/100%.png"], ["images/100%.png"], "", id="a percent sign"
     ),
     pytest.param(
+        ["images/a%2520b.png"],
+        ["images/a%2520b.png"],
+        ["images/a%2520b.png"],
+        "",
+        id="an escaped escape",
+    ),
+    pytest.param(
         ["images/a/b.png"],
         [r"images\a\b.png"],
         ["images/a/b.png"],

@@ -26,6 +26,7 @@ from jobs.finalize.record_paths import differences, unified
         ("..\\..\\a", "../../a"),
         ("//host/a", "/host/a"),
         ("a%20b%2Fc.png", "a b/c.png"),
+        ("a%2520b%25.png", "a b%.png"),
         ("100%.png", "100%.png"),
         ("%ff.png", "%ff.png"),
         ("e\u0301.png", "\u00e9.png"),
