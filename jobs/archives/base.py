@@ -243,3 +243,13 @@ def records_member(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> M
             yield memoryview(block)
 
     return Member(name.encode(), MemberKind.FILE, size, 0o644, mtime, ordinal, chunks=chunks())
+
+
+def free_name(wanted: str, used: Iterable[str]) -> str:
+    """``wanted``, with a number appended if that name is used."""
+    known = set(used)
+    number, name = 1, wanted
+    while name in known:
+        number += 1
+        name = f"{wanted}{number}"
+    return name

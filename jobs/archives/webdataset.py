@@ -17,6 +17,7 @@ from jobs.archives.base import (
     Archive,
     Member,
     MemberKind,
+    free_name,
     label_of,
     records_member,
     spool,
@@ -214,15 +215,18 @@ class Samples(Archive):
             own = sample.files
         made["__key__"] = sample.key.decode("utf-8", "surrogateescape")
         fields = {name: json.dumps(value).encode() for name, value in {**made, **own}.items()}
-        objects: dict[str, bytes] = {}
+        objects: list[tuple[str, bytes]] = []
         for extension, (_, data) in sample.held.items():
             members = _members(extension, data)
             if members is None:
                 fields[extension] = _value(extension, data)
             else:
-                objects.update(members)
-        for name, value in objects.items():
-            fields[name if name not in fields else f"{name}_source"] = value
+                objects += members.items()
+        used = {*fields, *(name for name, _ in objects)}
+        for name, value in objects:
+            own = name if name not in fields else free_name(f"{name}_source", used)
+            used.add(own)
+            fields[own] = value
         pairs = (json.dumps(name).encode() + b": " + value for name, value in fields.items())
         return b"{" + b", ".join(pairs) + b"}\n"
 

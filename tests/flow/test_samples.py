@@ -138,6 +138,18 @@ def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None
             id="an image field of its own",
         ),
         pytest.param(
+            {"a.png": png(1), "a.json": b'{"image_source": "web", "image": "o.png"}'},
+            [
+                {
+                    "image": "images/a.png",
+                    "__key__": "a",
+                    "image_source": "web",
+                    "image_source2": "o.png",
+                }
+            ],
+            id="a field with the name that its image field gets",
+        ),
+        pytest.param(
             {"a.input.png": png(1), "a.output.png": png(2), "a.edit.txt": b"red"},
             [
                 {

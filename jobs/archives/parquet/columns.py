@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jobs.archives.base import free_name
 from jobs.archives.parquet.values import contains
 from jobs.formats.pictures import HEAD, ending_for
 from jobs.storage.safe_paths import quoted
@@ -185,16 +186,6 @@ def tags_of(names: Iterable[str]) -> dict[str, str]:
         short = _UNFIT.sub("_", name).encode()[:_TAG].decode("utf-8", "ignore").strip("_")
         tags[name] = free_name(short or "column", tags.values())
     return tags
-
-
-def free_name(wanted: str, used: Iterable[str]) -> str:
-    """``wanted``, with a number appended if that name is used."""
-    known = set(used)
-    number, name = 1, wanted
-    while name in known:
-        number += 1
-        name = f"{wanted}{number}"
-    return name
 
 
 class Columns:
