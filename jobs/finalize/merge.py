@@ -157,8 +157,11 @@ class _PublishedLines:
         self.changed = 0
 
     def lines(self) -> Iterator[bytes]:
-        """The lines; can be iterated once."""
-        return (line for _, line in self.numbered())
+        """The lines, each on a line of its own in the file; can be iterated once."""
+        last = b"\n"
+        for _, line in self.numbered():
+            yield line if last.endswith(b"\n") else b"\n" + line
+            last = line
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """The lines with their numbers among all lines of all pieces; can be iterated once."""
@@ -185,17 +188,13 @@ def published_records(
 
 def _lines(context: FinalizeContext) -> Iterator[tuple[int, RecordsPiece, bytes]]:
     number = -1
-    last = b"\n"
     for piece in context.pieces:
         with piece.path.open("rb", buffering=1 << 20) as file:
             for place, line in enumerate(records.lines(file)):
                 number += 1
                 if place == 0 and piece is not context.pieces[0]:
                     line = line.removeprefix(records.BOM)
-                    if not last.endswith(b"\n"):
-                        line = b"\n" + line
                 yield number, piece, line
-                last = line
 
 
 def _placed(
@@ -209,10 +208,8 @@ def _placed(
     per_shard = options.on_collision is OnCollision.PER_SHARD
     if not (paths or per_shard):
         return line
-    lead = b"\n" if line.startswith(b"\n") else b""
-    body = line.removeprefix(lead)
     try:
-        images = records.parse(body, options.layout.image_field, piece.made).images
+        images = records.parse(line, options.layout.image_field, piece.made).images
     except records.BadLineError:
         return line  # kept as it is: --on-bad-record keep or --skip-verify
     changes = {}
@@ -224,7 +221,7 @@ def _placed(
                 path = placed(context, piece, path)
         if path is not None and path != image.path:
             changes[image.where] = path
-    return lead + records.rewritten(body, changes) if changes else line
+    return records.rewritten(line, changes) if changes else line
 
 
 def extracted_files(

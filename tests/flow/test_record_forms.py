@@ -203,6 +203,20 @@ def test_a_damaged_first_line_is_reported_as_one(tmp_path: Path, first: bytes) -
     assert "line 1: not" in text
 
 
+def test_records_without_a_last_newline_stay_apart_where_the_next_one_is_dropped(
+    tmp_path: Path,
+) -> None:
+    halves = LINES.splitlines()[:2], ["{}", *LINES.splitlines()[2:], "{}"]
+    shards = [
+        shard("\n".join(half).encode(), names)
+        for half, names in zip(halves, (NAMES[:2], NAMES[2:]), strict=True)
+    ]
+    options = Options(on_bad_record=OnBadRecord.DROP)
+    run = run_of(tmp_path, [*shards, shard(b'{"image": "000.png"}', [])], options)
+    published = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8")
+    assert published == LINES + '{"image": "000.png"}'
+
+
 def table(rows: Sequence[Sequence[str]], delimiter: str = ",") -> bytes:
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter).writerows(rows)
