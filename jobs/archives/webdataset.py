@@ -224,9 +224,9 @@ class Samples(Archive):
                 objects += members.items()
         used = {*fields, *(name for name, _ in objects)}
         for name, value in objects:
-            own = name if name not in fields else free_name(f"{name}_source", used)
-            used.add(own)
-            fields[own] = value
+            key = name if name not in fields else free_name(f"{name}_source", used)
+            used.add(key)
+            fields[key] = value
         pairs = (json.dumps(name).encode() + b": " + value for name, value in fields.items())
         return b"{" + b", ".join(pairs) + b"}\n"
 

@@ -69,6 +69,7 @@ class RecordsPiece:
     # Its shard's folder for ``PER_SHARD`` is in its paths already: they were taken from the
     # published records.
     is_placed: bool = False
+    is_samples: bool = False  # each record was made from a sample of WebDataset
 
     @property
     def path(self) -> Path:

@@ -111,10 +111,8 @@ class _Bucket:
 
     def compare(self, rows: Rows) -> None:
         """Compare the rows: first the files, then all others with them."""
-        for _, key, number, size, digest, crc32, *values in sorted(
-            rows[JoinRow.FILE], key=lambda row: row[2]
-        ):
-            self._add_file(key, _File(number, size, digest or crc32, crc32, *values))
+        for key, file in self._without_replaced(rows[JoinRow.FILE]):
+            self._add_file(key, file)
         for _, key, ours in sorted(rows[JoinRow.DISK]):
             self._see_on_disk(key, ours)
         named, others = self._match_exactly(rows[JoinRow.REFERENCE])
@@ -139,6 +137,20 @@ class _Bucket:
 
     # Files -------------------------------------------------------------------------------
 
+    def _without_replaced(self, rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, _File]]:
+        """The files of each archive, in order: of one path the last one, as with tar."""
+        last: dict[tuple[object, ...], tuple[str, _File]] = {}
+        for _, key, number, size, digest, crc32, *values in sorted(rows, key=lambda row: row[2]):
+            file = _File(number, size, digest or crc32, crc32, *values)
+            archive = (key, self._context.part_of(number).shard, *(file.origin or ()))
+            _, replaced = last.pop(archive, (key, None))
+            last[archive] = (key, file)
+            if replaced is not None:
+                self._found.totals.skipped.append(replaced.number)
+                if (replaced.size, replaced.digest) != (size, file.digest):
+                    self._contested.add(key)
+        yield from last.values()
+
     def _add_file(self, key: str, new: _File) -> None:
         new.on_disk = self._context.packs
         old = self._files.get(key)
@@ -159,15 +171,8 @@ class _Bucket:
             self._report_file(FindingKind.CASE, fact, number)
 
     def _settle_collision(self, key: str, old: _File, new: _File) -> None:
-        first, second = (
-            (self._context.part_of(file.number).shard, file.origin) for file in (old, new)
-        )
         before = f"{self._archive_of(old)} ({old.size} bytes, {old.digest})"
-        if first == second:  # within an archive the last member wins, as with tar
-            self._found.totals.skipped.append(old.number)
-            self._files[key] = new
-            self._contested.add(key)
-        elif self._options.on_collision is OnCollision.KEEP_FIRST:
+        if self._options.on_collision is OnCollision.KEEP_FIRST:
             self._found.totals.skipped.append(new.number)
             self._contested.add(key)
             fact = f"{shown_key(key)}: kept the version of {before}"
@@ -242,11 +247,27 @@ class _Bucket:
             self._found.totals.bad_lines.append(line)
         if file.named_by is None:
             file.named_by = line
+        elif reference.required and self._replaces_sample(key, file.named_by, line):
+            file.named_by = max(file.named_by, line)
         elif reference.required:
             self._check_one_records_file(key, file.named_by, line)
             piece, place = self._context.line_of(file.named_by)
             fact = f"names {quoted(key)}, as line {place} of {piece.shard.name} does"
             self._report_line(FindingKind.DUPLICATE_IMAGE, fact, line)
+
+    def _replaces_sample(self, key: str, one: int, other: int) -> bool:
+        """Whether two lines are samples of one archive; then the first one is not published.
+
+        Its image was replaced by that of the other one, as the last member with a path is used.
+        """
+        pieces = [self._context.line_of(line)[0] for line in (one, other)]
+        if not (pieces[0].is_samples and pieces[0].shard.id == pieces[1].shard.id):
+            return False
+        first = min(one, other)
+        self._found.totals.replaced_lines.append(first)
+        fact = f"a later sample with the image {quoted(key)} has replaced this one"
+        self._report_line(FindingKind.WARNING, fact, first)
+        return True
 
     def _check_one_records_file(self, key: str, one: int, other: int) -> None:
         """Report two records files among the data that name the same image.

@@ -153,9 +153,7 @@ def find_pieces(
             )
             continue
         kind = kinds[source.shard.id]
-        found.append(
-            RecordsPiece(source.shard, lines, source.folder, {}, kind.made, kind.is_placed)
-        )
+        found.append(RecordsPiece(source.shard, lines, source.folder, {}, *kind))
     context.pieces = tuple(found)
 
 
@@ -207,6 +205,7 @@ class _Kind(NamedTuple):
 
     made: str | None
     is_placed: bool
+    is_samples: bool
 
 
 def _kinds_of(
@@ -232,7 +231,8 @@ def _kind(
         made = from_table(images, shard_id)
     carried = fetched.carried if fetched is not None else None
     own_folder = context.plan.options.on_collision is OnCollision.PER_SHARD
-    return _Kind(made, own_folder and carried is not None and carried.records is not None)
+    is_placed = own_folder and carried is not None and carried.records is not None
+    return _Kind(made, is_placed, shard_id in samples)
 
 
 def _check_samples(

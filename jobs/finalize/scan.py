@@ -44,6 +44,7 @@ class Totals:
     moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
+    replaced_lines: array[int] = field(default_factory=lambda: array("Q"))  # of samples
     skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
 
     def add(self, other: Totals) -> None:
@@ -57,6 +58,7 @@ class Totals:
         self.archive_example = other.archive_example or self.archive_example
         self.nested_images = self.nested_images or other.nested_images
         self.bad_lines += other.bad_lines
+        self.replaced_lines += other.replaced_lines
         self.skipped += other.skipped
 
 

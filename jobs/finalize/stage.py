@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
@@ -274,9 +275,13 @@ def _scan(
         )
     if totals.archives:
         findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
-    if options.on_bad_record is not OnBadRecord.DROP:
-        del totals.bad_lines[:]
     return totals, _Lines(rewrites, placements)
+
+
+def _dropped(context: FinalizeContext, totals: scan.Totals) -> array[int]:
+    """Numbers of the lines that are not published."""
+    drops = context.plan.options.on_bad_record is OnBadRecord.DROP
+    return merge.sorted_numbers(totals.replaced_lines + (totals.bad_lines if drops else array("Q")))
 
 
 def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
@@ -295,9 +300,7 @@ def _judge_counts(context: FinalizeContext, totals: scan.Totals, findings: Findi
     """Add the findings that need all totals: wrong counts, a dataset that is a folder too deep."""
     options = context.plan.options
     layout, expected = options.layout, options.expect_records
-    kept = totals.records
-    if options.on_bad_record is OnBadRecord.DROP:
-        kept -= len(merge.sorted_numbers(totals.bad_lines))
+    kept = totals.records - len(_dropped(context, totals))
     if context.pieces and not totals.records:
         findings.add(Finding(FindingKind.COUNT, f"{context.records_path} contains no record"))
     elif context.pieces and not kept:
@@ -339,7 +342,7 @@ def _contents(
     progress: Progress,
 ) -> pack.Contents:
     """What is published; writes the merged records, except in a task that does not need them."""
-    dropped = merge.sorted_numbers(totals.bad_lines)
+    dropped = _dropped(context, totals)
     merged = None
     if context.reads_records and not (context.pack_task and context.packs_records):
         merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings, progress)

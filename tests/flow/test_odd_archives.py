@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs.archives.limits import FLOOR
 from jobs.archives.zip.archive import ZipArchive
@@ -19,13 +20,15 @@ from jobs.archives.zip.entry import XZ, ZSTD
 from jobs.download.stage import run_download
 from jobs.errors import ArchiveError, Cause
 from jobs.formats.zstd_library import zstd
-from jobs.model import Part
+from jobs.model import Layout, Options, Output, Part
 from jobs.runtime.progress import Progress
-from tests.support.archives.rawtar import END, header
+from jobs.storage import atomic
+from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.archives.reading import opened
 from tests.support.builders.bringing import bring, finished
 from tests.support.builders.contents import line, png, tarred
+from tests.support.builders.runs import RunBuilder
 
 UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
 
@@ -411,3 +414,39 @@ def test_a_damaged_archive_with_the_published_digest_is_reported_as_the_publishe
     )
     brought = bring(tmp_path / "two", source, *words, "--exclude", "d.tar.gz")
     assert brought.files == {"other.txt": b"x"}
+
+
+@pytest.mark.parametrize("how", ["files", "zip"])
+def test_of_one_path_in_several_parts_of_a_tar_the_last_file_counts(
+    tmp_path: Path, how: str
+) -> None:
+    """A part that is written while the archive arrives does not know which files come later."""
+    pad = [member(b"pad%d" % n, b"x" * 3000) for n in range(4)]
+    twice = [member(b"a", b"old"), member(b"b", b"B"), *pad, member(b"a", b"A"), member(b"b", b"B")]
+    published = []
+    for is_known in (True, False):
+        folder = tmp_path / str(is_known)
+        folder.mkdir()
+        for name, members in (("0.tar", [member(b"a", b"A"), *pad]), ("1.tar", twice)):
+            (folder / name).write_bytes(b"".join(members) + END)
+        options = Options(layout=Layout("files"), output=Output(how))
+        made = RunBuilder(folder / "0.tar", folder / "1.tar", parts=3, options=options)
+        run = made.fetched(folder)
+        evidence = run.folder.load_fetched(run.shard_ids[1])
+        assert evidence is not None
+        assert evidence.superseded
+        if not is_known:
+            unknown = structs.replace(evidence, superseded=())
+            atomic.write_json(run.folder.fetched(run.shard_ids[1]), unknown)
+        assert all(result.problem is None for result in run.extract())
+        run.finish()
+        published.append(
+            {
+                path.name: path.read_bytes()
+                for path in run.staging.dest.iterdir()
+                if path.is_file() and path.name != "RECEIPT.json"
+            }
+        )
+    assert published[0] == published[1]
+    if how == "files":
+        assert (published[0]["a"], published[0]["b"]) == (b"A", b"B")

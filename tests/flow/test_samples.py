@@ -17,9 +17,11 @@ from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
 from tests.support.archives.rawzip import Raw, zip_of
+from tests.support.builders.bringing import bring
 from tests.support.builders.contents import line, png, tarred
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
+from tests.support.servers.webserver import FaultyServer
 
 WEBDATASET = Options(layout=Layout("webdataset"))
 WEBSIGHT = Options(layout=Layout("websight"))
@@ -97,6 +99,33 @@ def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> Non
         f"images/train/{n:05d}.png" for n in range(3)
     ]
     assert records(run)[0]["__key__"] == "train/00000"
+
+
+def repeated(numbers: Sequence[int], again: int) -> bytes:
+    """A tar of samples, of which one comes again at the end, with another picture and caption."""
+    first = tarred(samples(numbers))
+    changed = {**samples([again]), f"{again:05d}.png": png(99), f"{again:05d}.txt": b"new"}
+    return first.rstrip(b"\0") + bytes(-len(first.rstrip(b"\0")) % 512) + tarred(changed)
+
+
+@pytest.mark.parametrize("words", [(), ("--part-size", "1K"), ("--no-overlap",)], ids=str)
+@pytest.mark.parametrize("output", ["files", "webdataset", "zip"])
+def test_of_two_samples_with_one_key_in_an_archive_the_last_one_is_published(
+    tmp_path: Path, web: FaultyServer, words: Sequence[str], output: str
+) -> None:
+    web.put("/00000.tar", repeated(range(8), again=2))
+    source = ("--url", web.url("/00000.tar"))
+    brought = bring(tmp_path, source, "--output", output, *words)
+    assert not brought.problems, brought.text
+    lines = [json.loads(row) for row in brought.files["prompts.jsonl"].splitlines()]
+    assert [(row["__key__"], row["txt"]) for row in lines] == [
+        *((f"{n:05d}", f"caption {n}, é") for n in (0, 1, 3, 4, 5, 6, 7)),
+        ("00002", "new"),
+    ]
+    receipt = json.loads(Path(brought.plan.dest, "RECEIPT.json").read_bytes())
+    assert (receipt["counts"]["records"], receipt["counts"]["images"]) == (8, 8)
+    if output == "files":
+        assert brought.files["images/00002.png"] == png(99)
 
 
 def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None:
