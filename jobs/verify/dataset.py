@@ -49,6 +49,11 @@ class VerifyReport:
     extra: int = 0  # files in the dataset's folders that are not in the manifest
     schema: int = SCHEMA
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether nothing is known about the files: there is no manifest to compare them with."""
+        return not self.ok and self.files == 0
+
 
 def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) -> VerifyReport:
     """Check every file of the dataset in ``path``: name and size, with ``deep`` every byte.

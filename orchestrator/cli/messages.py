@@ -294,6 +294,13 @@ def resume_lines(planned: Resumable) -> list[str]:
         fact = "Resume repairs it by extracting the damaged parts again."
         if planned.state.plan.options.packs:
             fact += " The members of all others are copied from the published shards."
+        if planned.damage.is_blind:
+            fact = "Resume repairs it. "
+            fact += (
+                "After that the files are checked."
+                if planned.is_local
+                else "The files could not be checked: run `resume --deep` again after that."
+            )
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:

@@ -42,6 +42,7 @@ class ResumeRequest:
     engine: str = AUTO
     temp_limit: int | None = None
     amendments: Amendments | None = None
+    deep: bool = False  # check all content of a published dataset
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def plan_resume(
     scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
     process is submitting, or downloading before it submits.
     """
-    request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments)
+    request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments, deep)
     planned = _plan(folder, request)
     if planned.state.status is RunStatus.DONE and not _is_elsewhere(planned.state):
         dest = Path(planned.state.plan.dest)
@@ -200,17 +201,21 @@ def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster)
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
     """Do what ``plan_resume`` planned; nothing if everything is finished or running.
 
-    Raises ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``,
-    ``VerificationError`` if a damaged dataset is another run's.
+    If the manifest or the receipt is repaired, without which no file could be checked, and the work
+    ends here, the dataset is checked then, and what else is damaged is repaired too. Raises
+    ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError``
+    if a damaged dataset is another run's.
     """
-    folder = planned.folder
-    if planned.damage is not None:
+    folder, damage, request = planned.folder, planned.damage, planned.request
+    unchecked = request.deep and folder.receipt.exists() and planned.step.tasks != ()
+    if damage is not None:
+        unchecked = damage.is_blind
         # Before the receipt is withdrawn.
         engine_named(planned.engine, planned.cluster).reach()
-        preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))
+        preflight.check_space(planned.state.plan, _to_repair(planned.state, damage))
         claim.take(Staging(planned.state.plan), folder.path)
-        reset_damaged(folder, planned.state.plan, planned.damage)
-        planned = _plan(folder, planned.request)
+        reset_damaged(folder, planned.state.plan, damage)
+        planned = _plan(folder, request)
     step, last = planned.step, planned.last
     if not step.tasks:
         return
@@ -230,6 +235,10 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         submitting.submit(
             folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
         )
+    if unchecked and state_of(folder).status is RunStatus.DONE:
+        again = plan_resume(folder, **{**vars(request), "amendments": None})
+        if again.damage is not None and not again.damage.is_blind:
+            resume(again, on_tick=on_tick, retries=retries)
 
 
 def _prepare(planned: Resumable) -> None:

@@ -67,6 +67,21 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
 
 
+@pytest.mark.parametrize("other", ["MANIFEST.jsonl", "RECEIPT.json", "no RECEIPT.json"])
+def test_files_are_checked_after_the_repair_of_what_they_are_compared_with(
+    cli: Cli, published: Path, dataset: Path, other: str
+) -> None:
+    image = sorted((published / "images").iterdir())[3]
+    _flip(image)
+    if other.startswith("no "):
+        (published / other[3:]).unlink()
+    else:
+        (published / other).write_bytes((published / other).read_bytes()[:-40])
+    cli.run("resume", "--deep")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+    cli.run("verify", published, "--deep")
+
+
 def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_is(
     cli: Cli, published: Path, shards: Path, dataset: Path
 ) -> None:
