@@ -108,7 +108,7 @@ class Extractor:
                         break
             left = [part for part in left if part.id not in results]
             if left:
-                results.update(self._judge_end(left))
+                results.update(self._after_end(left))
                 left = [part for part in left if part.id not in results]
         return results
 
@@ -231,7 +231,7 @@ class Extractor:
             return Problem(stopped.cause, stopped.message)
         return Problem(Cause.CANCELLED, "the task was asked to stop")
 
-    def _judge_end(self, left: Iterable[Part]) -> dict[str, ItemResult]:
+    def _after_end(self, left: Iterable[Part]) -> dict[str, ItemResult]:
         """Results of the parts that are not tried in another child."""
         left = list(left)
         if self._progress.cause is not None:

@@ -119,7 +119,7 @@ class _Bucket:
         self._compare_ids(rows[JoinRow.ID])
         self._resolve(others, named)
         for key, file in self._files.items():
-            if self._judge(key, file):
+            if self._check_file(key, file):
                 totals = self._found.totals
                 totals.files += 1
                 totals.bytes += file.size
@@ -315,9 +315,9 @@ class _Bucket:
                 fact = f"its id {quoted(record_id)} is also that of {name}"
                 self._report_line(FindingKind.DUPLICATE_ID, fact, line)
 
-    # Verdicts ----------------------------------------------------------------------------
+    # Each file --------------------------------------------------------------------------
 
-    def _judge(self, key: str, file: _File) -> bool:
+    def _check_file(self, key: str, file: _File) -> bool:
         """Add the file's findings; returns whether it is published."""
         part = self._context.part_of(file.number)
         member = key.partition("\0")[0]

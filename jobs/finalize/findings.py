@@ -213,24 +213,24 @@ def fails(kind: FindingKind, policy: OnBadRecord) -> bool:
 def lines_of(
     context: FinalizeContext, findings: Findings, *, records: int, images: int
 ) -> tuple[str, ...]:
-    """What finalize prints: counts, one line for each kind of finding, the verdict."""
+    """What finalize prints: counts, a line for each kind of finding, whether it passed."""
     options = context.plan.options
     lines: list[str] = []
     if options.layout.has_records:
         lines += _count_lines(context, findings, records=records, images=images)
     failed = False
-    verdicts: list[str] = []
+    warnings: list[str] = []
     for kind in FindingKind:
         if count := findings.counts[kind]:
             bad = fails(kind, options.on_bad_record)
             failed |= bad
             text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(context, findings, kind)}"
-            (lines if bad else verdicts).append(text)
+            (lines if bad else warnings).append(text)
     if failed:
-        return (*lines, *verdicts, f"✗ Dataset verification failed: nothing was {_aim(context)}")
+        return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
     if options.verify is Verify.NONE:
-        return (*verdicts, *lines, "! Images and records were not verified (--skip-verify)")
-    return (*verdicts, *lines, PASSED)
+        return (*warnings, *lines, "! Images and records were not verified (--skip-verify)")
+    return (*warnings, *lines, PASSED)
 
 
 def _count_lines(

@@ -117,9 +117,9 @@ def run_finalize(
             if missing is not None:
                 return missing
             context.repair_state = repair.repair_in_progress(context)
-            verdict, problem, journal = _audit(context, progress)
+            summary, problem, journal = _audit(context, progress)
             if journal is None:
-                return verdict, problem
+                return summary, problem
         publish.finish(context.staging, journal)
     published = _published_summary(context)
     atomic.write_bytes(folder.receipt, context.staging.receipt.read_bytes())
@@ -199,14 +199,14 @@ def _audit(
                 scan.forget_manifest(context, error.part, error.message, findings)
                 problem = problem_of(context, findings, records=totals.records)
         findings.publish()
-    verdict = Summary(
+    summary = Summary(
         records=totals.records,
         images=totals.images,
         files=totals.files,
         bytes=totals.bytes,
         lines=lines_of(context, findings, records=totals.records, images=totals.images),
     )
-    return verdict, problem, journal
+    return summary, problem, journal
 
 
 @contextmanager
@@ -265,7 +265,7 @@ def _scan(
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
         collisions.resolve(context, conflicts, findings, progress)
     if context.reads_records:
-        _judge_counts(context, totals, findings)
+        _check_counts(context, totals, findings)
     if not (totals.files or context.pieces or options.layout.has_records):
         findings.add(
             Finding(
@@ -296,7 +296,7 @@ def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
     return f"{what}, such as {quoted(totals.archive_example)}; {remedy}"
 
 
-def _judge_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
+def _check_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
     """Add the findings that need all totals: wrong counts, a dataset that is a folder too deep."""
     options = context.plan.options
     layout, expected = options.layout, options.expect_records

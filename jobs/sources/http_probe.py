@@ -137,12 +137,12 @@ def _probed(
     url: str,
     headers: Mapping[str, str],
     most: int,
-    judge: Callable[[Probe], None],
+    check: Callable[[Probe], None],
     wire: Connections | None,
 ) -> Probe:
     def request(pool: ConnectionPool) -> Probe:
         found = _request(pool, Target(url, headers), most)
-        judge(found)
+        check(found)
         return found
 
     return _with_retries(url, request, wire)

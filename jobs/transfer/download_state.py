@@ -61,7 +61,7 @@ class DownloadState:
         self._expect = expect
         self._arrivals = arrivals
         self._most = most
-        self._judged = False  # whether the first bytes were accepted
+        self._is_checked = False  # whether the first bytes were accepted
         self.head = b""  # the first bytes
         self._starts = 0
         self._frontier: RunningHash | None = None
@@ -80,7 +80,7 @@ class DownloadState:
             self.digest = self._published or known.digest
             self.partial.identify(known)
             try:
-                self._judge_head()
+                self._check_head()
             except StartOver:
                 self.partial.start_over()
             self._progress.add(bytes=self.partial.total)
@@ -88,13 +88,13 @@ class DownloadState:
             self._arrivals.begin(self.partial.fd)
         self._report()
 
-    def _judge_head(self, *, is_complete: bool = False) -> None:
+    def _check_head(self, *, is_complete: bool = False) -> None:
         """Pass the first bytes to ``expect``, once there are enough or the file is complete.
 
         Raises ``StartOver`` with its error if they are wrong.
         """
         enough = _HEAD if self.size is None else min(_HEAD, self.size)
-        if self._judged or not (is_complete or self.partial.prefix >= enough > 0):
+        if self._is_checked or not (is_complete or self.partial.prefix >= enough > 0):
             return
         head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
         self.partial.read_into(head, 0)
@@ -104,7 +104,7 @@ class DownloadState:
                 self._expect(self.head)
             except SourceError as error:
                 raise StartOver(error) from error
-        self._judged = True
+        self._is_checked = True
 
     def identify(self, identity: FileVersion) -> None:
         """Store the file's version in the sidecar."""
@@ -124,7 +124,7 @@ class DownloadState:
             piece = data if is_complete else data[start - at : stop - at]
             self._progress.add(bytes=self.partial.write(start, piece))
             self.hashing().feed(start, piece)
-        self._judge_head()
+        self._check_head()
         self._report()
 
     @property
@@ -152,7 +152,7 @@ class DownloadState:
             )
 
     def _report(self) -> None:
-        if self._arrivals is not None and self._judged:
+        if self._arrivals is not None and self._is_checked:
             self._arrivals.advance(self.partial.ranges, self.size)
 
     @property
@@ -187,7 +187,7 @@ class DownloadState:
     def finish(self) -> Received:
         """Verify the complete file and rename it."""
         size = self.partial.total if self.size is None else self.size
-        self._judge_head(is_complete=True)
+        self._check_head(is_complete=True)
         self._report()
         digests = self.hashing().finish()
         want = self.digest
@@ -222,7 +222,7 @@ class DownloadState:
             raise reason.error from reason
         self._progress.add(bytes=-self.partial.total)
         self.partial.start_over()
-        self._judged = False
+        self._is_checked = False
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
         if reason.error.cause is Cause.CHANGED and self._published is not None:

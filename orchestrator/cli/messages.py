@@ -110,12 +110,12 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
 
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines to standard error."""
-    click.echo(terminal.style_of(sys.stderr).spell("\n".join(lines)), err=True)
+    click.echo(terminal.style_of(sys.stderr).encodable("\n".join(lines)), err=True)
 
 
 def show(lines: Sequence[str]) -> None:
     """Print ``lines`` on standard output."""
-    click.echo(terminal.stdout_style().spell("\n".join(lines)))
+    click.echo(terminal.stdout_style().encodable("\n".join(lines)))
 
 
 def announce(planned: Planned, mode: OutputMode) -> None:

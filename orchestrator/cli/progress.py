@@ -74,7 +74,7 @@ class Lines:
         """Write a line if it is time, and if it differs from the last one."""
         if time.monotonic() - self._written < LINE_EVERY_S:
             return
-        line = self._look.spell(status_screen.line(state, utc_now()))
+        line = self._look.encodable(status_screen.line(state, utc_now()))
         if line != self._last:
             self._out.write(f"{line}\n")
             self._out.flush()

@@ -44,7 +44,7 @@ _STYLE = {
 def table(runs: Iterable[RunSummary], now: datetime, look: TerminalStyle) -> str:
     """A line for each run, with a final newline."""
     lines = [_line(run, now, look) for run in runs]
-    return look.spell("\n".join(lines)) + "\n" if lines else ""
+    return look.encodable("\n".join(lines)) + "\n" if lines else ""
 
 
 def _line(run: RunSummary, now: datetime, look: TerminalStyle) -> str:

@@ -79,9 +79,9 @@ def show(
             yield ""
         yield from _heading(view, log, look)
         if view.problem is not None:
-            yield look.paint(look.spell(f"✗ {view.problem.message}"), "red")
+            yield look.paint(look.encodable(f"✗ {view.problem.message}"), "red")
         words = task_logs.tail(log.path, lines) if log and log.path else []
-        yield from (look.spell(text) for text in words)
+        yield from (look.encodable(text) for text in words)
         if not words:
             yield look.paint(_nothing(view), "dim")
 
@@ -92,7 +92,7 @@ def _heading(view: TaskView, log: task_logs.TaskLog | None, look: TerminalStyle)
         words.append(node)
     if view.task.job_id:
         words.append(f"job {view.task.job_id}")
-    yield look.paint(look.spell(" · ".join(words)), "bold")
+    yield look.paint(look.encodable(" · ".join(words)), "bold")
     if log and log.path:
         yield look.paint(str(log.path), "dim")
 

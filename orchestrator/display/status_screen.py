@@ -76,7 +76,7 @@ def render(
     if not failed_only:
         blocks.append(list(_ending(state, run, look, hint)))
     text = "\n\n".join("\n".join(block) for block in blocks if block)
-    return look.spell(text) + "\n"
+    return look.encodable(text) + "\n"
 
 
 def line(state: RunState, now: datetime) -> str:

@@ -40,7 +40,7 @@ class TerminalStyle:
             return text
         return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
 
-    def spell(self, text: str) -> str:
+    def encodable(self, text: str) -> str:
         """``text`` with characters that the stream can show."""
         if self.unicode:
             return text

@@ -413,7 +413,7 @@ def _clock(report: ProbeReport, submitted: datetime, seen: datetime) -> CheckRes
 def line(finding: CheckResult, look: TerminalStyle) -> str:
     """``✓ slurm: …``, and the remedy on a separate line."""
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}[finding.ok]
-    text = f"{look.paint(look.spell(mark), style)} {finding.name}: {finding.fact}"
+    text = f"{look.paint(look.encodable(mark), style)} {finding.name}: {finding.fact}"
     if finding.remedy:
         text += f"\n    → {finding.remedy}"
-    return look.spell(text)
+    return look.encodable(text)

@@ -32,7 +32,7 @@ from orchestrator.inspection.state import (
     TaskKey,
     all_tasks,
     cause_of_missing,
-    judge,
+    compute_state,
 )
 
 EngineOf = Callable[[str, Cluster | None], Engine]
@@ -44,9 +44,9 @@ _ENDED = (RunStatus.INCOMPLETE, RunStatus.FAILED)
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """The state of a run; ``ask=False`` reads only its files."""
     engine_of = engine_named if ask else None
-    state = judge(gather(folder, engine_of))
+    state = compute_state(gather(folder, engine_of))
     if state.status in _ENDED and _has_news(folder, Staging(state.plan)):
-        state = judge(gather(folder, engine_of))
+        state = compute_state(gather(folder, engine_of))
     return state
 
 

@@ -412,7 +412,7 @@ _HALF_CANCELLED = (
 )
 
 
-def judge(evidence: Evidence) -> RunState:
+def compute_state(evidence: Evidence) -> RunState:
     """Compute the state of the run."""
     views, earlier = _views(evidence)
     problems = () if evidence.published else _open_problems(views, evidence)

@@ -84,12 +84,12 @@ def _why_held(held: Claim) -> str | None:
 
 
 def take(
-    staging: Staging, run_dir: Path, judge: Callable[[Claim], str | None] = _why_held
+    staging: Staging, run_dir: Path, why_held: Callable[[Claim], str | None] = _why_held
 ) -> Claim:
     """Claim the destination for the plan's run; returns the valid claim.
 
-    A run that owns it already keeps it. An owner for which ``judge`` returns None is replaced; of
-    several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
+    A run that owns it already keeps it. An owner for which ``why_held`` returns None is replaced;
+    of several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
     other owner, ``PreflightError`` if a file is in place of the destination, ``StorageError`` if it
     cannot be written to.
     """
@@ -109,7 +109,7 @@ def take(
                 continue
             if held.run_id == mine.run_id:
                 return held
-            reason = judge(held)
+            reason = why_held(held)
             if reason is not None:
                 raise _refusal(staging, held, reason)
             if _take_over(staging, held, mine):
@@ -210,7 +210,7 @@ def _take_over(staging: Staging, held: Claim, mine: Claim) -> bool:
 
     Only the process that creates the step file may replace ``held``. While the step exists,
     ``held`` stays valid, so a process that sees both may rename the step over the claim. If the
-    creator of a step died, another process completes the takeover, and then judges the new claim
+    creator of a step died, another process completes the takeover, and then examines the new claim
     like any other.
     """
     step = _step(staging, held)

@@ -62,7 +62,7 @@ from jobs.sources.base import Source
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.inspection.state import Evidence, RunState, TaskKey, judge
+from orchestrator.inspection.state import Evidence, RunState, TaskKey, compute_state
 from orchestrator.lifecycle import planning
 from tests.support.archives.one_pass import read_through
 from tests.support.builders.contents import Content
@@ -352,8 +352,8 @@ class RunBuilder:
         )
 
     def state(self) -> RunState:
-        """What ``judge`` makes of it."""
-        return judge(self.evidence())
+        """What ``compute_state`` makes of it."""
+        return compute_state(self.evidence())
 
     def on_disk(self, base: Path) -> Run:
         """The run folder in ``base/logs``; parts and shards of good results are there, empty.

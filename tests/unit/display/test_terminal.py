@@ -53,8 +53,8 @@ def test_letters_follow_the_encoding(encoding: str, unicode: bool) -> None:
 
 def test_ascii_is_used_where_letters_are_missing() -> None:
     look = TerminalStyle(unicode=False)
-    assert look.spell("✓ a · b → c ✗ ä") == "+ a - b > c x \\xe4"
-    assert TerminalStyle(unicode=True).spell("✓ ä") == "✓ ä"
+    assert look.encodable("✓ a · b → c ✗ ä") == "+ a - b > c x \\xe4"
+    assert TerminalStyle(unicode=True).encodable("✓ ä") == "✓ ä"
 
 
 def test_paint_is_nothing_without_colour() -> None:

@@ -15,7 +15,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
-from orchestrator.inspection.state import RunStatus, judge
+from orchestrator.inspection.state import RunStatus, compute_state
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder
 
@@ -71,9 +71,9 @@ def test_what_finalize_waited_for_has_ended(tmp_path: Path, stage: Stage) -> Non
     found = evidence.gather(made, engine_of)
     if stage is Stage.FINALIZE:
         assert states(made, 1) == {(EngineState.ENDED, None)}
-        assert judge(found).status is RunStatus.INCOMPLETE
+        assert compute_state(found).status is RunStatus.INCOMPLETE
     else:
-        assert found.engine_silent and judge(found).status is RunStatus.RUNNING
+        assert found.engine_silent and compute_state(found).status is RunStatus.RUNNING
 
 
 class Refusing(FakeEngine):
@@ -96,7 +96,7 @@ def test_a_task_that_could_not_be_started_has_the_reason_from_its_log(tmp_path: 
         "srun: error: n1: task 0: Exited with exit code 2\n",
         encoding="utf-8",
     )
-    state = judge(evidence.gather(made.folder, lambda name, cluster: Refusing()))
+    state = compute_state(evidence.gather(made.folder, lambda name, cluster: Refusing()))
     (problem,) = (each.problem for each in state.problems if each.stage is Stage.DOWNLOAD)
     assert problem.cause is Cause.LAUNCH_FAILED
     assert problem.message.endswith("execve(): /opt/python: No such file or directory")

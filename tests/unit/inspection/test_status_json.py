@@ -9,7 +9,7 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display import report_figures as figures
 from orchestrator.inspection import evidence, status_json
-from orchestrator.inspection.state import judge
+from orchestrator.inspection.state import compute_state
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
 
@@ -64,7 +64,7 @@ def test_a_heartbeat_is_read_only_where_no_result_says_more(tmp_path: Path) -> N
     made = run.result(Stage.EXTRACT, 1, cause=Cause.IO).on_disk(tmp_path)
     found = evidence.gather(made.folder, None)
     assert set(found.heartbeats) == {(Stage.EXTRACT, 1), (Stage.EXTRACT, 2)}
-    assert judge(found).counts[Stage.EXTRACT]
+    assert compute_state(found).counts[Stage.EXTRACT]
 
 
 def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Path) -> None:
