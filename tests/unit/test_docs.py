@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 from jobs.errors import Cause
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import api
 from orchestrator.cli import exit_codes
+from orchestrator.inspection import status_json
 from tests.support import api_reference, options_table
+from tests.support.builders import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -136,3 +142,20 @@ def test_the_reference_of_the_api_is_made_from_its_docstrings() -> None:
     written = api_reference.REFERENCE.read_text(encoding="utf-8")
     assert written == api_reference.reference(), "run: python -m tests.support.api_reference"
     assert all(heading in written for heading in api.__all__)
+
+
+def _names(value: Any) -> set[str]:
+    """The names of all fields of an object, at any depth."""
+    if isinstance(value, list):
+        return set().union(*map(_names, value))
+    if not isinstance(value, dict):
+        return set()
+    return set(value).union(*map(_names, value.values()))
+
+
+def test_the_object_of_status_is_described_with_all_its_fields() -> None:
+    text = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    listed = next(block[2] for block in _BLOCK.finditer(text) if block[2].startswith("schema"))
+    state = runs.under_way().state()
+    made = status_json.as_json(state, RunFolder(Path("/logs") / runs.RUN_ID), runs.NOW)
+    assert _names(json.loads(atomic.dumps(made))) - set(re.findall(r"\w+", listed)) == set()
