@@ -76,7 +76,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
         stage=task.stage,
         task=number,
         attempt=attempt,
-        outcome=_verdict(items, problem),
+        outcome=_outcome(items, problem),
         items=items,
         host=os.uname().nodename,
         pid=os.getpid(),
@@ -248,7 +248,7 @@ def _signals_stop(progress: Progress) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _verdict(items: Sequence[ItemResult], problem: Problem | None) -> Outcome:
+def _outcome(items: Sequence[ItemResult], problem: Problem | None) -> Outcome:
     """The worst outcome; retryable outranks failed, because a resume may then help."""
     outcomes = {item.outcome for item in items}
     if problem is not None:

@@ -122,16 +122,8 @@ def find_pieces(
         sources = _extracted_apart(context, summaries, findings) if context.reads_records else []
     else:
         sources = list(_among_data(context, findings, progress.check))
-    samples = frozenset(
-        part.shard
-        for part, summary in zip(context.parts, summaries, strict=True)
-        if summary.samples
-    )
-    for shard in sorted(samples):
-        fact = "files with the same key became an image and its record"
-        findings.add(Finding(FindingKind.SAMPLES, fact, shard))
     found = []
-    kinds = _kinds_of(context, sources, samples)
+    kinds = _kinds_of(context, sources, _samples(context, summaries, findings))
     distinct = list(_distinct(context, sources, kinds, findings))
     begun = latency.each(partial(_beginning, context), distinct, is_small=_is_small)
     for number, (source, begins) in enumerate(zip(distinct, begun, strict=True)):
@@ -155,6 +147,18 @@ def find_pieces(
         kind = kinds[source.shard.id]
         found.append(RecordsPiece(source.shard, lines, source.folder, {}, *kind))
     context.pieces = tuple(found)
+
+
+def _samples(
+    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
+) -> frozenset[str]:
+    """Ids of the shards whose files became samples, which are reported."""
+    pairs = zip(context.parts, summaries, strict=True)
+    samples = frozenset(part.shard for part, summary in pairs if summary.samples)
+    for shard in sorted(samples):
+        fact = "files with the same key became an image and its record"
+        findings.add(Finding(FindingKind.SAMPLES, fact, shard))
+    return samples
 
 
 def _beginning(context: FinalizeContext, source: _Source) -> record_forms.Beginning:

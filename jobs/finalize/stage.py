@@ -264,17 +264,7 @@ def _scan(
         context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
         collisions.resolve(context, conflicts, findings, progress)
-    if context.reads_records:
-        _check_counts(context, totals, findings)
-    if not (totals.files or context.pieces or options.layout.has_records):
-        findings.add(
-            Finding(
-                FindingKind.COUNT,
-                "the source contains no file; is it the right source, and complete?",
-            )
-        )
-    if totals.archives:
-        findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
+    _check_totals(context, totals, findings)
     return totals, _Lines(rewrites, placements)
 
 
@@ -282,6 +272,18 @@ def _dropped(context: FinalizeContext, totals: scan.Totals) -> array[int]:
     """Numbers of the lines that are not published."""
     drops = context.plan.options.on_bad_record is OnBadRecord.DROP
     return merge.sorted_numbers(totals.replaced_lines + (totals.bad_lines if drops else array("Q")))
+
+
+def _check_totals(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
+    """Add the findings that need all totals."""
+    options = context.plan.options
+    if context.reads_records:
+        _check_counts(context, totals, findings)
+    if not (totals.files or context.pieces or options.layout.has_records):
+        fact = "the source contains no file; is it the right source, and complete?"
+        findings.add(Finding(FindingKind.COUNT, fact))
+    if totals.archives:
+        findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
 
 
 def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
@@ -297,7 +299,7 @@ def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
 
 
 def _check_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
-    """Add the findings that need all totals: wrong counts, a dataset that is a folder too deep."""
+    """Add findings on records: wrong counts, images missing because a folder is too deep."""
     options = context.plan.options
     layout, expected = options.layout, options.expect_records
     kept = totals.records - len(_dropped(context, totals))
