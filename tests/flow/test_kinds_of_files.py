@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import Cause, SourceError
 from tests.support.archives.hostile import COMPRESSIONS
 from tests.support.archives.rawzip import STORED, Raw, zip_of
-from tests.support.builders.bringing import bring, planned
+from tests.support.builders.complete_run import complete_run, planned
 from tests.support.builders.contents import line, png, tarred
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
@@ -78,7 +78,7 @@ def cut(data: bytes, *names: str) -> dict[str, bytes]:
     ],
 )
 def test_bytes_decide_what_is_opened(tmp_path: Path, files: Mapping[str, bytes]) -> None:
-    brought = bring(tmp_path, source(tmp_path, files))
+    brought = complete_run(tmp_path, source(tmp_path, files))
     assert brought.problems == []
     assert brought.files == ALL
 
@@ -87,7 +87,7 @@ def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
     loose |= dict.fromkeys(("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam"), gzip.compress(b"x"))
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
-    brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
+    brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []
     assert brought.files == {**ALL, **loose}
 
@@ -97,7 +97,7 @@ def test_a_file_of_many_loose_ones_is_opened_and_the_others_are_copied(tmp_path:
     records = b"".join(map(line, images))
     more = {"w/prompts.jsonl.gz": gzip.compress(records), "README.md": b"#", "w/a.md5": b"x"}
     place = source(tmp_path, {**{f"w/{name}": data for name, data in images.items()}, **more})
-    brought = bring(tmp_path, place)
+    brought = complete_run(tmp_path, place)
     assert brought.problems == []
     assert len(brought.plan.shards) == 3
     assert brought.files == {**images, "prompts.jsonl": records, "README.md": b"#"}
@@ -122,10 +122,10 @@ def test_an_unsupported_format_is_refused_at_launch(
 ) -> None:
     place = source(tmp_path, {"a.tar": TAR, name: data})
     with pytest.raises(SourceError, match="not supported; unpack it with") as refused:
-        bring(tmp_path / "refused", place, *layout)
+        complete_run(tmp_path / "refused", place, *layout)
     assert refused.value.cause is Cause.UNSUPPORTED
     exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
-    brought = bring(tmp_path / "left out", place, *layout, "--exclude", exclude)
+    brought = complete_run(tmp_path / "left out", place, *layout, "--exclude", exclude)
     assert brought.files == ALL
 
 
@@ -144,17 +144,17 @@ def test_what_is_not_the_file_itself_is_refused(
 ) -> None:
     place = source(tmp_path, {"a.tar": TAR, **files})
     with pytest.raises(SourceError, match=remedy or "is an unfinished download") as refused:
-        bring(tmp_path / "refused", place)
+        complete_run(tmp_path / "refused", place)
     if remedy is None:
         exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
-        assert bring(tmp_path / "left out", place, "--exclude", exclude).files == ALL
+        assert complete_run(tmp_path / "left out", place, "--exclude", exclude).files == ALL
 
 
 def test_archives_and_tables_are_taken_as_the_user_says(tmp_path: Path) -> None:
     place = source(tmp_path, {"a.tar": TAR, "data/b.parquet": b"PAR1"})
     with pytest.raises(SourceError, match="may be the same data"):
-        bring(tmp_path / "refused", place)
-    brought = bring(tmp_path / "archives", place, "--exclude", "*.parquet")
+        complete_run(tmp_path / "refused", place)
+    brought = complete_run(tmp_path / "archives", place, "--exclude", "*.parquet")
     assert brought.files == ALL
 
 
@@ -164,25 +164,25 @@ def test_an_archive_that_nobody_saw_at_launch_is_never_published_unopened(
     monkeypatch.setattr("jobs.sources.local._MOST_HEADS", 0)
     place = source(tmp_path, {"a.txt": b"a", "b.bin": TAR})
     for name, folder in (("tree", place), ("file", place / "b.bin")):
-        brought = bring(tmp_path / name, folder, *FILES)
+        brought = complete_run(tmp_path / name, folder, *FILES)
         assert "'b.bin' is an archive (tar) that would stay unopened" in brought.text
         assert brought.files == {}
     monkeypatch.undo()
-    assert bring(tmp_path / "alone", place, *FILES, "--include", "b.bin").files == ALL
+    assert complete_run(tmp_path / "alone", place, *FILES, "--include", "b.bin").files == ALL
 
 
 def test_an_archive_within_a_compressed_file_is_not_published_unopened(tmp_path: Path) -> None:
     place = source(tmp_path, {"d.zip.gz": gzip.compress(ZIP)})
-    brought = bring(tmp_path / "plain", place, *FILES)
+    brought = complete_run(tmp_path / "plain", place, *FILES)
     assert "--nested" in brought.text and brought.files == {}
-    assert bring(tmp_path / "nested", place, *FILES, "--nested").files == ALL
+    assert complete_run(tmp_path / "nested", place, *FILES, "--nested").files == ALL
 
 
 def test_one_piece_selects_its_complete_set(tmp_path: Path) -> None:
     names = ("chunk_aa", "chunk_ab", "chunk_ac")
     place = source(tmp_path, {**cut(ZIP, *names), "other.tar": b"x"})
     for index, name in enumerate(names):
-        assert bring(tmp_path / str(index), place / name).files == ALL
+        assert complete_run(tmp_path / str(index), place / name).files == ALL
 
 
 Served = Callable[[Mapping[str, bytes]], Sequence[str]]
@@ -229,7 +229,7 @@ def served(
 def test_servers_are_asked_for_first_bytes(
     tmp_path: Path, served: Served, files: Mapping[str, bytes]
 ) -> None:
-    brought = bring(tmp_path, served(files))
+    brought = complete_run(tmp_path, served(files))
     assert brought.problems == []
     assert brought.files == {**ALL, "notes.txt": b"n"}
 
@@ -238,14 +238,14 @@ def test_an_unsupported_format_on_a_server_is_refused_at_launch(
     tmp_path: Path, served: Served
 ) -> None:
     with pytest.raises(SourceError, match="cpio is not supported"):
-        bring(tmp_path, served({"a.tar": TAR, "b": b"070701" + b"0" * 99}), *FILES)
+        complete_run(tmp_path, served({"a.tar": TAR, "b": b"070701" + b"0" * 99}), *FILES)
 
 
 def test_a_gap_is_found_on_servers(tmp_path: Path, served: Served) -> None:
     files = cut(ZIP, "x-00", "x-01", "x-02")
     del files["x-01"]
     with pytest.raises(SourceError, match="01 of them is missing"):
-        bring(tmp_path, served(files))
+        complete_run(tmp_path, served(files))
 
 
 def test_the_hub_is_asked_for_few_first_bytes(
@@ -261,7 +261,7 @@ def test_the_hub_is_asked_for_few_first_bytes(
 
 
 def test_records_that_are_there_twice_count_once(tmp_path: Path) -> None:
-    brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, "prompts.jsonl": RECORDS}))
+    brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, "prompts.jsonl": RECORDS}))
     assert brought.files == ALL
     assert "its records are the same as those of d.tar and are counted once" in brought.text
 
@@ -279,8 +279,8 @@ def test_a_table_that_has_nothing_to_do_with_images_is_published_as_the_file_it_
     table = parquet(url=["https://host/a", "https://host/b.jpg"], width=[1, 2])
     files = {"00000.tar": TAR, "00000.parquet": table, "00000_stats.json": b"{}"}
     with pytest.raises(SourceError, match="--include '\\*'"):
-        bring(tmp_path, source(tmp_path, files), *words)
-    brought = bring(tmp_path, tmp_path / "source", *words, "--include", "*")
+        complete_run(tmp_path, source(tmp_path, files), *words)
+    brought = complete_run(tmp_path, tmp_path / "source", *words, "--include", "*")
     assert brought.problems == []
     assert brought.files == {**ALL, "00000.parquet": table, "00000_stats.json": b"{}"}
 
@@ -289,11 +289,11 @@ def test_a_table_in_a_folder_with_loose_images_is_published_as_the_file_it_is(
     tmp_path: Path,
 ) -> None:
     files = {**ALL, "meta/sizes.parquet": parquet(key=["a"], size=[1])}
-    assert bring(tmp_path, source(tmp_path, files)).files == files
+    assert complete_run(tmp_path, source(tmp_path, files)).files == files
 
 
 def test_text_tables_alone_need_the_layout_that_the_message_names(tmp_path: Path) -> None:
     files = {"train.parquet": parquet(text=["a", "b"])}
-    assert "--layout files" in bring(tmp_path, source(tmp_path, files)).text
-    brought = bring(tmp_path / "again", tmp_path / "source", *FILES)
+    assert "--layout files" in complete_run(tmp_path, source(tmp_path, files)).text
+    brought = complete_run(tmp_path / "again", tmp_path / "source", *FILES)
     assert (brought.problems, brought.files) == ([], files)

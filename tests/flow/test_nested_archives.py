@@ -18,7 +18,7 @@ from jobs.storage.staging import Staging
 from tests.flow.test_odd_archives import put, zipped
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import STORED, Raw, zip_of
-from tests.support.builders.bringing import bring, finished, planned
+from tests.support.builders.complete_run import complete_run, finished, planned
 from tests.support.builders.contents import line, png, tarred
 
 FILES = ("--layout", "files", "--nested")
@@ -45,7 +45,7 @@ def test_inner_archives_that_hold_other_bytes_under_one_path_collide(
     tmp_path: Path, pack: Pack, size: str
 ) -> None:
     source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
-    brought = bring(tmp_path, source, *FILES, "--part-size", size)
+    brought = complete_run(tmp_path, source, *FILES, "--part-size", size)
     assert (len(brought.plan.parts()) > 1) is (size == "1K")
     assert "1 path has different bytes in two archives" in brought.text
     assert "n01.tar of shard" in brought.text and "from n02.tar" in brought.text
@@ -57,11 +57,11 @@ def test_inner_archives_that_hold_other_bytes_under_one_path_collide(
 @pytest.mark.parametrize("size", ["512M", "1K"])
 def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str) -> None:
     source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
-    kept = bring(tmp_path / "keep", source, *FILES, *KEEP, "--part-size", size)
+    kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP, "--part-size", size)
     assert kept.problems == []
     assert kept.files == {"0001.png": ONE}
     assert "1 path is in several archives; the first archive's file was kept" in kept.text
-    own = bring(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
+    own = complete_run(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
     assert own.problems == []
     assert own.files == {"0000-o/n01.tar/0001.png": ONE, "0000-o/n02.tar/0001.png": TWO}
 
@@ -87,7 +87,7 @@ def test_a_resume_finds_the_collision_that_was_extracted_before(tmp_path: Path) 
 def test_the_same_bytes_in_two_inner_archives_are_fine(tmp_path: Path) -> None:
     inner = {"LICENSE": b"MIT\n", "0001.png": ONE}
     source = nested(tmp_path, {"a.tar": tarred(inner), "b.zip": zipped(inner), "LICENSE": b"MIT\n"})
-    brought = bring(tmp_path, source, *FILES)
+    brought = complete_run(tmp_path, source, *FILES)
     assert brought.problems == []
     assert brought.files == inner
 
@@ -97,25 +97,29 @@ def test_an_inner_archive_and_the_outer_ones_own_file_collide(tmp_path: Path, fi
     own = {"0001.png": TWO}
     inner = {"a.tar": tarred({"0001.png": ONE})}
     source = nested(tmp_path, {**own, **inner} if first else {**inner, **own})
-    assert "different bytes in two archives" in bring(tmp_path / "error", source, *FILES).text
-    kept = bring(tmp_path / "keep", source, *FILES, *KEEP)
+    assert (
+        "different bytes in two archives" in complete_run(tmp_path / "error", source, *FILES).text
+    )
+    kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP)
     assert kept.files == {"0001.png": TWO if first else ONE}
-    own_folders = bring(tmp_path / "own", source, *FILES, *OWN)
+    own_folders = complete_run(tmp_path / "own", source, *FILES, *OWN)
     assert own_folders.files == {"0000-o/0001.png": TWO, "0000-o/a.tar/0001.png": ONE}
 
 
 def test_inner_archives_of_two_outer_ones_collide(tmp_path: Path) -> None:
     put(tmp_path / "source" / "p.tar", tarred({"a.tar": tarred({"1.png": ONE})}))
     source = put(tmp_path / "source" / "q.tar", tarred({"a.tar": tarred({"1.png": TWO})}))
-    assert "different bytes in two archives" in bring(tmp_path / "error", source, *FILES).text
-    assert bring(tmp_path / "keep", source, *FILES, *KEEP).files == {"1.png": ONE}
-    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    assert (
+        "different bytes in two archives" in complete_run(tmp_path / "error", source, *FILES).text
+    )
+    assert complete_run(tmp_path / "keep", source, *FILES, *KEEP).files == {"1.png": ONE}
+    own = complete_run(tmp_path / "own", source, *FILES, *OWN)
     assert own.files == {"0000-p/a.tar/1.png": ONE, "0001-q/a.tar/1.png": TWO}
 
 
 def test_archives_that_differ_in_their_ending_have_folders_of_their_own(tmp_path: Path) -> None:
     files = {"a.tar": tarred({"1.png": ONE}), "a.zip": zipped({"1.png": TWO}), "a/1.png": png(3)}
-    own = bring(tmp_path, nested(tmp_path, files), *FILES, *OWN)
+    own = complete_run(tmp_path, nested(tmp_path, files), *FILES, *OWN)
     assert own.problems == []
     assert len(own.files) == 3
 
@@ -131,7 +135,7 @@ def test_within_one_archive_the_last_one_counts_inner_archives_too(
     if ending == "zip":
         data = zip_of([Raw(b"a.tar", data, STORED) for data in (old, new)])
     source = put(tmp_path / "source" / f"o.{ending}", data)
-    brought = bring(tmp_path, source, *FILES, "--part-size", size)
+    brought = complete_run(tmp_path, source, *FILES, "--part-size", size)
     assert brought.problems == []
     assert brought.files == {"1.png": ONE, "2.png": TWO}
 
@@ -142,7 +146,7 @@ def test_records_of_inner_archives_are_merged_and_none_is_lost(tmp_path: Path) -
         return {"prompts.jsonl": line(name, number=number).rstrip(), name: png(number)}
 
     files = {"a.tar": tarred(pages(1)), **pages(2), "b.zip": zipped(pages(3))}
-    brought = bring(tmp_path, nested(tmp_path, files), "--nested")
+    brought = complete_run(tmp_path, nested(tmp_path, files), "--nested")
     assert brought.problems == []
     records = [json.loads(text) for text in brought.files["prompts.jsonl"].splitlines()]
     assert sorted(record["number"] for record in records) == [1, 2, 3]
@@ -155,8 +159,11 @@ def test_records_follow_their_images_into_the_folder_of_their_archive(tmp_path: 
 
     files = {"a.tar": tarred(pages(ONE)), "b.zip": zipped(pages(TWO)), **pages(png(3))}
     source = nested(tmp_path, files)
-    assert "different bytes in two archives" in bring(tmp_path / "error", source, "--nested").text
-    own = bring(tmp_path / "own", source, "--nested", *OWN)
+    assert (
+        "different bytes in two archives"
+        in complete_run(tmp_path / "error", source, "--nested").text
+    )
+    own = complete_run(tmp_path / "own", source, "--nested", *OWN)
     assert own.problems == []
     records = [json.loads(text) for text in own.files["prompts.jsonl"].splitlines()]
     found = {own.files[record["image"]] for record in records}
@@ -169,13 +176,13 @@ def test_links_of_an_inner_archive_mean_its_own_files(tmp_path: Path) -> None:
         return member(b"0001.png", data) + link + END
 
     source = nested(tmp_path, {"a.tar": linked(ONE), "b.tar": linked(TWO)})
-    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    own = complete_run(tmp_path / "own", source, *FILES, *OWN)
     assert own.files == {
         f"0000-o/{name}/{file}": data
         for name, data in (("a.tar", ONE), ("b.tar", TWO))
         for file in ("0001.png", "again.png")
     }
-    kept = bring(tmp_path / "keep", source, *FILES, *KEEP)
+    kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP)
     assert kept.problems == []
     assert kept.files == {"0001.png": ONE, "again.png": ONE}
 
@@ -187,7 +194,7 @@ def test_a_link_of_the_outer_archive_means_the_outer_file_whatever_an_inner_one_
     inner = tarred({"1.png": TWO})
     data = member(b"1.png", ONE) + member(b"a.tar", inner) + link + END
     source = put(tmp_path / "source" / "o.tar", data)
-    kept = bring(tmp_path, source, *FILES, *KEEP)
+    kept = complete_run(tmp_path, source, *FILES, *KEEP)
     assert kept.problems == []
     assert kept.files == {"1.png": ONE, "again.png": ONE}
 
@@ -195,7 +202,7 @@ def test_a_link_of_the_outer_archive_means_the_outer_file_whatever_an_inner_one_
 def test_the_members_of_a_shard_in_parts_are_counted_without_those_within(tmp_path: Path) -> None:
     inner = {f"{number}.png": png(number) for number in range(9)}
     source = nested(tmp_path, {"a.tar": tarred(inner), "b.png": ONE, "c.png": TWO})
-    brought = bring(tmp_path, source, *FILES, "--part-size", "1K")
+    brought = complete_run(tmp_path, source, *FILES, "--part-size", "1K")
     assert brought.problems == []
     assert len(brought.files) == 11
 
@@ -203,7 +210,7 @@ def test_the_members_of_a_shard_in_parts_are_counted_without_those_within(tmp_pa
 def test_an_inner_archives_files_are_written_next_to_it(tmp_path: Path) -> None:
     one = zipped({"v0/1.png": ONE, "v0/2.png": TWO})
     files = {"zips/v0.zip": one, "zips/v1.zip": zipped({"v1/1.png": TWO})}
-    brought = bring(tmp_path, nested(tmp_path, files), *FILES)
+    brought = complete_run(tmp_path, nested(tmp_path, files), *FILES)
     assert sorted(brought.files) == ["zips/v0/1.png", "zips/v0/2.png", "zips/v1/1.png"]
 
 
@@ -244,7 +251,7 @@ def test_archives_that_are_alone_in_the_images_folder_are_extracted_into_it(
     put(tmp_path / "source" / f"{home}prompts.jsonl", b"".join(map(line, PICTURES)))
     for name, data in files.items():
         put(tmp_path / "source" / name, data)
-    brought = bring(tmp_path, tmp_path / "source", *words)
+    brought = complete_run(tmp_path, tmp_path / "source", *words)
     assert brought.problems == []
     assert {name: data for name, data in brought.files.items() if ".png" in name} == PICTURES
     assert "corrected" not in brought.text
@@ -256,7 +263,7 @@ def test_an_archive_within_the_images_folder_may_bring_records(tmp_path: Path) -
         records = {"prompts.jsonl": b"".join(map(line, some))}
         put(tmp_path / "source" / "images" / f"{name}.tar", tarred({**some, **records}))
     put(tmp_path / "source" / "README.md", b"x")
-    brought = bring(tmp_path, tmp_path / "source")
+    brought = complete_run(tmp_path, tmp_path / "source")
     assert brought.problems == []
     assert brought.files["prompts.jsonl"] == b"".join(map(line, PICTURES))
 
@@ -268,7 +275,7 @@ def test_archives_within_a_folder_of_the_images_go_there(
         put(tmp_path / "source" / "images" / name / "all.zip", zipped({"0.png": png(len(name))}))
     records = [f"images/{name}/0.png" for name in ("train", "test")]
     source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, records)))
-    brought = bring(tmp_path / "one", source)
+    brought = complete_run(tmp_path / "one", source)
     assert brought.problems == []
     assert {name for name in brought.files if ".png" in name} == set(records)
 
@@ -280,15 +287,15 @@ def test_archives_among_images_are_refused_with_the_option_that_extracts_them(
     put(tmp_path / "source" / "images" / "rest.zip", zipped(parts(first=1)))
     source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, PICTURES)))
     with pytest.raises(SourceError, match=r"the images folder contains archives .* --nested"):
-        bring(tmp_path / "plain", source)
-    brought = bring(tmp_path / "nested", source, "--nested")
+        complete_run(tmp_path / "plain", source)
+    brought = complete_run(tmp_path / "nested", source, "--nested")
     assert brought.problems == []
     assert {name: data for name, data in brought.files.items() if ".png" in name} == PICTURES
 
 
 def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
     source = nested(tmp_path, {**IMAGENET, "n03.npz": b"PK", "n04.csv.gz": b"x"})
-    brought = bring(tmp_path, source, "--layout", "files")
+    brought = complete_run(tmp_path, source, "--layout", "files")
     assert brought.problems == []
     assert "2 files are archives themselves" in brought.text
     assert "--nested extracts them" in brought.text
@@ -298,7 +305,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path)
     inner = bz2.compress(tarred({"1.png": ONE}))
     files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
     files |= {"e.tar.gz_00": b"x", "f.zip.part01": b"x", "g.parquet": b"x", "h.tar.txt": b"x"}
-    brought = bring(tmp_path, nested(tmp_path, files), *FILES)
+    brought = complete_run(tmp_path, nested(tmp_path, files), *FILES)
     assert brought.problems == []
     del files["d.tbz"]
     assert brought.files == {"1.png": ONE, **files}
@@ -307,7 +314,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path)
 
 
 def test_a_table_within_an_archive_is_named_where_records_are_missing(tmp_path: Path) -> None:
-    brought = bring(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
+    brought = complete_run(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
     assert "'data/x.parquet' provides none" in brought.text
 
 
@@ -315,10 +322,10 @@ def test_records_none_of_which_names_an_image_are_refused_with_the_layout_that_t
     tmp_path: Path,
 ) -> None:
     source = nested(tmp_path, {"prompts.jsonl": b'{"text": "a"}\n{"text": "b"}\n'})
-    (problem,) = bring(tmp_path / "one", source).problems
+    (problem,) = complete_run(tmp_path / "one", source).problems
     assert "launch with --layout files" in problem
     assert "--on-bad-record" not in problem  # drop would leave no record
-    assert bring(tmp_path / "two", source, "--layout", "files").problems == []
+    assert complete_run(tmp_path / "two", source, "--layout", "files").problems == []
 
 
 def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it(
@@ -327,7 +334,7 @@ def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it
     images = {f"site/images/{number}.bin": bytes([number]) * (3 << 20) for number in range(4)}
     files = {"site/prompts.jsonl": b"", **images, "other/readme.txt": b"late"}
     inner = {"a.tar.gz": gzip.compress(tarred(files), 1)}
-    brought = bring(tmp_path, nested(tmp_path, inner), "--nested", "--skip-verify")
+    brought = complete_run(tmp_path, nested(tmp_path, inner), "--nested", "--skip-verify")
     assert "site/images/0.bin" in brought.files and "other/readme.txt" in brought.files
 
 
@@ -345,8 +352,8 @@ def test_the_manifest_names_the_nested_archive_of_each_file(tmp_path: Path) -> N
 def test_a_path_that_is_a_file_here_and_a_folder_there_names_its_remedy(tmp_path: Path) -> None:
     files = {"a.tar": tarred({"1.png": ONE}), "b.tar": tarred({"1.png/2.png": TWO})}
     source = nested(tmp_path, files)
-    brought = bring(tmp_path / "error", source, *FILES)
+    brought = complete_run(tmp_path / "error", source, *FILES)
     assert "is both a file and a folder" in brought.text
     assert "--on-collision per-shard" in brought.text
-    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    own = complete_run(tmp_path / "own", source, *FILES, *OWN)
     assert own.files == {"0000-o/a.tar/1.png": ONE, "0000-o/b.tar/1.png/2.png": TWO}

@@ -26,7 +26,7 @@ from jobs.storage import atomic
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.archives.reading import opened
-from tests.support.builders.bringing import bring, finished
+from tests.support.builders.complete_run import complete_run, finished
 from tests.support.builders.contents import line, png, tarred
 from tests.support.builders.runs import RunBuilder
 
@@ -70,7 +70,7 @@ def test_a_copied_folder_may_hold_any_number_of_bytes(tmp_path: Path) -> None:
     large.touch()
     with large.open("r+b") as file:  # a hole, which is read and written as one
         file.truncate(FLOOR + 4096)
-    brought = bring(tmp_path, source, "--layout", "files", "--max-expansion", "1")
+    brought = complete_run(tmp_path, source, "--layout", "files", "--max-expansion", "1")
     assert brought.problems == []
     assert (Path(brought.plan.dest) / "large.bin").stat().st_size == FLOOR + 4096
 
@@ -80,19 +80,19 @@ def test_archives_in_a_copied_folder_are_limited_by_what_was_listed(tmp_path: Pa
     source = put(tmp_path / "source" / "some.txt", b"x")
     put(source / "sub" / "bomb.zip", bomb)
     words = ("--layout", "files", "--nested", "--include", "s*")
-    brought = bring(tmp_path / "one", source, *words)
+    brought = complete_run(tmp_path / "one", source, *words)
     assert "--max-expansion" in brought.text
     assert brought.files == {}
-    brought = bring(tmp_path / "two", source, *words, "--max-expansion", "2000")
+    brought = complete_run(tmp_path / "two", source, *words, "--max-expansion", "2000")
     assert brought.problems == []
 
 
 def test_more_members_than_allowed_name_the_option_that_allows_them(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred(PAGES))
-    brought = bring(tmp_path / "one", source, "--max-members", "6")
+    brought = complete_run(tmp_path / "one", source, "--max-members", "6")
     assert "contains more than the 6 members allowed" in brought.text
     assert "--max-members" in brought.text
-    assert bring(tmp_path / "two", source, "--max-members", "7").files == PAGES
+    assert complete_run(tmp_path / "two", source, "--max-members", "7").files == PAGES
 
 
 TAR_OF_FOUR = tarred({f"{n}.bin": bytes([n + 1]) * 30_000 for n in range(4)})
@@ -117,7 +117,7 @@ def test_a_file_whose_space_was_reserved_and_never_filled_is_not_complete(
     put(tmp_path / "source" / "a.tar", tarred(PAGES))
     put(tmp_path / "source" / name, data)
     words = ("--layout", "files", "--part-size", size)
-    brought = bring(tmp_path, tmp_path / "source", *words)
+    brought = complete_run(tmp_path, tmp_path / "source", *words)
     assert "an unfinished download?" in brought.text
     assert brought.files == {}
 
@@ -127,19 +127,19 @@ def test_a_tar_may_be_padded_as_writers_do(tmp_path: Path, to: int) -> None:
     whole = tarred(PAGES).rstrip(b"\0")
     data = whole.ljust(-(-len(whole) // 512) * 512 + 1024, b"\0")
     data = data.ljust(-(-len(data) // to) * to, b"\0")
-    assert bring(tmp_path, put(tmp_path / "source" / "d.tar", data)).files == PAGES
+    assert complete_run(tmp_path, put(tmp_path / "source" / "d.tar", data)).files == PAGES
 
 
 def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES)) + b"junk" * 99)
-    text = bring(tmp_path / "refused", source).text
+    text = complete_run(tmp_path / "refused", source).text
     assert "`gzip -d` ignores this" in text
     assert "--local-path on the folder" in text
 
 
 def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred({}))
-    text = bring(tmp_path, source, "--layout", "files").text
+    text = complete_run(tmp_path, source, "--layout", "files").text
     assert "the source contains no file" in text
     assert "--records-file" not in text
 
@@ -151,7 +151,7 @@ def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
 def test_backslashes_separate_where_windows_wrote_them(tmp_path: Path, host: int) -> None:
     files = {name.replace("/", "\\"): data for name, data in PAGES.items()}
     data = zipped({"images\\": b"", **files}, host=host)
-    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", data))
+    brought = complete_run(tmp_path, put(tmp_path / "source" / "d.zip", data))
     assert brought.problems == []
     assert brought.files == PAGES
 
@@ -159,10 +159,10 @@ def test_backslashes_separate_where_windows_wrote_them(tmp_path: Path, host: int
 def test_backslashes_are_part_of_a_name_elsewhere(tmp_path: Path) -> None:
     files = {"a\\b.txt": b"1"}
     source = put(tmp_path / "source" / "unix.zip", zipped(files, host=UNIX))
-    assert bring(tmp_path / "one", source, "--layout", "files").files == files
+    assert complete_run(tmp_path / "one", source, "--layout", "files").files == files
     slashes = {"sub/a\\b.txt": b"1"}
     source = put(tmp_path / "other" / "fat.zip", zipped(slashes, host=FAT))
-    assert bring(tmp_path / "two", source, "--layout", "files").files == slashes
+    assert complete_run(tmp_path / "two", source, "--layout", "files").files == slashes
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_backslashes_are_part_of_a_name_elsewhere(tmp_path: Path) -> None:
 )
 def test_a_name_of_windows_that_leaves_the_dataset_is_refused(tmp_path: Path, name: str) -> None:
     source = put(tmp_path / "source" / "d.zip", zipped({name: b"x"}, host=FAT))
-    brought = bring(tmp_path, source, "--layout", "files")
+    brought = complete_run(tmp_path, source, "--layout", "files")
     assert "damaged or hostile" in brought.text
     assert brought.files == {}
 
@@ -178,7 +178,7 @@ def test_a_name_of_windows_that_leaves_the_dataset_is_refused(tmp_path: Path, na
 def test_a_folder_known_only_by_its_attributes_is_a_folder(tmp_path: Path) -> None:
     entries = [Raw(b"images", made_by=20, attributes=0x10)]
     entries += [Raw(name.encode(), data, made_by=20) for name, data in PAGES.items()]
-    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", zip_of(entries)))
+    brought = complete_run(tmp_path, put(tmp_path / "source" / "d.zip", zip_of(entries)))
     assert brought.files == PAGES
 
 
@@ -187,7 +187,7 @@ def test_names_that_are_utf_8_and_do_not_say_so_are_read_as_utf_8(
     tmp_path: Path, host: int
 ) -> None:
     files = dataset("images/é1.png", "images/漢字.png")
-    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", zipped(files, host=host)))
+    brought = complete_run(tmp_path, put(tmp_path / "source" / "d.zip", zipped(files, host=host)))
     assert brought.files == files
     assert "--zip-encoding" not in brought.text
 
@@ -205,12 +205,12 @@ def test_names_in_another_encoding_are_read_in_the_one_that_is_given(
 ) -> None:
     files = dataset(*names)
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding=encoding))
-    brought = bring(tmp_path / "one", source)
+    brought = complete_run(tmp_path / "one", source)
     (problem,) = brought.problems
     assert "2 names are not UTF-8 and decoded as cp437" in problem
     assert "launch with --zip-encoding" in problem
     assert brought.files == {}
-    assert bring(tmp_path / "two", source, "--zip-encoding", encoding).files == files
+    assert complete_run(tmp_path / "two", source, "--zip-encoding", encoding).files == files
 
 
 def test_names_that_are_utf_8_by_chance_follow_the_others_of_their_archive(
@@ -220,7 +220,7 @@ def test_names_that_are_utf_8_by_chance_follow_the_others_of_their_archive(
     assert by_chance.encode("gbk").decode("utf-8") != by_chance
     files = {f"{name}.txt": b"x" for name in (by_chance, "漂亮", "风景")}
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding="gbk"))
-    brought = bring(tmp_path, source, "--layout", "files", "--zip-encoding", "gbk")
+    brought = complete_run(tmp_path, source, "--layout", "files", "--zip-encoding", "gbk")
     assert brought.files == files
     assert "3 names are not UTF-8 and decoded as gbk" in brought.text
 
@@ -231,25 +231,25 @@ def test_a_backslash_within_a_character_separates_nothing(tmp_path: Path) -> Non
     files["prompts.jsonl"] = files["prompts.jsonl"].replace(b"\\\\", b"/")
     data = zipped(files, host=FAT, encoding="cp932")
     source = put(tmp_path / "source" / "d.zip", data)
-    brought = bring(tmp_path, source, "--zip-encoding", "cp932")
+    brought = complete_run(tmp_path, source, "--zip-encoding", "cp932")
     assert brought.files == {name.replace("\\", "/"): data for name, data in files.items()}
 
 
 def test_a_name_that_the_encoding_does_not_have_is_refused_with_the_option(tmp_path: Path) -> None:
     files = {"texts/\xff\xfe.txt": b"x"}
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding="latin-1"))
-    brought = bring(tmp_path / "one", source, "--layout", "files", "--zip-encoding", "gbk")
+    brought = complete_run(tmp_path / "one", source, "--layout", "files", "--zip-encoding", "gbk")
     assert "not valid in gbk" in brought.text
     assert "--zip-encoding" in brought.text
     words = ("--layout", "files", "--zip-encoding", "latin-1")
-    assert bring(tmp_path / "two", source, *words).files == files
+    assert complete_run(tmp_path / "two", source, *words).files == files
 
 
 def test_the_warning_comes_once_for_an_archive_in_many_parts(tmp_path: Path) -> None:
     files = {f"sub/{number}é.bin": bytes([number]) * 2000 for number in range(40)}
     entries = [Raw(name.encode("cp437"), data, 0) for name, data in files.items()]
     source = put(tmp_path / "source" / "d.zip", zip_of(entries))
-    brought = bring(tmp_path, source, "--layout", "files", "--part-size", "16K")
+    brought = complete_run(tmp_path, source, "--layout", "files", "--part-size", "16K")
     assert len(brought.plan.parts()) > 4
     assert brought.files == files
     assert brought.text.count("40 names are not UTF-8") == 1
@@ -272,7 +272,7 @@ def test_a_count_that_has_overflowed_is_proven_by_the_directory(tmp_path: Path) 
 
 def test_a_count_that_is_wrong_otherwise_is_refused(tmp_path: Path) -> None:
     data = zip_of([Raw(b"a"), Raw(b"b"), Raw(b"c")], count=2)
-    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", data), "--layout", "files")
+    brought = complete_run(tmp_path, put(tmp_path / "source" / "d.zip", data), "--layout", "files")
     assert "its end record counts 2 entries, but its directory has 3" in brought.text
 
 
@@ -329,7 +329,7 @@ def test_concatenated_tars_are_one_archive(tmp_path: Path, size: str, packed: bo
     if packed:
         data, name = gzip.compress(data[:20_480]) + gzip.compress(data[20_480:]), "d.tar.gz"
     source = put(tmp_path / "source" / name, data)
-    brought = bring(tmp_path, source, "--part-size", size)
+    brought = complete_run(tmp_path, source, "--part-size", size)
     assert brought.problems == []
     assert brought.files == PAGES
 
@@ -341,7 +341,7 @@ def test_concatenated_tars_are_one_archive(tmp_path: Path, size: str, packed: bo
 @pytest.mark.parametrize("name", ["d.tar.gz", "d.tgz", "d.gz"])
 def test_a_tar_that_was_compressed_twice_is_read(tmp_path: Path, name: str, size: str) -> None:
     data = gzip.compress(gzip.compress(tarred(PAGES)))
-    brought = bring(tmp_path, put(tmp_path / "source" / name, data), "--part-size", size)
+    brought = complete_run(tmp_path, put(tmp_path / "source" / name, data), "--part-size", size)
     assert brought.problems == []
     assert brought.files == PAGES
 
@@ -350,11 +350,11 @@ def test_a_tar_that_was_compressed_twice_is_read(tmp_path: Path, name: str, size
 def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
     pack = zstd().compress if method == ZSTD else lzma.compress
     entries = [Raw(name.encode(), data, method, content=pack(data)) for name, data in PAGES.items()]
-    brought = bring(tmp_path / "one", put(tmp_path / "source" / "d.zip", zip_of(entries)))
+    brought = complete_run(tmp_path / "one", put(tmp_path / "source" / "d.zip", zip_of(entries)))
     assert brought.files == PAGES
     broken = Raw(b"a.txt", b"text", method, content=pack(b"text")[:-3])
     source = put(tmp_path / "other" / "d.zip", zip_of([broken]))
-    brought = bring(tmp_path / "two", source, "--layout", "files")
+    brought = complete_run(tmp_path / "two", source, "--layout", "files")
     assert "member 'a.txt'" in brought.text and "truncated" in brought.text
 
 
@@ -366,7 +366,7 @@ def test_a_format_that_another_program_reads_is_reported_with_its_name(tmp_path:
         words = f"{what}, which is not supported; unpack the archive ({program}"
         data = zip_of([Raw(b"a", b"x", method)])
         source = put(tmp_path / f"source{method}" / "d.zip", data)
-        brought = bring(tmp_path / f"{method}", source, "--layout", "files")
+        brought = complete_run(tmp_path / f"{method}", source, "--layout", "files")
         assert words in brought.text
         assert "launch with --local-path on the folder" in brought.text
         assert "fetch" not in brought.text
@@ -377,7 +377,7 @@ def test_for_volumes_of_a_tar_the_message_says_how_to_join_them(tmp_path: Path) 
     second = header(b"big.bin", 1976, kind=b"M") + bytes(2048) + END
     put(tmp_path / "source" / "v1.tar", first)
     source = put(tmp_path / "source" / "v2.tar", second)
-    brought = bring(tmp_path, source, "--layout", "files")
+    brought = complete_run(tmp_path, source, "--layout", "files")
     assert "the archive ends earlier (a volume of tar -M ends like this, too)" in brought.text
     assert "unpack them together (tar -xM -f FIRST -f SECOND …)" in brought.text
 
@@ -387,7 +387,7 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
 ) -> None:
     good = gzip.compress(tarred(PAGES))
     source = put(tmp_path / "source" / "d.tar.gz", good[:-8] + bytes(4) + good[-4:])
-    brought = bring(tmp_path, source)
+    brought = complete_run(tmp_path, source)
     assert "replace it with an intact copy and run `resume`" in brought.text
     assert "--exclude" not in brought.text  # nothing would be left
     put(tmp_path / "source" / "d.tar.gz", good)
@@ -407,12 +407,12 @@ def test_a_damaged_archive_with_the_published_digest_is_reported_as_the_publishe
     )
     source = put(tmp_path / "source" / "d.tar.gz", broken)
     words = ("--layout", "files", "--exclude", "SHA256SUMS")
-    brought = bring(tmp_path / "one", source, *words)
+    brought = complete_run(tmp_path / "one", source, *words)
     assert (
         "its digest matches the published one, so contact its publisher, or launch without it"
         in brought.text
     )
-    brought = bring(tmp_path / "two", source, *words, "--exclude", "d.tar.gz")
+    brought = complete_run(tmp_path / "two", source, *words, "--exclude", "d.tar.gz")
     assert brought.files == {"other.txt": b"x"}
 
 

@@ -25,7 +25,7 @@ from examples.samples import tree_digest
 from jobs.download.stage import run_download
 from jobs.errors import UsageError
 from jobs.runtime.progress import Progress
-from tests.support.builders.bringing import bring, finished, planned
+from tests.support.builders.complete_run import complete_run, finished, planned
 from tests.support.cli import Cli
 from tests.support.servers.webserver import FaultyServer
 
@@ -34,7 +34,7 @@ PACKED = ("--output", "webdataset")
 
 def packed(root: Path, source: Path, *words: str) -> Path:
     """Bring a local source in, packed; where it is published."""
-    brought = bring(root, source, *PACKED, *words)
+    brought = complete_run(root, source, *PACKED, *words)
     assert not brought.problems, brought.text
     return Path(brought.plan.dest)
 
@@ -176,7 +176,7 @@ def _flip(path: Path) -> None:
 def test_no_tree_of_files_is_ever_made(dataset: Path, tmp_path: Path) -> None:
     archive = samples.pack_one(dataset, tmp_path, "tar.gz")
     words = ("--part-size", "100K", "--expect-records", "61")
-    assert "61 were expected" in bring(tmp_path, archive, *PACKED, *words).text
+    assert "61 were expected" in complete_run(tmp_path, archive, *PACKED, *words).text
     (staged,) = (tmp_path / "data" / ".incoming").glob("*/data")
     assert list(staged.iterdir()) == []
     assert len(list(staged.with_name("members").iterdir())) > 3
@@ -409,7 +409,7 @@ def test_a_damaged_image_is_told_and_can_be_dropped_with_its_record(
     shutil.copytree(dataset, source)
     image = next((source / "images").iterdir())
     image.write_bytes(image.read_bytes()[:-20])
-    said = bring(tmp_path / "one", source, *PACKED).text
+    said = complete_run(tmp_path / "one", source, *PACKED).text
     assert "1 image is damaged" in said
     assert "--on-bad-record drop to publish without these" in said
     assert "keep" not in said
@@ -438,11 +438,11 @@ def test_what_cannot_be_packed_is_refused_at_launch_with_the_option_that_works(
     dataset: Path, tmp_path: Path, words: tuple[str, ...], remedy: str
 ) -> None:
     with pytest.raises(UsageError, match=remedy):
-        bring(tmp_path, dataset, *PACKED, *words)
+        complete_run(tmp_path, dataset, *PACKED, *words)
 
 
 def test_where_there_are_no_records_the_output_without_them_is_named(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "notes.txt").write_text("no records here")
-    said = bring(tmp_path, tmp_path / "source", *PACKED).text
+    said = complete_run(tmp_path, tmp_path / "source", *PACKED).text
     assert "launch with --layout files and --output files or zip" in said

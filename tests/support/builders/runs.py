@@ -25,7 +25,7 @@ and last what a test needs of it:
     .extracted(tmp_path)                       the same, whose parts are staged
 
 The last three give a `Run` (`made_run.py`). Where real stages are to make a whole run from command
-line options, see `bringing.py`.
+line options, see `complete_run.py`.
 """
 
 from __future__ import annotations

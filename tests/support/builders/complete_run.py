@@ -19,7 +19,7 @@ from orchestrator.cli.launch import command
 
 
 @dataclass
-class Brought:
+class CompleteRun:
     """The outcome of a run."""
 
     folder: RunFolder
@@ -45,7 +45,7 @@ class Brought:
         }
 
 
-def bring(root: Path, source: Path | Sequence[str], *words: str) -> Brought:
+def complete_run(root: Path, source: Path | Sequence[str], *words: str) -> CompleteRun:
     """Launch with a local ``source`` (or options that name one); run and dataset in ``root``."""
     folder, plan = planned(root, source, *words)
     downloaded = run_download(
@@ -70,7 +70,7 @@ def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunF
 
 def finished(
     folder: RunFolder, plan: Plan, parts: list[Part], problems: list[str] | None = None
-) -> Brought:
+) -> CompleteRun:
     """Extract ``parts`` of the fetched shards, in that order, and finalize."""
     problems = list(problems or ())
     attempts = PartExtractor(folder, plan, Progress())
@@ -81,4 +81,4 @@ def finished(
             problems += [item.problem.message] if item.problem else []
     summary, problem = run_finalize(folder, plan, Progress())
     problems += [problem.message] if problem else []
-    return Brought(folder, plan, problems, summary.lines)
+    return CompleteRun(folder, plan, problems, summary.lines)
