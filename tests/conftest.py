@@ -146,6 +146,12 @@ def cli(tmp_path: Path, shop: Shop) -> Cli:
 
 
 @pytest.fixture
+def here(tmp_path: Path, shop: Shop) -> Cli:
+    """The command line in the test's own folder."""
+    return Cli(tmp_path, forked=shop.done)
+
+
+@pytest.fixture
 def slurm_cli(cli: Cli, slurm: PrivateSlurm) -> Cli:
     """The command line where `sbatch` reaches a Slurm with accounting."""
     return cli.having(**slurm.env)

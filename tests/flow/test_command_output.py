@@ -14,15 +14,16 @@ import pytest
 
 from examples import samples
 from tests.support.cli import Cli
+from tests.support.faults.forkshop import Shop
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+def done(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Cli:
     """A shell in whose `logs/` there is a run that is done, and one that failed."""
-    base = tmp_path_factory.mktemp("face")
+    base = tmp_path_factory.mktemp("output")
     dataset = samples.make_dataset(base / "original", records=60)
     samples.pack_shards(dataset, base / "shards", count=3)
-    shell = Cli(base)
+    shell = Cli(base, forked=shop.done)
     words = ("--engine", "local", "--tasks", "3", "-y")
     shell.run("launch", "--local-path", "shards", "--dest", "pages", *words)
     shutil.copytree(base / "shards", base / "broken")
@@ -49,8 +50,8 @@ def test_runs_lists_both_the_newest_first(done: Cli) -> None:
     assert done.run("runs", "-n", "1").out.startswith(bad)
 
 
-def test_help_shows_the_options_of_launch_under_titles_and_each_once(tmp_path: Path) -> None:
-    out = Cli(tmp_path).run("launch", "--help").out
+def test_help_shows_the_options_of_launch_under_titles_and_each_once(here: Cli) -> None:
+    out = here.run("launch", "--help").out
     titles = [line for line in out.splitlines() if line.endswith(":") and line[0].isalpha()]
     words = ("Source", "Dataset", "Verification", "Download and run", "Slurm", "Options")
     assert [title.partition(" (")[0].rstrip(":") for title in titles] == list(words)
@@ -58,17 +59,17 @@ def test_help_shows_the_options_of_launch_under_titles_and_each_once(tmp_path: P
         assert len(re.findall(rf"^  (?:-\w, )?{option}\b", out, re.M)) == 1, option
 
 
-def test_runs_without_any_says_so(tmp_path: Path) -> None:
-    assert "there is no run" in Cli(tmp_path).run("runs").err
+def test_runs_without_any_says_so(here: Cli) -> None:
+    assert "there is no run" in here.run("runs").err
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o1777])
 def test_a_folder_that_is_no_runs_is_called_that_and_left_as_it_is(
-    tmp_path: Path, mode: int
+    tmp_path: Path, here: Cli, mode: int
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other").chmod(mode)
-    reported = Cli(tmp_path).run("status", "./other", rc=1).err
+    reported = here.run("status", "./other", rc=1).err
     assert "is not a run folder" in reported and "chmod" not in reported
 
 
@@ -168,8 +169,8 @@ def test_colours_and_letters_follow_the_environment(done: Cli) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_made_for_each_shell(tmp_path: Path, shell: str) -> None:
-    text = Cli(tmp_path).run("completion", shell).out
+def test_completion_is_made_for_each_shell(here: Cli, shell: str) -> None:
+    text = here.run("completion", shell).out
     assert "_WEBSIGHT_ORCHESTRATE_COMPLETE" in text
 
 
@@ -195,9 +196,9 @@ def test_commands_options_and_run_ids_are_completed(done: Cli) -> None:
     assert sorted(_completed(done, "resume 2")) == sorted(_ids(done))
 
 
-def test_settings_of_the_folder_are_used_and_shown(done: Cli, tmp_path: Path) -> None:
+def test_settings_of_the_folder_are_used_and_shown(done: Cli, tmp_path: Path, here: Cli) -> None:
     (tmp_path / "websight.toml").write_text('dest = "kept"\n[profiles.big]\ntasks = 7\n')
-    shell = Cli(tmp_path, {"WEBSIGHT_PART_SIZE": "64M"})
+    shell = here.having(WEBSIGHT_PART_SIZE="64M")
     out = shell.run("--profile", "big", "launch", "--show-config", "--engine", "local").out
     found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
     assert found["dest"] == ["kept", "websight.toml"]
@@ -255,7 +256,7 @@ SECRET = "hf_secret"
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
 def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
-    tmp_path: Path, words: list[str | bytes], reported: str
+    tmp_path: Path, here: Cli, words: list[str | bytes], reported: str
 ) -> None:
     (tmp_path / "utf16").write_text("http://host/a.tar\n", encoding="utf-16")
     os.mkfifo(tmp_path / "pipe")
@@ -263,16 +264,16 @@ def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
     source = ["--local-path", "."] if "--dest" in texts else ["--url", "http://host.invalid/a.tar"]
     if texts[0] in ("--url", "--url-list", "--local-path"):
         source = []
-    done = Cli(tmp_path).run("launch", "--dry-run", *source, *texts, rc=None)
+    done = here.run("launch", "--dry-run", *source, *texts, rc=None)
     assert done.rc == 2, done
     assert reported in " ".join(done.err.split())
     assert "Traceback" not in done.err
     assert SECRET not in done.out + done.err
 
 
-def test_show_config_shows_no_secret_of_an_address(tmp_path: Path) -> None:
+def test_show_config_shows_no_secret_of_an_address(here: Cli) -> None:
     url = f"https://user:{SECRET}@host/a.tar?sig={SECRET}"
-    shown = Cli(tmp_path).run("launch", "--show-config", "--url", url).out
+    shown = here.run("launch", "--show-config", "--url", url).out
     assert "https://host/a.tar" in shown
     assert SECRET not in shown
 
