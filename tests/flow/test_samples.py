@@ -17,7 +17,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
 from tests.support.archives.rawzip import Raw, zip_of
-from tests.support.builders.bringing import bring
+from tests.support.builders.complete_run import complete_run
 from tests.support.builders.contents import line, png, tarred
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
@@ -115,7 +115,7 @@ def test_of_two_samples_with_one_key_in_an_archive_the_last_one_is_published(
 ) -> None:
     web.put("/00000.tar", repeated(range(8), again=2))
     source = ("--url", web.url("/00000.tar"))
-    brought = bring(tmp_path, source, "--output", output, *words)
+    brought = complete_run(tmp_path, source, "--output", output, *words)
     assert not brought.problems, brought.text
     lines = [json.loads(row) for row in brought.files["prompts.jsonl"].splitlines()]
     assert [(row["__key__"], row["txt"]) for row in lines] == [
