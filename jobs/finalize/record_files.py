@@ -19,6 +19,7 @@ from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
+from jobs.formats import magic
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.runtime.progress import Progress
@@ -27,7 +28,6 @@ from jobs.storage.blocks import blocks, read_range
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted, sample_key
 
-_LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of possible records files
 _SHOWN = 3  # of these in a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
 _SMALL = 1 << 20  # bytes of a records file, at most, for which a thread reads ahead
@@ -82,7 +82,7 @@ class _OtherFiles:
             if key == self._last_key and is_pair(self._last, raw):
                 self._pair = self._last, raw
             self._last, self._last_key = raw, key
-        return lower.endswith(_LIKELY) and len(self.likely) <= _FEW
+        return lower.endswith(magic.RECORDS) and len(self.likely) <= _FEW
 
     def message(self, names: tuple[str, ...]) -> str:
         """The message that none of ``names`` exists, with a remedy."""

@@ -171,6 +171,7 @@ _DATA = (
 _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
 # The same, of formats that programs read compressed: scans, and files with an index of their own.
 _COMPRESSED_DATA = (".nii.gz", ".vcf.gz", ".warc.gz", ".wat.gz", ".wet.gz")
+RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of files that may be records
 # First members of zips that are one document or model: Office Open XML, OpenDocument and EPUB,
 # Java, PyTorch.
 _DOCUMENTS = (b"[Content_Types].xml", b"_rels/.rels", b"mimetype", b"META-INF/")

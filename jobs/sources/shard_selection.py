@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.formats.magic import Packing
-from jobs.model import Shard, ShardKind, SourceFile
+from jobs.model import Layout, Shard, ShardKind, SourceFile
 from jobs.runtime import background
 from jobs.sources import file_names, split_archives
 from jobs.sources.base import ShardSelection, SourceRequest
@@ -54,6 +54,7 @@ class SortedFiles:
     extras: Mapping[str, str]  # left-out files, with their kinds
     home: str = ""  # the dataset's folder, with a final slash; empty for the top folder
     images: str = ""  # the images folder, with a final slash; empty if there is none
+    lacks_records: bool = False  # whether no file can contain the records that the layout needs
 
 
 def select(
@@ -110,7 +111,8 @@ def sort_out(
     loose = [by_name[name] for name in [*single, *inside] if name not in taken]
     layout = request.layout
     in_images = f"{layout.images}/" if layout.has_records else ""
-    return SortedFiles(tuple(groups), tuple(loose), by_name, extras, home, in_images)
+    lacks_records = not groups and _lack_records(listed, layout)
+    return SortedFiles(tuple(groups), tuple(loose), by_name, extras, home, in_images, lacks_records)
 
 
 def notes_of(found: SortedFiles, where: str) -> tuple[str, ...]:
@@ -124,6 +126,11 @@ def notes_of(found: SortedFiles, where: str) -> tuple[str, ...]:
             f"{where}: {count} files are read as the pieces of {what}, beginning with "
             f"{file_names.first_names(group.names[0] for group in sets)}. Use --join none to read "
             "each file separately"
+        )
+    if found.lacks_records:
+        notes.append(
+            f"{where}: no file can contain records, so the verification will fail; launch with "
+            "--layout files to publish the files without records"
         )
     return (*notes, *file_names.notes_of(found.extras, where))
 
@@ -193,6 +200,14 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     inside = [name for name in names if name.startswith(images)]
     has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
     return images if has_data and has_images else ""
+
+
+def _lack_records(names: Sequence[str], layout: Layout) -> bool:
+    """Whether none of these files, which are no archives, can contain records."""
+    if layout.name not in ("auto", "websight"):
+        return False
+    endings = (*magic.RECORDS, layout.records.lower())
+    return not any(name.lower().endswith(endings) for name in names)
 
 
 def _joined(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest, Shard, ShardKind, SourceKind
+from jobs.model import Digest, Layout, Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
 from jobs.sources.base import LocalFiles, Source, SourceRequest
 from jobs.sources.registry import open_source
@@ -551,6 +551,29 @@ def test_what_a_copied_folder_leaves_out_is_listed_and_not_counted(tmp_path: Pat
     copied, listed = source.notes()
     assert "its 3 files are copied" in copied
     assert all(repr(name) in listed for name in left)
+
+
+@pytest.mark.parametrize(
+    ("names", "layout", "lacks"),
+    [
+        (["a.bin", "b/c.npy"], Layout(), True),
+        (["a.bin", "b/c.npy"], Layout("websight"), True),
+        (["a.bin", "b/c.npy"], Layout("files"), False),
+        (["a.jpg", "a.cls"], Layout("webdataset"), False),
+        (["a.bin", "prompts.jsonl"], Layout(), False),
+        (["a.bin", "b/labels.CSV"], Layout(), False),
+        (["a.bin", "b/list.txt"], Layout(records="list.txt"), False),
+        (["a.bin", "b.tar"], Layout(), False),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 501], ids=["few", "many"])
+def test_files_without_records_are_noted_before_the_launch(
+    tmp_path: Path, names: list[str], layout: Layout, lacks: bool, more: int
+) -> None:
+    files = dict.fromkeys([*names, *(f"x/{number}.bin" for number in range(more))], b"x")
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", files), layout=layout)
+    source.shards()
+    assert any("launch with --layout files" in note for note in source.notes()) is lacks
 
 
 def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> None:
