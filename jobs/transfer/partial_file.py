@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class FileVersion:
     digest: Digest | None  # published
 
 
+@cache
 def _boot() -> str:
     """An id of this boot of this host; written data are only at risk if it changes."""
     try:
