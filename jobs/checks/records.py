@@ -169,8 +169,10 @@ def problem_of_path(path: str) -> str | None:
 
 
 def normal_path(path: str) -> str:
-    """``path`` without ``.`` and empty components."""
+    """``path`` without ``.`` and empty components; a web address is unchanged."""
     if "./" not in path and "//" not in path and not path.endswith(("/", "/.")):
+        return path
+    if path.startswith(("http://", "https://")):
         return path
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 

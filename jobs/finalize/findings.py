@@ -76,6 +76,9 @@ BAD = {
     FindingKind.BAD_IMAGE: Cause.BAD_IMAGE,
 }
 
+# Kinds of records whose image is not in the dataset.
+_UNUSABLE = (FindingKind.BAD_RECORD, FindingKind.OUTSIDE, FindingKind.MISSING_IMAGE)
+
 
 class Finding(NamedTuple):
     """One thing that the audit found."""
@@ -86,12 +89,11 @@ class Finding(NamedTuple):
     member: str | None = None
     line: int | None = None  # in the shard's records as JSON lines, from 1
 
-    def text(self, name: str | None, *, unit: str = "line") -> str:
-        """The finding as a message; ``unit``: what the records file counts."""
+    def place(self, name: str | None, *, unit: str) -> str:
+        """Where it was found, for a message; ``unit``: what the records file counts."""
         member = quoted(self.member) if self.member is not None else None
         line = f"{unit} {self.line}" if self.line else None
-        place = ", ".join(part for part in (name, member, line) if part)
-        return f"{place}: {self.message}" if place else self.message
+        return ", ".join(part for part in (name, member, line) if part)
 
 
 class _Counted:
@@ -211,7 +213,7 @@ def fails(kind: FindingKind, policy: OnBadRecord) -> bool:
 
 
 def lines_of(
-    context: FinalizeContext, findings: Findings, *, records: int, images: int
+    context: FinalizeContext, findings: Findings, *, records: int, images: int, files: int
 ) -> tuple[str, ...]:
     """What finalize prints: counts, a line for each kind of finding, whether it passed."""
     options = context.plan.options
@@ -228,6 +230,8 @@ def lines_of(
             (lines if bad else warnings).append(text)
     if failed:
         return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
+    if not options.layout.has_records:
+        lines.append(f"✓ Found {files} files")
     if options.verify is Verify.NONE:
         return (*warnings, *lines, "! Images and records were not verified (--skip-verify)")
     return (*warnings, *lines, PASSED)
@@ -247,15 +251,24 @@ def _count_lines(
 def _tail(context: FinalizeContext, findings: Findings, kind: FindingKind) -> str:
     """The first examples of a kind, to follow its count."""
     shown = findings.examples.get(kind, [])
-    texts = [_text(context, finding) for finding in shown]
     more = " …" if findings.counts[kind] > EXAMPLES else ""
+    places = [_place(context, finding) for finding in shown]
+    facts = {finding.message for finding in shown}
+    if len(shown) > 1 and len(facts) == 1 and all(places):
+        return f": {'; '.join(places)}{more}: {facts.pop()}"
+    texts = [_text(context, finding) for finding in shown]
     return f": {'; '.join(texts)}{more}" if texts else ""
 
 
 def _text(context: FinalizeContext, finding: Finding) -> str:
+    place = _place(context, finding)
+    return f"{place}: {finding.message}" if place else finding.message
+
+
+def _place(context: FinalizeContext, finding: Finding) -> str:
     form = {piece.shard.id: piece.found.form for piece in context.pieces}.get(finding.shard or "")
     unit = "line" if form in (None, Form.LINES) else "record"
-    return finding.text(context.name_of(finding.shard), unit=unit)
+    return finding.place(context.name_of(finding.shard), unit=unit)
 
 
 def _aim(context: FinalizeContext) -> str:
@@ -279,9 +292,9 @@ def problem_of(context: FinalizeContext, findings: Findings, *, records: int) ->
         kind in BAD for kind in bad
     ):
         remedy = f"; {context.without_records}"
-    elif FindingKind.MISSING_IMAGE in bad:
+    elif FindingKind.MISSING_IMAGE in bad or FindingKind.OUTSIDE in bad:
         advice = _advice(context, findings)
-        if advice is None and findings.counts[FindingKind.MISSING_IMAGE] >= records:
+        if advice is None and sum(findings.counts[kind] for kind in _UNUSABLE) >= records:
             advice = context.without_records  # as without these records none may be left
         remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
     message = (

@@ -170,6 +170,6 @@ def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str
         other = near.get(folded(key)) if key is not None else None
         if other is not None:
             return f"is in no shard; a similar name is {shown_key(other)}"
-    if reference.path.startswith(("http:/", "https:/")):
+    if reference.path.startswith(("http://", "https://")):
         return "is in no shard, because it is a web address"
     return "is in no shard"

@@ -20,7 +20,7 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.formats import magic
-from jobs.formats.pictures import from_table
+from jobs.formats.pictures import from_table, may_be_named
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import digest, latency
@@ -67,15 +67,17 @@ class _OtherFiles:
     def __init__(self) -> None:
         self.likely: defaultdict[str, list[_DataFile]] = defaultdict(list)  # by path
         self._table = ""  # a parquet file that was not extracted
+        self._is_packed = False  # whether that is inside an archive
         self._last = b""
         self._last_key = b""
         self._pair: tuple[bytes, bytes] | None = None
 
-    def add(self, path: str) -> bool:
+    def add(self, path: str, shard: Shard) -> bool:
         """Add a file, in the order of its archive; returns whether its name is that of records."""
         lower = path.lower()
-        if lower.endswith(".parquet"):
-            self._table = self._table or path
+        if not self._table and lower.endswith(".parquet"):
+            self._table = path
+            self._is_packed = not shard.name.lower().endswith(".parquet")
         if self._pair is None:
             raw = path.encode()
             key = sample_key(raw)
@@ -97,12 +99,13 @@ class _OtherFiles:
             files.sort(key=lambda file: (-file.entry.size, file.path))
             largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
             fact += f"; if the records are in {largest}, run `resume` with --records-file"
-        elif self._table:
+        elif self._table and self._is_packed:
             fact += (
-                f"; the table {quoted(self._table)} provides none: it names no image, or is "
-                "inside an archive, which you have to unpack first (then launch with "
-                "--local-path on the folder)"
+                f"; the table {quoted(self._table)} provides none, because it is inside an archive "
+                "(to read it, unpack the archive and launch with --local-path on the folder)"
             )
+        elif self._table:
+            fact += f"; the table {quoted(self._table)} provides none, because it names no image"
         return fact
 
 
@@ -155,8 +158,10 @@ def _samples(
     """Ids of the shards whose files became samples, which are reported."""
     pairs = zip(context.parts, summaries, strict=True)
     samples = frozenset(part.shard for part, summary in pairs if summary.samples)
+    is_auto = context.plan.options.layout.name == "auto"
+    as_files = "; to leave them as they are, launch with --layout files" if is_auto else ""
     for shard in sorted(samples):
-        fact = "files with the same key became an image and its record"
+        fact = f"files with the same key became an image and its record{as_files}"
         findings.add(Finding(FindingKind.SAMPLES, fact, shard))
     return samples
 
@@ -382,7 +387,7 @@ def _choose(
 
 
 def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[], object]) -> bool:
-    """Whether the first record of a file names an image."""
+    """Whether the first record of a file may name images of this dataset."""
     place = context.staging.data / file.path
     options = context.plan.options
     if context.packs:
@@ -397,10 +402,10 @@ def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[],
             encoding=options.records_encoding,
         )
         with found.path.open("rb") as lines:
-            records.parse(next(records.lines(lines), b""), options.layout.image_field)
+            first = records.parse(next(records.lines(lines), b""), options.layout.image_field)
     except (FileNotFoundError, record_forms.FormError, records.BadLineError):
         return False
-    return True
+    return any(may_be_named(image.path) for image in first.images)
 
 
 def _files(
@@ -419,7 +424,7 @@ def _files(
             if path in names or path.endswith(endings):
                 name = next(name for name in names if path == name or path.endswith(f"/{name}"))
                 yield _DataFile(number, part, entry, name)
-            elif others.add(path):
+            elif others.add(path, context.shards[part.shard]):
                 others.likely[path].append(_DataFile(number, part, entry, path))
 
 

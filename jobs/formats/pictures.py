@@ -88,6 +88,12 @@ def is_named(text: str) -> bool:
     return extension(text) in BY_EXTENSION and "://" not in text
 
 
+def may_be_named(text: str) -> bool:
+    """Whether a text in a field for images may be the name of a picture's file: it has no other
+    ending than a picture's."""
+    return is_named(text) or not (extension(text) or "://" in text)
+
+
 def content_of(head: bytes) -> str | None:
     """The image format of a file by its first ``HEAD`` bytes; None if it is unknown."""
     if head[:1] not in _FIRST and head[4:8] != b"ftyp":

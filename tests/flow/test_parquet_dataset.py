@@ -118,6 +118,14 @@ def test_a_path_without_bytes_names_a_file_of_another_shard(tmp_path: Path) -> N
     assert [record["image"] for record in published(run)] == [first, first]
 
 
+def test_if_all_records_name_paths_outside_the_layout_without_records_is_advised(
+    tmp_path: Path,
+) -> None:
+    _, _, problem = run_over(tmp_path, {"path": ["/src/a.svg", "/src/b.svg"], "id": [1, 2]})
+    assert problem is not None and problem.cause is Cause.BAD_RECORD
+    assert "publish files without records, launch with --layout files" in problem.message
+
+
 def test_a_row_without_any_picture_is_reported(tmp_path: Path) -> None:
     _, _, problem = run_over(tmp_path, {"image": [png(1), None], "text": ["a", "b"]})
     assert problem is not None and problem.cause is Cause.BAD_RECORD

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from datetime import time as time_of_day
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -28,7 +27,7 @@ from jobs.archives.base import (
     unsupported,
 )
 from jobs.archives.limits import Limits
-from jobs.archives.parquet.columns import Columns, NonFinite
+from jobs.archives.parquet.columns import Columns, NonFinite, names_pictures, texts_of
 from jobs.archives.parquet.faults import one_line, refused
 from jobs.archives.parquet.values import python_values
 from jobs.archives.streams import Arriving
@@ -38,7 +37,6 @@ from jobs.formats.pictures import (
     IMAGE_FIELDS,
     ending_for,
     from_table,
-    is_named,
 )
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
 from jobs.storage.digest import Crc32
@@ -250,17 +248,16 @@ class Rows:
         """Whether a column contains pictures or, for a layout with records, may name some."""
         if self._columns.taken or not self._layout.has_records:
             return bool(self._columns.taken)
-        names = self._file.schema_arrow.names
         if self._layout.image_field:
+            names = self._file.schema_arrow.names
             return self._layout.image_field.partition(".")[0] in names
-        return not set(IMAGE_FIELDS).isdisjoint(names) or self._holds_paths()
-
-    def _holds_paths(self) -> bool:
-        """Whether a text in the first rows ends like an image's name."""
         for batch in self._read(_EXAMINED):
-            values = chain.from_iterable(self._values(batch, name) for name in batch.schema.names)
-            return any(isinstance(v, str) and is_named(v) for v in values)
-        return False
+            return any(self._names_pictures(batch, name) for name in batch.schema.names)
+        return not set(IMAGE_FIELDS).isdisjoint(self._file.schema_arrow.names)
+
+    def _names_pictures(self, batch: pa.RecordBatch, name: str) -> bool:
+        texts = texts_of(batch.column(name))
+        return texts is not None and names_pictures(name, self._python_values(texts, name))
 
     def _examine(self) -> None:
         """Pass the first values of each binary column to its node, whichever rows are read."""

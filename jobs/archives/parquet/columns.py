@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.archives.base import free_name
 from jobs.archives.parquet.values import contains
-from jobs.formats.pictures import HEAD, ending_for
-from jobs.storage.safe_paths import quoted
+from jobs.formats.pictures import HEAD, IMAGE_FIELDS, ending_for, is_named, may_be_named
+from jobs.storage.safe_paths import MAX_PATH, quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -27,8 +27,9 @@ _DECIDING = 16  # values that decide whether a column contains pictures
 _SOURCE = "_source"  # suffix of the field with the source's own path of a picture
 _TAG = 32  # bytes of a column's name in names of files, at most
 _UNFIT = re.compile(r"\W+")
-# pyarrow 15 has neither list views nor binary views.
+# pyarrow 15 has no views of lists, texts or binaries.
 _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+_TEXTS = ("is_string", "is_large_string", "is_string_view")
 _BINARIES = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
 
 
@@ -170,6 +171,35 @@ def node_of(kind: pa.DataType) -> Node | None:
     if isinstance(inner, Bytes) and not inner.in_struct:
         return Bytes(in_struct=True)
     return Fields(children) if children else None
+
+
+def texts_of(column: pa.Array) -> pa.Array | None:
+    """The texts in a column or in its lists, or the paths in its structs; None for other types."""
+    import pyarrow as pa
+
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    while _is(column.type, _LISTS):
+        column = column.flatten()
+    if pa.types.is_struct(column.type):
+        if column.type.get_field_index("path") < 0:
+            return None
+        column = column.field("path")
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return column if _is(kind, _TEXTS) else None
+
+
+def names_pictures(name: str, texts: Iterable[str | None]) -> bool:
+    """Whether at least half of a column's texts name pictures.
+
+    In a column that is named like the field of an image, such a text may have no ending. Without
+    texts the column's name decides.
+    """
+    by_name = name in IMAGE_FIELDS
+    named = may_be_named if by_name else is_named
+    known = [text for text in texts if text is not None]
+    found = sum(len(text) <= MAX_PATH and text.isprintable() and named(text) for text in known)
+    return 2 * found >= len(known) if known else by_name
 
 
 def _is(kind: pa.DataType, predicates: Iterable[str]) -> bool:

@@ -241,6 +241,38 @@ def test_a_file_without_images_that_names_some_gives_records_alone(
     assert run.tree() == {}
 
 
+TEXT = pa.string()
+PATHS = pa.struct([("path", TEXT)])
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        pytest.param({"path": ["/a.py", "b/c.h", "LICENSE"]}, False, id="code"),
+        pytest.param({"path": ["a.mp3"], "audio": [b"ID3"]}, False, id="audio"),
+        pytest.param({"image": ["https://h/a.png"]}, False, id="URLs"),
+        pytest.param({"images": [["https://h/a.png", None]]}, False, id="URLs in lists"),
+        pytest.param({"image": ["/9j/" * 1000]}, False, id="base64"),
+        pytest.param({"image": [1, 2]}, False, id="numbers"),
+        pytest.param({"text": ["see a.png", "a", "b"]}, False, id="one text of three"),
+        pytest.param({"when": pa.array([1], pa.timestamp("ns"))}, False, id="nanoseconds"),
+        pytest.param({"image": ["0001", "0002"]}, True, id="no endings"),
+        pytest.param({"photo": [["a.png", "b.JPG"], []]}, True, id="names in lists"),
+        pytest.param({"image": pa.array([{"path": "a.png"}], PATHS)}, True, id="structs"),
+        pytest.param({"file_name": pa.array([None], TEXT)}, True, id="no value"),
+        pytest.param({"file_name": pa.array([], TEXT)}, True, id="no row"),
+    ],
+)
+def test_a_table_is_read_if_a_column_names_pictures_and_published_as_a_file_otherwise(
+    tmp_path: Path, written: Callable[..., Path], columns: dict[str, Any], names: bool
+) -> None:
+    run = RunBuilder(written(columns)).fetched(tmp_path)
+    fetched = run.folder.load_fetched(run.plan.shards[0].id)
+    assert fetched is not None
+    archive = ParquetArchive(fetched, run.plan.shards[0], run.plan.options, Path(run.plan.temp))
+    assert archive.is_extracted() is names
+
+
 def test_bytes_that_are_no_image_are_found_by_the_check(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:

@@ -260,6 +260,7 @@ def test_paths_outside_are_reported(path: str, fact: str | None) -> None:
         ("images/./a.png", "images/a.png"),
         ("images/a/", "images/a"),
         ("a./b", "a./b"),
+        ("https://host//a.png", "https://host//a.png"),
     ],
 )
 def test_paths_are_made_plain(path: str, expected: str) -> None:
