@@ -47,7 +47,9 @@ def made_receipt(
         parts[part.shard].append(part)
     options = msgspec.to_builtins(plan.options)
     del options["layout"]
-    lines = lines_of(context, findings, records=totals.records, images=totals.images)
+    lines = lines_of(
+        context, findings, records=totals.records, images=totals.images, files=totals.files
+    )
     kept = kept_archives(context)
     return Receipt(
         planned_by=plan.version,

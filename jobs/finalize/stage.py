@@ -204,7 +204,9 @@ def _audit(
         images=totals.images,
         files=totals.files,
         bytes=totals.bytes,
-        lines=lines_of(context, findings, records=totals.records, images=totals.images),
+        lines=lines_of(
+            context, findings, records=totals.records, images=totals.images, files=totals.files
+        ),
     )
     return summary, problem, journal
 
@@ -293,7 +295,8 @@ def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
     remedy = (
         "--nested goes one level deep"
         if nested
-        else f"--nested extracts {'them' if many else 'it'}"
+        else f"launch with --nested to extract {'them' if many else 'it'} in place, and with "
+        "--on-collision per-shard to give each archive a folder"
     )
     return f"{what}, such as {quoted(totals.archive_example)}; {remedy}"
 

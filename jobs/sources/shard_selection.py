@@ -345,8 +345,8 @@ def _check_images(
     if found and not request.nested:
         raise SourceError(
             f"{where}: the images folder contains archives ({file_names.first_names(found)}); "
-            "launch with --nested to extract each into its own folder, or exclude them with "
-            "--exclude"
+            "launch with --nested to extract each into the folder that it is in, or exclude them "
+            "with --exclude"
         )
 
 

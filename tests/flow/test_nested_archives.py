@@ -298,7 +298,7 @@ def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
     brought = complete_run(tmp_path, source, "--layout", "files")
     assert brought.problems == []
     assert "2 files are archives themselves" in brought.text
-    assert "--nested extracts them" in brought.text
+    assert "launch with --nested to extract them in place" in brought.text
 
 
 def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path)
 
 def test_a_table_within_an_archive_is_named_where_records_are_missing(tmp_path: Path) -> None:
     brought = complete_run(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
-    assert "'data/x.parquet' provides none" in brought.text
+    assert "'data/x.parquet' provides none, because it is inside an archive" in brought.text
 
 
 def test_records_none_of_which_names_an_image_are_refused_with_the_layout_that_takes_them(

@@ -87,7 +87,11 @@ def test_samples_are_images_and_records_whatever_the_number_of_parts(
         assert (run.staging.dest / f"images/{n:05d}.png").read_bytes() == png(n)
     assert len(published(run)) == 15 + 3
     assert b'"width": 1.5}' in (run.staging.dest / "prompts.jsonl").read_bytes()
-    assert "! 2 shards contain WebDataset samples" in "\n".join(summary.lines)
+    assert (
+        "! 2 shards contain WebDataset samples, which are published as images and records: "
+        "00000.tar; 00001.tar: files with the same key became an image and its record; to leave "
+        "them as they are, launch with --layout files"
+    ) in summary.lines
 
 
 def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> None:
