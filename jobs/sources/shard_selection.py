@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
@@ -14,9 +15,11 @@ from jobs.runtime import background
 from jobs.sources import file_names, split_archives
 from jobs.sources.base import ShardSelection, SourceRequest
 from jobs.sources.families import Family, families
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, quoted_few
 
 JOIN_NOTHING = "none"  # value of --join: no files are pieces
+_SHOWN_SETS = 3  # in a note, at most
+_SERIES = re.compile(r"[^/]*?[A-Za-z][-_.](?=\d)")  # of a file's name, before its number
 _OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also endings of texts: languages, keys, …
 
 
@@ -132,7 +135,52 @@ def notes_of(found: SortedFiles, where: str) -> tuple[str, ...]:
             f"{where}: no file can contain records, so the verification will fail; launch with "
             "--layout files to publish the files without records"
         )
-    return (*notes, *file_names.notes_of(found.extras, where))
+    return (
+        *notes,
+        *_notes_on_sets(found, where),
+        *file_names.notes_of(found.extras, where),
+    )
+
+
+def _notes_on_sets(found: SortedFiles, where: str) -> Iterator[str]:
+    """Notes on archives that may be different sets, such as training and test.
+
+    Of the place of a file at the source nothing remains but what is in an archive; and records have
+    no sign of the parquet file that they are from.
+    """
+    folders: set[str] = set()
+    series: set[str] = set()  # of tars
+    tables: set[str] = set()
+    for group in found.groups:
+        start = group.name.rfind("/") + 1
+        folder = group.name[:start]
+        numbered = _SERIES.match(group.name, start)
+        if group.packing is magic.PARQUET:
+            has_number = any(map(str.isdigit, group.name[start:]))
+            tables.add(f"{folder}{numbered[0] if numbered else ''}*" if has_number else group.name)
+        elif magic.is_container(group.name, group.packing):
+            folders.add(f"{folder}*")
+            if numbered and magic.is_tar_name(group.name):
+                series.add(f"{folder}{numbered[0]}*")
+    archives = folders if len(folders) > 1 else series
+    if len(archives) > 1:
+        fact = (
+            "are extracted into one dataset, which may mix their files; to keep them apart, use "
+            "--on-collision per-shard (a folder for each archive), or"
+        )
+        yield _note_on_sets(where, "archives", archives, fact)
+    if len(tables) > 1 and found.images:
+        fact = "become one list of records if they have pictures; to keep them apart,"
+        yield _note_on_sets(where, "parquet files", tables, fact)
+
+
+def _note_on_sets(where: str, kind: str, globs: Set[str], fact: str) -> str:
+    shown = sorted(globs, key=file_names.natural_key)
+    example = next(each for each in shown if each != "*")
+    return (
+        f"{where}: {kind} that may be different sets ({quoted_few(shown, _SHOWN_SETS)}) {fact} "
+        f"launch once for each set, with --include {quoted(example)} and another --dest"
+    )
 
 
 def shards_of(found: SortedFiles, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from jobs.model import Options, Plan, Resources, Shard, ShardKind, Stage, utc_now
+from jobs.model import Layout, Options, Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
@@ -40,6 +40,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Shards    {len(plan.shards):,} ({units.plural(archives, 'archive')}), {_total(plan)}",
         f"To        {plan.dest}",
         f"Archives  {plan.temp}{_kept(planned)}",
+        f"Records   {_records(plan.options.layout)}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
     if plan.options.packs:
@@ -51,6 +52,14 @@ def plan_lines(planned: Planned) -> list[str]:
     if not planned.is_local:
         lines.append(f"Each job  {resource_line(planned.request.resources)}")
     return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
+
+
+def _records(layout: Layout) -> str:
+    """Where the records come from, and the option for a dataset that has none."""
+    if not layout.has_records:
+        return "none: all files are published as they are"
+    source = layout.records if layout.name == "websight" else f"{layout.records}, or detected"
+    return f"{source}; a dataset without records needs --layout files"
 
 
 def _packed(wanted: Options) -> str:

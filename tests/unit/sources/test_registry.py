@@ -526,6 +526,33 @@ def test_all_of_a_folder_comes_but_what_a_repository_carries_beside_it(tmp_path:
         assert name in note
 
 
+@pytest.mark.parametrize(
+    ("files", "noted"),
+    [
+        (("train/0.tar", "train/1.tar", "val/0.tar"), "archives that may be different sets"),
+        (("a/train-0-of-2.parquet", "b/train-0-of-2.parquet"), "parquet files that may be"),
+        (("data/train-0.parquet", "data/test-0.parquet"), "('data/test-*', 'data/train-*')"),
+        (("test.parquet", "train.parquet"), "with --include 'test.parquet'"),
+        (("0.tar", "val/0.tar"), "with --include 'val/*'"),
+        (("d-train-0.tar", "d-train-1.tar", "d-val-0.tar"), "('d-train-*', 'd-val-*')"),
+        (("train2017.zip", "val2017.zip", "readme/a.txt.gz"), ""),
+        (("images.tar", "shard-0.tar", "shard-1.tar"), ""),
+        (("data/train-0-of-2-a1f.parquet", "data/train-1-of-2-c8.parquet"), ""),
+        (("1f.parquet", "2e.parquet", "1f.tar"), ""),
+    ],
+)
+def test_a_note_says_which_archives_may_be_different_sets(
+    tmp_path: Path, files: tuple[str, ...], noted: str
+) -> None:
+    heads = {".parquet": b"PAR1", ".zip": b"PK\x03\x04"}
+    contents = {name: heads.get(Path(name).suffix, GZ) + name.encode() for name in files}
+    root = make(tmp_path / "d", contents)
+    source = opened(SourceKind.LOCAL, root, include=("*",))
+    found = [note for note in source.notes() if "may be different sets" in note]
+    assert len(found) == bool(noted)
+    assert noted in "".join(found)
+
+
 def test_globs_choose(tmp_path: Path) -> None:
     root = make(tmp_path / "d", FILES)
     assert names(opened(SourceKind.LOCAL, root, include=("*.tar.gz",), exclude=("*-9.*",))) == [
