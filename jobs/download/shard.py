@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec import structs
 
@@ -144,12 +145,16 @@ class ShardDownloader:
             in_place=True,
         )
         streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else []
-        digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
-        fetched = structs.replace(fetched, digests=digests)
+        hashes = [
+            hash_file(path, file, self._progress)
+            for path, file in zip(paths, shard.files, strict=True)
+        ]
+        fetched = structs.replace(fetched, digests=tuple(found.sha256 for found in hashes))
+        wait(streaming)
+        for file, found in zip(shard.files, hashes, strict=True):
+            check_digest(file, found)  # before what was found in the archive, which follows from it
         for one in streaming:
             fetched = one.result().applied(fetched)
-        for file, found in zip(shard.files, fetched.digests, strict=True):
-            check_digest(file, found)
         check_unchanged(fetched)
         return structs.replace(
             fetched, verified=all(file.digest is not None for file in shard.files)
@@ -265,12 +270,9 @@ class ShardDownloader:
             return None
         size = out.stat().st_size
         if file.size in (None, size):
-            found = same = hash_file(out, "sha256", self._progress)
-            if file.digest is not None and file.digest.algorithm != "sha256":
-                self._progress.add(bytes=-size)  # read twice, counted once
-                same = hash_file(out, file.digest.algorithm, self._progress)
-            if file.digest in (None, same):
-                return Received(size, found, verified=file.digest is not None)
+            found = hash_file(out, file, self._progress)
+            if file.digest in (None, found.same):
+                return Received(size, found.sha256, verified=file.digest is not None)
             self._progress.add(bytes=-size)
         out.unlink()
         return None
@@ -333,26 +335,37 @@ def _expected(shard: Shard, file: SourceFile) -> Callable[[bytes], None]:
 # Files on disk -----------------------------------------------------------------------------------
 
 
-def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
-    """The file's digest; its bytes are added to the progress."""
+class Hashes(NamedTuple):
+    """The digests of a file."""
+
+    sha256: Digest
+    same: Digest  # by the algorithm of the published digest; without one, as ``sha256``
+
+
+def hash_file(path: Path, file: SourceFile, progress: Progress) -> Hashes:
+    """The digests of ``file`` in ``path``; its bytes are added to the progress."""
+    algorithm = file.digest.algorithm if file.digest is not None else "sha256"
     doing = f"reading {quoted(str(path))}"
     with as_storage_error(doing), path.open("rb", buffering=0) as stream:
-        hasher = digest.new(algorithm, size=path.stat().st_size)
+        size = path.stat().st_size
+        hashers = {name: digest.new(name, size=size) for name in ("sha256", algorithm)}
         buffer = memoryview(bytearray(_CHUNK))
         while count := stream.readinto(buffer):
             progress.check()
-            hasher.update(buffer[:count])
+            for hasher in hashers.values():
+                hasher.update(buffer[:count])
             progress.add(bytes=count)
-    return Digest(algorithm, hasher.hexdigest())
+    found = {name: Digest(name, hasher.hexdigest()) for name, hasher in hashers.items()}
+    return Hashes(found["sha256"], found[algorithm])
 
 
-def check_digest(file: SourceFile, found: Digest) -> None:
-    """Raise ``DigestError`` if the published digest differs from ``found``."""
+def check_digest(file: SourceFile, found: Hashes) -> None:
+    """Raise ``DigestError`` if the published digest differs from the one that was ``found``."""
     wanted = file.digest
-    if wanted is not None and wanted.algorithm == found.algorithm and wanted != found:
+    if wanted not in (None, found.same):
         raise DigestError(
-            f"{quoted(file.name)}: the published digest is {wanted}, but the file has {found}; "
-            "the file is damaged or the list of digests is outdated; get both again"
+            f"{quoted(file.name)}: the published digest is {wanted}, but the file has "
+            f"{found.same}; the file is damaged or the list of digests is outdated; get both again"
         )
 
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from msgspec import structs
-
 from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
@@ -36,11 +34,14 @@ _NEAR = 3  # names in a message, at most
 # Kinds of files that are left out of a source.
 GIT, NOTES = "git's own", "notes of an earlier download"
 LEFTOVERS = "desktop leftovers"
-DIGEST_LISTS = ("SHA256SUMS", "sha256sums.txt")  # names, beside the files that they list
+# Names that lists have on servers, beside the files that they list.
+DIGEST_LISTS = ("SHA256SUMS", "sha256sums.txt", "SHA256SUMS.txt", "md5sum.txt")
 MOST_DIGEST_LIST = 16 << 20  # bytes, at most
 # The format of coreutils, `HEX  name` or `HEX *name`, and of BSD, `SHA256 (name) = HEX`.
-_DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?")
-_BSD_DIGEST_LINE = re.compile(r"SHA256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})")
+_DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?:[ \t]+\*?(.+))?")
+_BSD_DIGEST_LINE = re.compile(r"(?:MD5|SHA\d+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})")
+_ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of digits
+_ALGORITHM = re.compile(r"md5|sha\d+|b3", re.IGNORECASE)  # in the name of a list
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -177,36 +178,49 @@ def first_names(names: Iterable[str]) -> str:
     return quoted_few(sorted(names), _NEAR)
 
 
-def parse_digest_list(text: str) -> dict[str, Digest]:
-    """Digests by name (without a leading ``./``; empty for a line with only a digest)."""
+def is_digest_list(name: str) -> bool:
+    """Whether a file has the name of a list of digests."""
+    return _LIST.fullmatch(posixpath.basename(name)) is not None
+
+
+def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
+    """Digests by name (without a leading ``./``; empty for a line with only a digest).
+
+    ``name``: of the list; digests by another algorithm than it names, if any, are not used.
+    """
+    named = _ALGORITHM.search(posixpath.basename(name))
     found = {}
     for line in text.splitlines():
         line = line.strip()
         if match := _BSD_DIGEST_LINE.fullmatch(line):
-            name, value = match.groups()
+            own, value = match.groups()
         elif match := _DIGEST_LINE.fullmatch(line):
-            value, name = match[1], match[2] or ""
+            value, own = match[1], match[2] or ""
         else:
             continue
-        found[name.strip().removeprefix("./")] = Digest("sha256", value.lower())
+        algorithm = _ALGORITHMS.get(len(value))
+        if algorithm and (named is None or named[0].lower() == algorithm):
+            found[own.strip().removeprefix("./")] = Digest(algorithm, value.lower())
     return found
 
 
-def beside(folder: Path) -> dict[str, Digest]:
-    """The digests in a list in a local ``folder``, by name; empty if there is no list."""
-    for name in DIGEST_LISTS:
-        text = _text(folder / name)
-        if text is not None:
-            return parse_digest_list(text)
-    return {}
+def local_digests(root: Path, names: Collection[str]) -> dict[str, Digest]:
+    """The digests of ``names``, local files below ``root``, in the lists among them.
 
-
-def with_digest(file: SourceFile, listed: Mapping[str, Digest]) -> SourceFile:
-    """A local ``file`` with its digest, from the list or from ``FILE.sha256`` beside it."""
-    digest = listed.get(file.name)
-    if digest is None and (text := _text(Path(f"{file.locator}.sha256"))) is not None:
-        digest = next(iter(parse_digest_list(text).values()), None)
-    return structs.replace(file, digest=digest)
+    A list is for files below its own folder; ``NAME.md5``, for example, is also for ``NAME``. Of
+    two digests of a file the longer one is used.
+    """
+    found: dict[str, Digest] = {}
+    for name in filter(is_digest_list, names):
+        folder, last = name[: name.rfind("/") + 1], posixpath.basename(name)
+        listed = parse_digest_list(_text(root / name) or "", last)
+        stem = name.removesuffix(magic.last_ending(name))
+        pairs = [(folder + own, digest) for own, digest in listed.items()]
+        pairs += [(stem, digest) for digest in listed.values() if len(listed) == 1]
+        for file, digest in pairs:
+            if file in names and (file not in found or len(digest.hex) > len(found[file].hex)):
+                found[file] = digest
+    return found
 
 
 def _text(path: Path) -> str | None:

@@ -173,13 +173,20 @@ class LocalSource(LocalFiles):
     def _finished(
         self, found: SortedFiles, shards: Sequence[Shard], folder: Path, *notes: str
     ) -> ShardSelection:
-        """``shards`` with the digests listed in ``folder``, and all notes."""
-        digests = file_names.beside(folder)
+        """``shards`` with the digests listed in ``folder`` and below, and all notes."""
+        beside = [name for name, is_file in _beside(folder / "_") if is_file]
+        lists = file_names.chosen(  # whatever --include says
+            filter(file_names.is_digest_list, beside), (), self._request.exclude
+        )
+        digests = file_names.local_digests(folder, {*found.files, *lists})
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE
             else structs.replace(
-                shard, files=tuple(file_names.with_digest(file, digests) for file in shard.files)
+                shard,
+                files=tuple(
+                    structs.replace(file, digest=digests.get(file.name)) for file in shard.files
+                ),
             )
             for shard in shards
         )

@@ -180,7 +180,7 @@ class _Beside:
                 text = http_probe.fetch_text(address, self._headers, most, self._wire)
             except SourceError as error:
                 return error
-            return file_names.parse_digest_list(text or "")
+            return file_names.parse_digest_list(text or "", url_lists.last_name(address))
 
         new = [each for each in dict.fromkeys(addresses) if each not in self._answers]
         answers = background.map_interruptible(ask, new, _PARALLEL)

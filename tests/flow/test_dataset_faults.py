@@ -179,7 +179,7 @@ REFUSED = [
         "a record to a URL",
         records_with(line("https://example.org/1.png")),
         Cause.BAD_RECORD,
-        "its image 'https:/example.org/1.png' is in no shard, because it is a web address",
+        "its image 'https://example.org/1.png' is in no shard, because it is a web address",
     ),
     (
         "a record with a NUL in its path",

@@ -80,21 +80,26 @@ def test_where_nothing_is_extracted_a_compressed_tar_is_inflated_for_the_tasks_t
     assert folder.finished_ids() == set()
 
 
-def test_a_bad_shard_is_data_and_its_neighbours_are_fetched(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_a_bad_shard_is_data_and_its_neighbours_are_fetched(
+    shards: Path, tmp_path: Path, algorithm: str
+) -> None:
     source = tmp_path / "in"
     source.mkdir()
     for path in shards.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     bad = sorted(source.iterdir())[1]
-    (source / f"{bad.name}.sha256").write_text("0" * 64)
+    found = hashlib.new(algorithm, bad.read_bytes()).hexdigest()
+    wrong = "0" * len(found)
+    (source / f"{bad.name}.{algorithm}").write_text(wrong)
     folder, plan = planned(tmp_path, source)
     archives = [item for item in run(folder, plan) if "shard" in item.item]
     assert [i.outcome for i in archives].count(Outcome.OK) == 3
     problem = archives[1].problem
     assert problem is not None
     assert problem.cause is Cause.BAD_DIGEST
-    assert hashlib.sha256(bad.read_bytes()).hexdigest() in problem.message
-    assert "sha256:" + "0" * 64 in problem.message
+    assert f"{algorithm}:{found}" in problem.message
+    assert f"{algorithm}:{wrong}" in problem.message
 
 
 def test_what_is_here_is_not_read_again_unless_it_changed(dataset: Path, tmp_path: Path) -> None:
@@ -224,7 +229,7 @@ def test_other_bytes_under_the_archives_name_are_never_cut_into_parts(
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_second_reading_for_another_digest_can_be_stopped_and_counts_once(
+def test_both_digests_of_a_stored_archive_take_one_reading_that_can_be_stopped(
     tmp_path: Path, web: FaultyServer, stopped: bool
 ) -> None:
     data = tar_of(1024)

@@ -184,7 +184,7 @@ def test_urls_give_size_name_and_digest(web: FaultyServer) -> None:
 def test_an_address_and_its_digests_are_requested_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    together = threading.Barrier(4)  # the archive, two lists, its own file
+    together = threading.Barrier(6)  # the archive, four lists, its own file
 
     def probe(url: str, *_: object) -> http_probe.Probe:
         together.wait(60)
@@ -524,6 +524,53 @@ def test_all_of_a_folder_comes_but_what_a_repository_carries_beside_it(tmp_path:
         "'d.tar:Zone.Identifier'",
     ):
         assert name in note
+
+
+HELD = {name: GZ + name.encode() for name in ("a.tar.gz", "b/c.tar.gz")}
+
+
+def listed(algorithm: str, form: str, name: str = "a.tar.gz", own: str | None = None) -> bytes:
+    value = hashlib.new(algorithm, HELD[name]).hexdigest()
+    return form.format(value, name if own is None else own).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "algorithm"),
+    [
+        ("SHA256SUMS.txt", listed("sha256", "{} {}\n"), "sha256"),
+        ("md5sum.txt", listed("md5", "{}  ./{}\n"), "md5"),
+        ("checksums.txt", listed("sha1", "{} *{}\n"), "sha1"),
+        ("SHA512SUMS", listed("sha512", "SHA512 ({1}) = {0}\n"), "sha512"),
+        ("a.tar.gz.md5", listed("md5", "{}"), "md5"),
+        ("a.tar.gz.md5", listed("md5", "{}  /home/me/{}"), "md5"),
+        ("B3SUMS", listed("sha256", "{}  {}\n"), None),
+        ("md5sum.txt", listed("sha256", "{}  {}\n"), None),
+        ("md5sum.txt", listed("md5", "{}  other.tar.gz\n"), None),
+    ],
+)
+def test_files_of_a_folder_have_the_digests_that_are_listed_beside_them(
+    tmp_path: Path, name: str, text: bytes, algorithm: str | None
+) -> None:
+    root = make(tmp_path / "d", {**HELD, name: text})
+    expected = hashlib.new(algorithm, HELD["a.tar.gz"]).hexdigest() if algorithm else None
+    for place, more in ((root, {}), (root, {"include": ("*.gz",)}), (root / "a.tar.gz", {})):
+        (file, *_) = (shard.files[0] for shard in opened(SourceKind.LOCAL, place, **more).shards())
+        assert file.digest == (expected and Digest(algorithm or "", expected))
+
+
+def test_of_several_lists_the_one_with_the_longest_digests_and_not_excluded_counts(
+    tmp_path: Path,
+) -> None:
+    lists = {
+        "MD5SUMS": listed("md5", "{}  {}"),
+        "SHA256SUMS": listed("sha256", "{}  {}"),
+        "b/md5sums.txt": listed("md5", "{}  {}", "b/c.tar.gz", "c.tar.gz"),
+    }
+    root = make(tmp_path / "d", {**HELD, **lists})
+    for exclude, algorithm in (((), "sha256"), (("SHA256SUMS",), "md5")):
+        source = opened(SourceKind.LOCAL, root, exclude=exclude)
+        files = [shard.files[0] for shard in source.shards()]
+        assert [file.digest and file.digest.algorithm for file in files] == [algorithm, "md5"]
 
 
 @pytest.mark.parametrize(
