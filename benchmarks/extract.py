@@ -200,7 +200,7 @@ def follow(argv: Sequence[str]) -> None:
     file = SourceFile(path.name, str(path), path.stat().st_size)
     shard = Shard("s0", ShardKind.ARCHIVE, (file,), parts=8)
     with ThreadPoolExecutor(1) as thread:
-        digest = thread.submit(hash_file, path, "sha256", Progress())
+        digest = thread.submit(hash_file, path, file, Progress())
         source = ArchiveBytes([lambda: path.open("rb", buffering=0)], shard)
         format = sniff(read_head(source.head), path.name)
         stream = TarStream(source, format, shard, Options(), plain=Path(argv[1]))

@@ -194,6 +194,10 @@ class LocalSource(LocalFiles):
         _check_utf8(made)
         all_left = replace(found, extras={**found.extras, **self._left})
         notes = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
+        listed = sum(file.digest is not None for shard in made for file in shard.files)
+        if listed:
+            compared = f"{listed} {'files are' if listed > 1 else 'file is'} compared"
+            notes = (*notes, f"{folder}: {compared} with the digests in lists beside the archives")
         return ShardSelection(made, notes)
 
     def _unfinished(self) -> list[str]:

@@ -554,8 +554,10 @@ def test_files_of_a_folder_have_the_digests_that_are_listed_beside_them(
     root = make(tmp_path / "d", {**HELD, name: text})
     expected = hashlib.new(algorithm, HELD["a.tar.gz"]).hexdigest() if algorithm else None
     for place, more in ((root, {}), (root, {"include": ("*.gz",)}), (root / "a.tar.gz", {})):
-        (file, *_) = (shard.files[0] for shard in opened(SourceKind.LOCAL, place, **more).shards())
+        source = opened(SourceKind.LOCAL, place, **more)
+        (file, *_) = (shard.files[0] for shard in source.shards())
         assert file.digest == (expected and Digest(algorithm or "", expected))
+        assert ("1 file is compared with the digests" in "".join(source.notes())) is bool(expected)
 
 
 def test_of_several_lists_the_one_with_the_longest_digests_and_not_excluded_counts(
