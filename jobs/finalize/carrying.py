@@ -47,6 +47,10 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, own_names
 
 
+# In a records file with these, what is published of it depends on its place among the others.
+_ODD_RECORDS = (FindingKind.NO_NEWLINE, FindingKind.BOM, FindingKind.BLANK)
+
+
 @dataclass(frozen=True)
 class CarryPlan:
     """The shards of a new plan that are reused, by their ids in that plan."""
@@ -330,10 +334,40 @@ def _record_ranges(
     cuts = _cuts(path, old, receipt, list(having))
     if not cuts:
         return ranges
+    is_odd = not repairs and any(receipt.findings.get(kind.value) for kind in _ODD_RECORDS)
     for (shard_id, part), (start, stop) in zip(having.items(), pairwise(cuts), strict=True):
+        if is_odd:
+            archived = _archived_size(folder, old, shard_id, path, start)
+            if archived is None:
+                continue
+            stop = start + archived if archived else stop
         crc32 = _digest("crc32", path, start, stop)
         ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
     return ranges
+
+
+def _archived_size(
+    folder: RunFolder, old: Plan, shard_id: str, path: Path, start: int
+) -> int | None:
+    """The size of a shard's records file, which is in the published one from ``start`` on.
+
+    None if it is not there, to the byte; 0 if the records are not those of one file.
+    """
+    records_path = old.options.layout.records
+    try:
+        found = [
+            entry
+            for part in old.shard(shard_id).each_part()
+            for entry in read_manifest(folder.manifest(part))
+            if entry.path == records_path
+        ]
+    except RunFolderError:
+        return None
+    if len(found) != 1:
+        return 0
+    size = found[0].size
+    is_there = _digest("crc32", path, start, start + size) == found[0].crc32
+    return size if is_there else None
 
 
 def _parts_with_records(folder: RunFolder, old: Plan) -> dict[str, int | None]:
@@ -380,6 +414,9 @@ def _cuts(path: Path, old: Plan, receipt: Receipt, shard_ids: Sequence[str]) -> 
         return [0, path.stat().st_size]
     if not record_forms.is_plain_lines(path, path.name):
         return []
+    is_mixed = receipt.findings.get(FindingKind.FORM.value)
+    if is_mixed and record_forms.form_of(path.name) is not record_forms.Form.LINES:
+        return []  # the form depends on the forms of all shards
     return _offsets(path, counts)
 
 

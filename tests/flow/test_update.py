@@ -106,6 +106,24 @@ def test_only_changed_shards_are_downloaded_from_the_hub(
     assert downloaded(hub, "/datasets/*/resolve/*.tar") == set()
 
 
+@pytest.mark.parametrize("gone", [(0,), (2,), (0, 2), (0, 1)], ids=str)
+def test_records_that_take_another_place_are_those_of_a_new_launch(
+    cli: Cli, hub: HubServer, tmp_path: Path, gone: tuple[int, ...]
+) -> None:
+    shell, dest = cli.having(**hub.env), tmp_path / "data"
+    text = [records([n]).rstrip(b"\n") for n in range(3)]
+    lines = (text[0], b"\xef\xbb\xbf" + text[1] + b"\r", b"\n" + text[2])
+    files = {
+        f"s-{n:02d}.tar": tarred({**images([n]), "prompts.jsonl": data})
+        for n, data in enumerate(lines)
+    }
+    hub.add_repo(REPO, files)
+    launch(shell, dest, "--hf-repo", REPO)
+    hub.update(REPO, {f"s-{n:02d}.tar": None for n in gone})
+    update(shell, dest)
+    assert state(dest) == fresh(shell, dest, "--hf-repo", REPO)
+
+
 @pytest.mark.parametrize("output", OUTPUTS[:2], ids=lambda output: output[0])
 @pytest.mark.parametrize("how", ["keep-first", "per-shard"])
 def test_files_of_one_path_are_reused_where_a_new_launch_would_have_them_too(
