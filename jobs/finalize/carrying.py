@@ -46,7 +46,6 @@ from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, own_names
 
-
 # In a records file with these, what is published of it depends on its place among the others.
 _ODD_RECORDS = (FindingKind.NO_NEWLINE, FindingKind.BOM, FindingKind.BLANK)
 

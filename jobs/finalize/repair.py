@@ -56,7 +56,8 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
         parts = tuple(p for p in plan.parts() if _is_damaged(folder, p, report, among_data))
         forgotten = parts
     staging.root.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(staging.repair, Repair(records=report.records_damaged))
+    needed = Repair(records=report.records_damaged, deep=report.deep and report.is_blind)
+    atomic.write_json(staging.repair, needed)
     for shard_id, fetched in carried.items():
         atomic.write_json(folder.fetched(shard_id), fetched)
     for part in forgotten:

@@ -44,6 +44,7 @@ class Repair:
     """What a repair of a published dataset does besides extracting damaged parts again."""
 
     records: bool = False  # merge the records file again
+    deep: bool = False  # check all content afterwards, which was not possible before
 
 
 class _Owner(msgspec.Struct):

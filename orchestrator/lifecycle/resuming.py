@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError
@@ -16,7 +18,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import Staging
+from jobs.storage.staging import Repair, Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import Engine
 from orchestrator.engines.registry import AUTO, LOCAL, choose_engine, cluster_after, engine_named
@@ -206,15 +208,13 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError``
     if a damaged dataset is another run's.
     """
-    folder, damage, request = planned.folder, planned.damage, planned.request
-    unchecked = request.deep and folder.receipt.exists() and planned.step.tasks != ()
-    if damage is not None:
-        unchecked = damage.is_blind
+    folder, request, check_after = planned.folder, planned.request, _check_after(planned)
+    if planned.damage is not None:
         # Before the receipt is withdrawn.
         engine_named(planned.engine, planned.cluster).reach()
-        preflight.check_space(planned.state.plan, _to_repair(planned.state, damage))
+        preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))
         claim.take(Staging(planned.state.plan), folder.path)
-        reset_damaged(folder, planned.state.plan, damage)
+        reset_damaged(folder, planned.state.plan, planned.damage)
         planned = _plan(folder, request)
     step, last = planned.step, planned.last
     if not step.tasks:
@@ -235,10 +235,26 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         submitting.submit(
             folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
         )
-    if unchecked and state_of(folder).status is RunStatus.DONE:
-        again = plan_resume(folder, **{**vars(request), "amendments": None})
+    if check_after is not None and state_of(folder).status is RunStatus.DONE:
+        changed = {"amendments": None, "deep": check_after}
+        again = plan_resume(folder, **{**vars(request), **changed})
         if again.damage is not None and not again.damage.is_blind:
             resume(again, on_tick=on_tick, retries=retries)
+
+
+def _check_after(planned: Resumable) -> bool | None:
+    """Whether the check is deep that has to follow a repair before which none was possible.
+
+    None where none has to follow.
+    """
+    damage, deep = planned.damage, planned.request.deep
+    if damage is not None:
+        return damage.deep if damage.is_blind else None
+    if planned.state.status is RunStatus.DONE or not planned.folder.receipt.exists():
+        return None  # checked, or never published
+    with suppress(FileNotFoundError, msgspec.DecodeError):
+        deep |= atomic.read_json(Staging(planned.state.plan).repair, Repair).deep
+    return deep
 
 
 def _prepare(planned: Resumable) -> None:

@@ -82,6 +82,21 @@ def test_files_are_checked_after_the_repair_of_what_they_are_compared_with(
     cli.run("verify", published, "--deep")
 
 
+def test_a_deep_check_that_a_failed_repair_owes_is_made_by_the_next_one(
+    cli: Cli, shards: Path, dataset: Path, tmp_path: Path
+) -> None:
+    published = tmp_path / "data"
+    words = ("--dest", published, "--engine", "local", "-y", "--retries", "0")
+    cli.run("launch", "--local-path", shards, *words)
+    first, second, *_ = sorted((published / "images").iterdir())
+    first.unlink()
+    _flip(second)
+    (published / "MANIFEST.jsonl").write_bytes(b"")
+    cli.run("resume", "--deep", rc=1)  # finds that a file is missing
+    cli.run("resume")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+
+
 def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_is(
     cli: Cli, published: Path, shards: Path, dataset: Path
 ) -> None:
