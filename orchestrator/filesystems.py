@@ -12,7 +12,7 @@ from pathlib import Path
 _QUOTA_TIMEOUT_S = 10.0  # for a quota tool
 _KB = 1024  # the unit of quota tools, in bytes
 # Types of file systems that other machines do not see.
-_OWN_TO_A_MACHINE = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
+_LOCAL_TYPES = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ def mount_of(path: Path) -> tuple[str, str, str]:
     return best
 
 
-def own_to_a_machine(path: Path) -> str | None:
+def local_type(path: Path) -> str | None:
     """The type of the file system, if other machines probably do not see it; otherwise None."""
     kind = mount_of(existing(path))[1]
-    return kind if kind in _OWN_TO_A_MACHINE else None
+    return kind if kind in _LOCAL_TYPES else None
 
 
 def _unescaped(text: str) -> str:

@@ -54,7 +54,7 @@ class TopFolder:
         except UnicodeDecodeError:
             return None  # JSON cannot contain such a name; its files keep the folder
 
-    def see(self, name: bytes, kind: MemberKind) -> None:
+    def add(self, name: bytes, kind: MemberKind) -> None:
         """Add one member."""
         if not self._wanted:
             return
@@ -135,7 +135,7 @@ class MemberIndex:
         if member.kind is not MemberKind.FOLDER:
             self._names.add(member.name, self.members)
         if not self.top_folder.final:
-            self.top_folder.see(member.name, member.kind)
+            self.top_folder.add(member.name, member.kind)
         self.members += 1
         self._data_bytes += member.size
 

@@ -140,7 +140,7 @@ class _Downloads:
 
     def results_of(self, shards: Sequence[Shard]) -> tuple[ItemResult, ...]:
         """The result of each shard, in their order."""
-        order = self._space.take_stock(shards, self._refetch)
+        order = self._space.count_existing(shards, self._refetch)
         fetchers = min(len(shards), self._plan.options.connections)
         with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
             found = {item.item: item for item in threads.map(self._result_of, order)}

@@ -84,7 +84,7 @@ class TemporarySpace:
 
     # Before the first shard -----------------------------------------------------------------
 
-    def take_stock(self, shards: Sequence[Shard], refetch: frozenset[str]) -> list[Shard]:
+    def count_existing(self, shards: Sequence[Shard], refetch: frozenset[str]) -> list[Shard]:
         """Count the files of earlier attempts; returns ``shards``, downloaded ones first.
 
         Deletes extracted archives, except those that will be downloaded again.

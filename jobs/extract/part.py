@@ -232,7 +232,7 @@ class _Pass:
                 self._writer.put_batch(source)
                 self._nested(path, member)
                 return False
-            self._counts.see(path)
+            self._counts.count(path)
         self._writer.put(source, names.placed(path), member)
         return True
 

@@ -82,7 +82,7 @@ class MemberCounts:
     packed: int = 0  # archives inside the archive that are not extracted
     packed_example: bytes = b""
 
-    def see(self, path: bytes) -> None:
+    def count(self, path: bytes) -> None:
         """Count a member that is not opened as an archive."""
         if nested.stays_packed(path):
             self.packed += 1

@@ -194,14 +194,14 @@ class Sample:
     def _literals(self, piece: RecordsPiece, path: str) -> list[str]:
         return [unified(key) for key in literal_paths(self._context, piece, path) if key]
 
-    def see(self, paths: Iterable[str]) -> None:
-        """Take files into account; their paths are unified."""
+    def add(self, paths: Iterable[str]) -> None:
+        """Add files of the dataset; their paths are unified."""
         folders = self._folders  # has the last component of every sampled path
         for path in paths:
             if path.rpartition("/")[2] in folders:
-                self._see(path)
+                self._add(path)
 
-    def _see(self, path: str) -> None:
+    def _add(self, path: str) -> None:
         if path in self._literal:
             self._literal[path] = True
         found = None

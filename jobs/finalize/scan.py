@@ -286,7 +286,7 @@ def _scan_entries(
         mark = f"/{layout.images}/"
         found.totals.nested_images = next((key for key in keys if mark in key), None)
     if sample is not None:
-        sample.see(forms)
+        sample.add(forms)
 
 
 def _published(

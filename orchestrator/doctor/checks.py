@@ -198,7 +198,7 @@ def _accounting() -> CheckResult:
 
 
 def _shared(path: Path, option: str) -> CheckResult:
-    kind = filesystems.own_to_a_machine(path)
+    kind = filesystems.local_type(path)
     if kind is None:
         return CheckResult(
             "shared", True, f"{option} {path}: on {filesystems.mount_of(path)[1] or 'a disk'}"

@@ -90,7 +90,7 @@ def notes(
     if on_slurm:
         places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
         for option, path in places.items():
-            kind = filesystems.own_to_a_machine(path) if path is not None else None
+            kind = filesystems.local_type(path) if path is not None else None
             if kind is not None:
                 found.append(
                     f"{option} {quoted(str(path))} is on a {kind}, which compute nodes may not "

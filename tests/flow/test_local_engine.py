@@ -282,16 +282,18 @@ def elsewhere(folder: RunFolder) -> tuple[LocalFiles, ProcessRecord]:
     return files, record
 
 
-def test_a_pool_on_another_machine_is_believed_while_it_shows_life(folder: RunFolder) -> None:
+def test_a_pool_on_another_machine_is_believed_while_its_heartbeat_is_recent(
+    folder: RunFolder,
+) -> None:
     files, record = elsewhere(folder)
-    files.show_life(ELSEWHERE.pool)
+    files.record_heartbeat(ELSEWHERE.pool)
     assert files.look(record.task_id).state is EngineState.RUNNING
     assert files.look(ELSEWHERE.task(1)).state is EngineState.UNKNOWN
 
 
-def test_a_pool_on_another_machine_that_fell_silent_is_gone(folder: RunFolder) -> None:
+def test_a_pool_on_another_machine_whose_heartbeat_is_old_is_gone(folder: RunFolder) -> None:
     files, record = elsewhere(folder)
-    files.show_life(ELSEWHERE.pool)
+    files.record_heartbeat(ELSEWHERE.pool)
     path = files.path / f"{ELSEWHERE.pool}.alive"
     old = path.stat().st_mtime - process_records.DEAD_S - 1
     os.utime(path, (old, old))

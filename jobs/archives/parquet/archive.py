@@ -324,7 +324,7 @@ class Rows:
         row = first
         for group in groups:
             for batch in self._batches(group):
-                self._non_finite.see(batch)
+                self._non_finite.count(batch)
                 names = batch.schema.names
                 columns = [self._values(batch, name) for name in names]
                 for values in zip(*columns, strict=True):

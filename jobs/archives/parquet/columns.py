@@ -333,7 +333,7 @@ class NonFinite:
         self._columns = [field.name for field in schema if _has_floats(field.type)]
         self._counts: Counter[str] = Counter()  # by column
 
-    def see(self, batch: pa.RecordBatch) -> None:
+    def count(self, batch: pa.RecordBatch) -> None:
         """Count those of some rows."""
         import pyarrow.compute as pc  # type: ignore[import-untyped]
 

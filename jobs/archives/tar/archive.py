@@ -78,7 +78,7 @@ class TarArchive(Archive):
         seen = TopFolder(self._options)
         with self._reader() as reader:
             for member in reader.members():
-                seen.see(member.name, member.kind)
+                seen.add(member.name, member.kind)
                 if not self._final and self._known is not None and seen.top != self._known[0]:
                     self._check_top(seen, member)
                 member.superseded = member.ordinal in self._superseded
@@ -176,7 +176,7 @@ class TarArchive(Archive):
     def _top_of_head(self) -> str | None:
         seen = TopFolder(self._options)
         for member in self._head():
-            seen.see(member.name, member.kind)
+            seen.add(member.name, member.kind)
             if seen.settled:
                 break
         return seen.top

@@ -123,7 +123,7 @@ class TarStream(ArchiveStream):
         try:
             reader = TarReader(Cursor(stored()), self._limits, headers_only=True)
             for member in reader.members():
-                seen.see(member.name, member.kind)
+                seen.add(member.name, member.kind)
                 self._first_names += [member.name] if member.kind is MemberKind.FILE else []
                 if seen.settled and len(self._first_names) >= wanted:
                     break

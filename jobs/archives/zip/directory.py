@@ -179,7 +179,7 @@ class Directory:
             self._name_encodings[entry.name_encoding] += 1
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
-            self._top.see(entry.name, entry.kind or MemberKind.FILE)
+            self._top.add(entry.name, entry.kind or MemberKind.FILE)
             if entry.kind is not MemberKind.FOLDER:
                 names.add(entry.name, index)
         if self._end.wrapped:

@@ -63,7 +63,7 @@ class LocalEngine:
             job.files.make()
             if not self._pool.jobs:
                 _end_orphans(job.files, job.files.abandoned())
-            job.files.show_life(job.id.pool)
+            job.files.record_heartbeat(job.id.pool)
             for index in range(len(spec.tasks)):
                 job.tasks.append(_hand_over(job, place, index))
         except OSError as error:

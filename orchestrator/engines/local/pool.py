@@ -143,7 +143,7 @@ class Pool:
             if now >= life_at:
                 life_at = now + process_records.ALIVE_S
                 for job in self.jobs.values():
-                    job.files.show_life(job.id.pool)
+                    job.files.record_heartbeat(job.id.pool)
             ended = all(job.ended for job in self.jobs.values())
             if on_tick is not None and (ended or now >= tick_at):
                 on_tick()

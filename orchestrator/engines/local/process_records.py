@@ -19,8 +19,8 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 
-ALIVE_S = 10.0  # interval of a pool's sign of life
-DEAD_S = 120.0  # a pool on another host without a sign of life for this long is dead
+ALIVE_S = 10.0  # interval of a pool's heartbeat
+DEAD_S = 120.0  # a pool on another host whose heartbeat is older than this is dead
 
 
 @dataclass(frozen=True)
@@ -157,17 +157,17 @@ class LocalFiles:
     def is_cancelled(self, job: JobId) -> bool:
         return self._cancel_mark(job).exists()
 
-    # A pool's sign of life, measured with the file server's clock only.
+    # A pool's heartbeat, measured with the file server's clock only.
 
-    def show_life(self, pool: str) -> None:
+    def record_heartbeat(self, pool: str) -> None:
         path = self.path / f"{pool}.alive"
         try:
             path.touch(mode=0o600)
         except OSError:
             pass  # on a full disk tasks fail when they write data
 
-    def is_silent(self, pool: str) -> bool:
-        """Whether a pool on another host gave no sign of life for ``DEAD_S``."""
+    def is_heartbeat_old(self, pool: str) -> bool:
+        """Whether a pool on another host gave no heartbeat for ``DEAD_S``."""
         try:
             seen = (self.path / f"{pool}.alive").stat().st_mtime
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=".now-") as probe:
@@ -187,7 +187,7 @@ class LocalFiles:
         if record is not None and record.ended is not None:
             return record.state(job.host)
         if not job.is_here:
-            if self.is_silent(job.pool):
+            if self.is_heartbeat_old(job.pool):
                 return _lost(record, job.host)
             return record.state(job.host) if record else TaskState(EngineState.UNKNOWN)
         if job.process.alive:
