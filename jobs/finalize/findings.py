@@ -230,8 +230,8 @@ def lines_of(
             (lines if bad else warnings).append(text)
     if failed:
         return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
-    if not options.layout.has_records:
-        lines.append(f"✓ Found {files} files")
+    if not (options.layout.has_records or context.packs):
+        lines.append(f"✓ Found {files} {'file' if files == 1 else 'files'}")
     if options.verify is Verify.NONE:
         return (*warnings, *lines, "! Images and records were not verified (--skip-verify)")
     return (*warnings, *lines, PASSED)

@@ -169,8 +169,10 @@ _DATA = (
     "mgz bam bcf cram tbi csi"
 )
 _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
-# The same, of formats that programs read compressed: scans, and files with an index of their own.
-_COMPRESSED_DATA = (".nii.gz", ".vcf.gz", ".warc.gz", ".wat.gz", ".wet.gz")
+# The same, of formats that programs read compressed: scans, sequences and their annotations, and
+# files with an index of their own.
+_COMPRESSED = "nii vcf warc wat wet fa fasta fna faa fq fastq bed gff gff3 gtf"
+_COMPRESSED_DATA = tuple(f".{word}.gz" for word in _COMPRESSED.split())
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of files that may be records
 # First members of zips that are one document or model: Office Open XML, OpenDocument and EPUB,
 # Java, PyTorch.

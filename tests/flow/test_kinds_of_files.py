@@ -85,11 +85,23 @@ def test_bytes_decide_what_is_opened(tmp_path: Path, files: Mapping[str, bytes])
 
 def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
-    loose |= dict.fromkeys(("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam"), gzip.compress(b"x"))
+    data = ("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam", "r.fa.gz", "r.fastq.gz")
+    loose |= dict.fromkeys(data, gzip.compress(b"x"))
+    loose |= {"r.fa.gz.gzi": b"x"}
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []
     assert brought.files == {**ALL, **loose}
+
+
+@pytest.mark.parametrize(
+    ("files", "found"), [({"a.txt": b"a"}, "1 file"), ({"a": b"a", "b": b"b"}, "2 files")]
+)
+def test_without_records_the_number_of_files_is_said(
+    tmp_path: Path, files: dict[str, bytes], found: str
+) -> None:
+    brought = complete_run(tmp_path, source(tmp_path, {"d.tar": tarred(files)}), *FILES)
+    assert f"✓ Found {found}" in brought.lines
 
 
 def test_a_file_of_many_loose_ones_is_opened_and_the_others_are_copied(tmp_path: Path) -> None:

@@ -116,8 +116,9 @@ def test_records_are_not_needed_and_are_judged_as_with_files(
         records += line("b.png")
         names = sorted([*names, b"b.png"])
     run = RunBuilder(Content(files, records), options=options(**how)).extracted(tmp_path)
-    run.finish()
+    receipt = run.finish()
     assert sorted(contents(run.staging.dest)) == names
+    assert not [line for line in receipt["lines"] if "Found" in line and not has_records]
     assert run.verify().ok
 
 
