@@ -1,7 +1,8 @@
 """A training loop over a published dataset, whatever its output.
 
     python train.py /scratch/me/websight            # --output files, webdataset or zip
-    squashfuse /scratch/me/websight/websight.squashfs /mnt && python train.py /mnt
+    mkdir -p /tmp/websight && squashfuse /scratch/me/websight/websight.squashfs /tmp/websight
+    python train.py /tmp/websight
 
 With PyTorch its DataLoader reads ahead in other processes; without, pages are read one by one.
 ``webdataset`` needs the package webdataset, the others nothing.

@@ -334,5 +334,8 @@ class Squashfs(PackedOutput):
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
         """See ``PackedOutput.how_to_read``."""
         image = shlex.quote(str(folder / f"{name}{self.ending}"))
-        bind = f"{image}:/data:image-src=/"
-        return f"squashfuse {image} /mnt", f"apptainer exec -B {bind} IMAGE.sif ls /data"
+        mount = shlex.quote(f"/tmp/{name}")  # the user's own: only root may use /mnt
+        return (
+            f"mkdir -p {mount} && squashfuse {image} {mount}",
+            f"apptainer exec -B {image}:/data:image-src=/ IMAGE.sif ls /data",
+        )

@@ -243,7 +243,8 @@ def test_a_run_zips_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_byt
 def mounted(commands: list[str], folder: Path) -> Iterator[None]:
     """The image that the receipt's first command mounts, in ``folder``."""
     folder.mkdir()
-    command = [*shlex.split(commands[0])[:-1], "-f", str(folder)]
+    words = shlex.split(commands[0])
+    command = [*words[words.index("squashfuse") : -1], "-f", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
         try:
             while not folder.is_mount():
@@ -264,6 +265,8 @@ def test_a_run_makes_an_image_that_is_mounted_as_it_tells_and_repaired_to_the_sa
     words = ("--engine", "local", "--yes", "--output", "squashfs", "--squashfs-block", "64K")
     cli.run("launch", *words, "--dest", dest, "--local-path", shards)
     read = code_of(dest).splitlines()
+    image = f"'{dest}/my-data.squashfs'"
+    assert read[0] == f"mkdir -p /tmp/my-data && squashfuse {image} /tmp/my-data"
     assert read[1].startswith(f"apptainer exec -B '{dest}/my-data.squashfs':/data:image-src=/ ")
     said = cli.having(COLUMNS="50").run("status").out
     assert "✓ Packed 61 files into my-data.squashfs\n" in said
