@@ -49,14 +49,10 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
 
     Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous.
     """
-    owner = _owner(Path(run)) if run else None
-    if owner is not None:
-        return Run(owner)
-    if run and ("/" in run or (Path(run) / "plan.json").is_file()):
-        return Run(Path(run).absolute())
     base = log_dir.expanduser().absolute()
-    if run and (base / run).is_dir():
-        return Run(base / run)  # loading a missing plan reports it
+    folder = _folder(run, base) if run else None
+    if folder is not None:
+        return Run(folder)
     names = run_ids(base)
     if run:
         names = [name for name in names if name.startswith(run)]
@@ -71,6 +67,31 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
             "give another folder with --log-dir"
         )
     return Run(base / names[0])
+
+
+def _folder(run: str, base: Path) -> Path | None:
+    """The run's folder if ``run`` is a path or a complete id; None: it may be a prefix."""
+    path = Path(run)
+    if (owner := _owner(path)) is not None:
+        return owner
+    if (path / "plan.json").is_file():
+        return path.absolute()
+    if "/" not in run and (base / run).is_dir():
+        return base / run  # loading a missing plan reports it
+    if path.is_dir() and (last := _last_run_to(path.absolute(), base)) is not None:
+        return last
+    return path.absolute() if "/" in run else None  # likewise
+
+
+def _last_run_to(dest: Path, base: Path) -> Path | None:
+    """The folder of the newest run to a destination, which has no receipt and no claim."""
+    with suppress(RunFolderError):
+        for name in run_ids(base):
+            with suppress(OSError, msgspec.DecodeError):
+                head = atomic.read_json(RunFolder(base / name).plan, _PlanHead)
+                if Path(head.dest) == dest:
+                    return base / name
+    return None
 
 
 def run_word(folder: RunFolder) -> str:

@@ -108,6 +108,21 @@ def test_a_destination_stands_for_the_run_that_works_on_it_or_else_has_published
     assert find_run(str(dest)).path == works.path
 
 
+def test_a_destination_that_lost_its_receipt_stands_for_the_newest_run_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    _made(tmp_path, "20260301-000000-aaa", dest)
+    newest = _made(tmp_path, "20260302-000000-bbb", dest)
+    _made(tmp_path, "20260303-000000-ccc", tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    for word in ("dest", str(dest)):
+        assert find_run(word, newest.path.parent).path == newest.path
+        with pytest.raises(RunFolderError):
+            find_run(word, tmp_path / "none").load_plan()
+
+
 def test_a_receipt_that_names_no_folder_is_no_run(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="r", published=utc_now()))
     with pytest.raises(RunFolderError, match="is not a run folder"):
