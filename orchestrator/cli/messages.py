@@ -314,8 +314,13 @@ def resume_lines(planned: Resumable) -> list[str]:
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:
             return [f"There is nothing to do: {planned.state.remark}."]
+        checked = (
+            "all its content was checked"
+            if planned.request.deep
+            else "its files have their sizes (`resume --deep` checks all content too)"
+        )
         words = {
-            RunStatus.DONE: "The dataset is published and complete; there is nothing to do.",
+            RunStatus.DONE: f"The dataset is published, and {checked}; there is nothing to do.",
             RunStatus.RUNNING: "The run is still active; there is nothing to resume. See `status`.",
         }
         return [words.get(planned.state.status, "There is nothing to do.")]

@@ -60,11 +60,15 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     _flip(image)
     cli.run("verify", published)
     assert image.name in cli.run("verify", published, "--deep", rc=5).out
+    assert "(`resume --deep` checks all content too); there is nothing to do" in cli.run(
+        "resume"
+    ).err.replace("\n", " ")
     reported = cli.run("resume", "--deep", "--dry-run")
     assert image.name in reported.err
     assert (published / "RECEIPT.json").exists()  # a dry run touches nothing
     cli.run("resume", "--deep")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
+    assert "all its content was checked; there is nothing" in cli.run("resume", "--deep").err
 
 
 @pytest.mark.parametrize("other", ["MANIFEST.jsonl", "RECEIPT.json", "no RECEIPT.json"])
