@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 import shutil
 from array import array
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -260,36 +259,26 @@ class _Packing:
         ``even_empty``: where there are none, one empty shard is written.
         """
         found = _Found(self.context.scratch / f"lines-of-{what}")
-        writers = min(_MOST_WRITERS, cores())
-        waiting: deque[tuple[forks.Forked[list[WrittenShard]], int]] = deque()  # with their memory
-        with ExitStack() as stack:
-            out = stack.enter_context(found.lines.open("wb", buffering=1 << 20))
-
-            @stack.callback
-            def end() -> None:
-                for batch, _ in waiting:
-                    batch.end()
-
-            def take() -> None:
-                for written in waiting.popleft()[0].result():
-                    out.write(msgspec.json.encode(written.line) + b"\n")
-                    with self.finished.lines(written.line.path).open("rb") as lines:
-                        shutil.copyfileobj(lines, out)
-                    found.shards.append(written.line)
-                    found.units.append(written.units)
-                    found.members += written.members
-                    self.progress.add(files=1)
-
-            for batch in _batches(self._own(self._cut(units, name, most, even_empty=even_empty))):
-                memory = sum(shard.memory for shard in batch)
-                while len(waiting) == writers or (
-                    waiting and sum(size for _, size in waiting) + memory > _MOST_MEMORY
-                ):
-                    take()
-                write = partial(self._write_batch, batch)
-                waiting.append((forks.Forked(write, self.progress), memory))
-            while waiting:
-                take()
+        own = self._own(self._cut(units, name, most, even_empty=even_empty))
+        work = (
+            (partial(self._write_batch, batch), sum(shard.memory for shard in batch))
+            for batch in _batches(own)
+        )
+        batches = forks.one_each(
+            work,
+            workers=min(_MOST_WRITERS, cores()),
+            memory=_MOST_MEMORY,
+            progress=self.progress,
+        )
+        with found.lines.open("wb", buffering=1 << 20) as out, closing(batches):
+            for written in chain.from_iterable(batches):
+                out.write(msgspec.json.encode(written.line) + b"\n")
+                with self.finished.lines(written.line.path).open("rb") as lines:
+                    shutil.copyfileobj(lines, out)
+                found.shards.append(written.line)
+                found.units.append(written.units)
+                found.members += written.members
+                self.progress.add(files=1)
         return found
 
     def _own(self, shards: Iterable[_Shard]) -> Iterator[_Shard]:

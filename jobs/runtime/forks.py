@@ -7,9 +7,11 @@ import pickle
 import selectors
 import signal
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from jobs import rlimits
 from jobs.errors import Cause, OrchestrateError
@@ -135,30 +137,6 @@ def gather(forks: Sequence[Fork], progress: Progress) -> Generator[Any, None, No
             fork.end()
 
 
-class Forked(Generic[T]):
-    """A piece of work in a forked process; done here, at once, if no process can be started."""
-
-    def __init__(self, work: Callable[[], T], progress: Progress) -> None:
-        self._progress = progress
-        self._values: list[T] = []
-        try:
-            self._forks = [Fork(lambda send: send(work()))]
-        except OSError:  # a limit on processes
-            self._forks = []
-            self._values.append(work())
-
-    def result(self) -> T:
-        """What the work returned, once; waits for it, and raises as ``gather`` does."""
-        self._values += gather(self._forks, self._progress)
-        self._forks = []
-        return self._values.pop()
-
-    def end(self) -> None:
-        """Kill the process if it is running; there is no result afterwards."""
-        for fork in self._forks:
-            fork.end()
-
-
 def grouped(weights: Sequence[int], least: int) -> list[range]:
     """Groups of consecutive indices of ``weights``, each of that total weight or slightly more."""
     groups, start, total = [], 0, 0
@@ -217,3 +195,44 @@ def _in_forks(work: Sequence[Callable[[], T]], workers: int, progress: Progress)
                     due += 1
     finally:
         os.close(queue)
+
+
+def one_each(
+    work: Iterable[tuple[Callable[[], T], int]], *, workers: int, memory: int, progress: Progress
+) -> Generator[T, None, None]:
+    """What each piece of ``work`` returns, in their order, from a forked process for each piece.
+
+    A piece comes with the bytes that it needs. It is begun when fewer than ``workers`` are running,
+    and these need at most ``memory`` with it; the next one is prepared here in the meantime. It is
+    called here if a limit on processes allows no other. Raises as ``gather`` does.
+    """
+    running: deque[tuple[Fork, int]] = deque()
+
+    def first() -> T:
+        (value,) = gather([running.popleft()[0]], progress)
+        result: T = value
+        return result
+
+    try:
+        for piece, size in work:
+            while running and (len(running) == workers or _total(running) + size > memory):
+                yield first()
+            try:
+                running.append((Fork(partial(_send, piece)), size))
+            except OSError:  # a limit on processes
+                while running:
+                    yield first()
+                yield piece()
+        while running:
+            yield first()
+    finally:
+        for fork, _ in running:
+            fork.end()
+
+
+def _send(piece: Callable[[], object], send: Send) -> None:
+    send(piece())
+
+
+def _total(running: Iterable[tuple[Fork, int]]) -> int:
+    return sum(size for _, size in running)

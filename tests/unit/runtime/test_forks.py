@@ -6,13 +6,14 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import Cause, Stopped, StorageError
-from jobs.runtime.forks import LostError, grouped, shared
+from jobs.runtime.forks import LostError, grouped, one_each, shared
 from jobs.runtime.process import ProcessId
 from jobs.runtime.progress import Progress
 
@@ -58,10 +59,8 @@ def test_a_killed_process_is_an_error_that_says_so() -> None:
         list(shared([die, die], workers=2, progress=Progress()))
 
 
-@pytest.mark.parametrize("forks", [0, 1])
-def test_a_limit_on_processes_leaves_the_work_to_those_that_could_be_forked(
-    monkeypatch: pytest.MonkeyPatch, forks: int
-) -> None:
+def _limit(monkeypatch: pytest.MonkeyPatch, forks: int) -> None:
+    """Allow that many more processes."""
     fork, left = os.fork, [1] * forks
 
     def limited() -> int:
@@ -71,10 +70,72 @@ def test_a_limit_on_processes_leaves_the_work_to_those_that_could_be_forked(
         return fork()
 
     monkeypatch.setattr(os, "fork", limited)
+
+
+@pytest.mark.parametrize("forks", [0, 1])
+def test_a_limit_on_processes_leaves_the_work_to_those_that_could_be_forked(
+    monkeypatch: pytest.MonkeyPatch, forks: int
+) -> None:
+    _limit(monkeypatch, forks)
     work = [partial(_square, number) for number in range(5)]
     found = list(shared(work, workers=3, progress=Progress()))
     assert [square for square, _ in found] == [0, 1, 4, 9, 16]
     assert len({pid for _, pid in found} - {os.getpid()}) == forks
+
+
+@pytest.mark.parametrize(
+    ("workers", "memory", "at_once"), [(1, 100, 1), (3, 100, 3), (3, 25, 2), (3, 5, 1)]
+)
+def test_each_piece_has_a_process_within_the_limits(
+    tmp_path: Path, workers: int, memory: int, at_once: int
+) -> None:
+    def piece(number: int) -> tuple[int, int]:
+        (tmp_path / f"begun {number}").touch()
+        while len(list(tmp_path.iterdir())) < at_once:  # as many as may run are begun
+            time.sleep(0.01)
+        return number, os.getpid()
+
+    def work() -> Iterator[tuple[Callable[[], tuple[int, int]], int]]:
+        for number in range(6):
+            begun = len(list(tmp_path.iterdir()))
+            assert begun <= len(results) + at_once
+            yield partial(piece, number), 10
+
+    results: list[tuple[int, int]] = []
+    results.extend(one_each(work(), workers=workers, memory=memory, progress=Progress()))
+    assert [number for number, _ in results] == list(range(6))
+    assert len({os.getpid(), *(pid for _, pid in results)}) == 7
+
+
+@pytest.mark.parametrize("forks", [0, 2])
+def test_a_piece_is_called_here_if_no_process_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, forks: int
+) -> None:
+    _limit(monkeypatch, forks)
+    work = [(partial(_square, number), 0) for number in range(5)]
+    found = list(one_each(work, workers=3, memory=0, progress=Progress()))
+    assert [square for square, _ in found] == [0, 1, 4, 9, 16]
+    assert [pid == os.getpid() for _, pid in found] == [number >= forks for number in range(5)]
+
+
+def test_an_error_of_one_piece_ends_the_others() -> None:
+    pids: list[int] = []
+    read, write = os.pipe()
+
+    def wait() -> None:
+        os.write(write, os.getpid().to_bytes(4, "little"))
+        time.sleep(600)
+
+    def fail() -> None:
+        pids.append(int.from_bytes(os.read(read, 4), "little"))
+        raise StorageError(f"{pids}")
+
+    with pytest.raises(StorageError, match=r"\[\d+\]") as caught:
+        list(one_each([(fail, 0), (wait, 0)], workers=2, memory=0, progress=Progress()))
+    os.close(read)
+    os.close(write)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(caught.value.message.strip("[]")), 0)
 
 
 def test_a_stop_ends_the_processes(tmp_path: Path) -> None:
