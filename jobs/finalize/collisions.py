@@ -13,12 +13,13 @@ from jobs.finalize.context import FinalizeContext, bytes_of, key_of
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
 from jobs.finalize.scan import forget_manifest
-from jobs.model import Fetched, Part
+from jobs.model import Fetched, Part, Shard
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
 
+_ByOrdinal = dict[int, Conflict]  # by the ordinal of the member in its archive
 _OVERWRITTEN = "another archive has overwritten one of its files"
 
 
@@ -101,21 +102,24 @@ def _extract(context: FinalizeContext, part: Part, fetched: Fetched, lost: list[
     from jobs.archives.registry import open_archive
 
     own, inner = _members(context, part, lost)
-    shard, plan = context.shards[part.shard], context.plan
-    for member in open_archive(fetched, shard, plan).members(part):
+    shard = context.shards[part.shard]
+    for member in open_archive(fetched, shard, context.plan).members(part):
         if member.ordinal in own:
             _replace(context, own[member.ordinal], member.chunks)
         elif member.ordinal in inner:
             path, conflicts = inner[member.ordinal]
             archive = nested.shard_of(shard, path.encode())
-            inner_plan = nested.plan_of(plan)
-            with nested.opened(archive, member.chunks, inner_plan, context.scratch) as reader:
-                for file in reader.members(nested.whole_part(archive)):
-                    if file.ordinal in conflicts:
-                        _replace(context, conflicts[file.ordinal], file.chunks)
+            _extract_nested(context, archive, member.chunks, conflicts)
 
 
-_ByOrdinal = dict[int, Conflict]
+def _extract_nested(
+    context: FinalizeContext, archive: Shard, chunks: Iterable[memoryview], lost: _ByOrdinal
+) -> None:
+    plan = nested.plan_of(context.plan)
+    with nested.opened(archive, chunks, plan, context.scratch) as reader:
+        for member in reader.members(nested.whole_part(archive)):
+            if member.ordinal in lost:
+                _replace(context, lost[member.ordinal], member.chunks)
 
 
 def _members(

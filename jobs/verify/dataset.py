@@ -176,15 +176,21 @@ def _sums_damage(path: Path, receipt: Receipt, *, deep: bool) -> Damage | None:
 def _count_files(path: Path, receipt: Receipt) -> int:
     """Files below the dataset's own names; other files of the user are not counted."""
     ours = {RECEIPT, MANIFEST, receipt.sums}
-    waiting = []
     count = 0
     for key in receipt.entries:
         text, _, raw = key.partition("\0")
         place = os.fsencode(path) + b"/" + (bytes.fromhex(raw) if raw else text.encode())
         if os.path.isdir(place):  # noqa: PTH112  # a path in bytes
-            waiting.append(place)
+            count += _count_below(place)
         elif text not in ours:
             count += os.path.lexists(place)
+    return count
+
+
+def _count_below(folder: bytes) -> int:
+    """All entries in the folder and its subfolders that are not folders."""
+    waiting = [folder]
+    count = 0
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:

@@ -266,29 +266,48 @@ def submit_chain(
     with _all_or_nothing(folder, submission, engine, handles):
         for spec in specs(folder, submission):
             _check_not_cancelled(folder)
-            before = handles[-1].job_ids if handles else ()
-            if spec.stage is Stage.FINALIZE and submission.of_stage(Stage.PACK):
-                # A user may cancel the tasks that pack, and leave all to finalize.
-                before = tuple(job for handle in handles[-2:] for job in handle.job_ids)
-            kind = _waits_for(submission, spec.stage)
-            if spec.stage in (Stage.PACK, Stage.FINALIZE):
-                before = (*before, *also_after)
-            elif spec.stage is Stage.EXTRACT and downloads:
-                # If one fails, the archives of the other are still extracted.
-                kind, before = "afterany", (*before, *downloads)
-            after = Dependency(kind, tuple(before)) if before else None
+            after = _dependency(submission, spec.stage, handles, also_after, downloads)
             handles.append(_submit_stage(folder, spec, after, engine))
             submission = _with_cluster(_with_ids(submission, handles[-1]), engine)
             atomic.write_json(path, submission)
         if submission.then is not None and submission.onward is None:
             _check_not_cancelled(folder)
-            after = Dependency("afterok", handles[-1].job_ids)
-            name = _job_name(folder, submission, "then")
-            job = engine.follow(Path(submission.then), name, after)
-            submission = structs.replace(submission, then_job=job)
+            submission = _submit_script(folder, submission, engine, handles[-1].job_ids)
             atomic.write_json(path, submission)
         _check_not_cancelled(folder)
     return submission
+
+
+def _dependency(
+    submission: Submission,
+    stage: Stage,
+    handles: Sequence[JobHandle],
+    also_after: Sequence[str],
+    downloads: Sequence[str],
+) -> Dependency | None:
+    """What a stage waits for: the jobs of the stage before it, and those of earlier submissions."""
+    kind = _waits_for(submission, stage)
+    # If a user cancels the tasks that pack, finalize still waits for the extraction.
+    stages = 2 if stage is Stage.FINALIZE and submission.of_stage(Stage.PACK) else 1
+    before = [job for handle in handles[-stages:] for job in handle.job_ids]
+    if stage in (Stage.PACK, Stage.FINALIZE):
+        before += also_after
+    elif stage is Stage.EXTRACT and downloads:
+        # If one fails, the archives of the other are still extracted.
+        kind = "afterany"
+        before += downloads
+    return Dependency(kind, tuple(before)) if before else None
+
+
+def _submit_script(
+    folder: RunFolder, submission: Submission, engine: Engine, finalize: Sequence[str]
+) -> Submission:
+    """Submit the user's script (``--then``) to start after the dataset is published."""
+    assert submission.then is not None
+    name = _job_name(folder, submission, "then")
+    after = Dependency("afterok", tuple(finalize))
+    job = engine.follow(Path(submission.then), name, after)
+    return structs.replace(submission, then_job=job)
 
 
 def _check_not_cancelled(folder: RunFolder) -> None:
