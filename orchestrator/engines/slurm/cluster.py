@@ -181,7 +181,10 @@ class Queue:
         certain = bool(found) or not self._way.doubt
         left = wanted - found.keys()
         if left and (rows := self.accounts(left)) is not None:
-            found = ours(rows) | found
+            accounted = ours(rows)
+            if certain:
+                accounted = {each: _unknown_to_slurmctld(task) for each, task in accounted.items()}
+            found = accounted | found
             if certain:
                 found |= _cancelled_alone(left - found.keys(), found)
         left -= found.keys()
@@ -226,6 +229,18 @@ def _query(words: Sequence[str], at: str | None) -> Answer:
     if answer.returncode:
         raise EngineError(f"{words[0]} does not respond: {answer.words}")
     return answer
+
+
+def _unknown_to_slurmctld(task: TaskState) -> TaskState:
+    """A task that only accounting knows: it has ended, whatever its row says.
+
+    After a crash of slurmctld, the rows of jobs that it has lost stay pending or running for ever
+    (`sacctmgr show runawayjobs`).
+    """
+    if task.state is EngineState.ENDED:
+        return task
+    raw = f"{task.raw} in accounting, unknown to slurmctld"
+    return replace(task, state=EngineState.ENDED, raw=raw, reason="", exit_code="")
 
 
 def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict[str, TaskState]:

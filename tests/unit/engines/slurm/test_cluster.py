@@ -159,6 +159,11 @@ def row(run_id: str, job_id: str = "7", state: str = "RUNNING", name: str = "lab
     return f"{QUEUE_HEAD}\n" + "|".join([*fields, f"/logs/{run_id}", name, ""])
 
 
+def account(run_id: str, job_id: str = "7", state: str = "COMPLETED") -> str:
+    fields = (job_id, state, "None", "n1", "0:0", *["N/A"] * 3, "", "", f"/logs/{run_id}", "lab")
+    return f"{ACCOUNT_HEAD}\n" + "|".join(fields)
+
+
 RUN = RunFolder(Path("/logs/20260102-030405-abcdef"))
 
 
@@ -187,13 +192,22 @@ def test_a_job_of_the_run_in_the_answer_settles_the_doubt(shell: Shell) -> None:
 def test_accounting_that_knows_all_jobs_settles_the_doubt_too(
     shell: Shell, tmp_path: Path, squeue: str
 ) -> None:
-    fields = ("COMPLETED", "None", "n1", "0:0", *["N/A"] * 3, "", "", f"/logs/{RUN.run_id}", "lab")
-    line = f"{ACCOUNT_HEAD}\n" + "|".join(["7", *fields])
-    shell(scontrol=controller(BETA), squeue=squeue, sacct=f"echo '{line}'")
+    shell(scontrol=controller(BETA), squeue=squeue, sacct=f"echo '{account(RUN.run_id)}'")
     assert SlurmEngine(ALPHA).poll(RUN, ["7"])["7"].state is EngineState.ENDED
     assert calls(tmp_path, "sacct")[-1].startswith("sacct -M alpha ")
     with pytest.raises(OtherClusterError):
         SlurmEngine(ALPHA).poll(RUN, ["7", "8"])
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
+def test_a_job_that_slurmctld_has_lost_has_ended_whatever_accounting_says(
+    shell: Shell, state: str
+) -> None:
+    sacct = f"echo '{account(RUN.run_id, state=state)}'"
+    shell(scontrol=controller(ALPHA), squeue=EMPTY_QUEUE, sacct=sacct)
+    found = SlurmEngine(ALPHA).poll(RUN, ["7"])["7"]
+    assert found.state is EngineState.ENDED
+    assert found.raw == f"{state} in accounting, unknown to slurmctld"
 
 
 def test_without_a_known_cluster_what_is_not_in_the_answer_has_ended(shell: Shell) -> None:
