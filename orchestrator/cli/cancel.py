@@ -18,13 +18,18 @@ def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     """Cancel all jobs of RUN, including waiting ones. Its finished work is kept for `resume`.
 
     The command succeeds once all jobs have ended. If a different cluster than the one with the jobs
-    responds, it does nothing and reports that.
+    responds, it does nothing and reports that. Of a published run, it cancels only jobs that Slurm
+    has requeued.
     """
     from orchestrator import api
     from orchestrator.inspection import run_list
 
     folder = api.find_run(run, log_dir)
-    remark = api.cancel(folder, abandon=abandon).remark or "finished work is kept"
+    state = api.cancel(folder, abandon=abandon)
+    if state.status is api.RunStatus.DONE:
+        click.echo(f"Run {folder.run_id} is done; its requeued jobs were cancelled.", err=True)
+        return 0
+    remark = state.remark or "finished work is kept"
     click.echo(
         f"Run {folder.run_id} is cancelled: {remark}.\nContinue with:  websight-orchestrate "
         f"resume {run_list.run_word(folder)}",

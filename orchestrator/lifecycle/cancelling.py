@@ -9,7 +9,7 @@ from jobs.errors import EngineError, StorageError, UsageError, from_os_error, wi
 from jobs.model import Cluster, Submission
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator.engines.base import OtherClusterError
+from orchestrator.engines.base import EngineState, OtherClusterError
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
@@ -25,11 +25,12 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     """Cancel all jobs of a run, including waiting ones; ``resume`` can continue it later.
 
     Returns once all of them have ended; ``abandon`` ignores those whose scheduler cannot be
-    reached. Raises ``EngineError`` if some still run, or if that is unknown.
+    reached. Of a published run, cancels jobs that Slurm has requeued; ``UsageError`` if there are
+    none. Raises ``EngineError`` if some still run, or if that is unknown.
     """
     state = state_of(folder, ask=False)
     if state.status is RunStatus.DONE:
-        raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
+        return _end_requeued(folder)
     if not abandon:
         _check_reached(folder)
     attempt = state.submissions[-1].number if state.submissions else 0
@@ -58,6 +59,21 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     event_log.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
     with suppress(StorageError):  # a read-only destination; others may take over this claim
         claim.release(Staging(state.plan), folder.run_id)
+    return state_of(folder)
+
+
+def _end_requeued(folder: RunFolder) -> RunState:
+    """Cancel the jobs of a published run that wait to run again; see ``cancel``."""
+    state = state_of(folder)
+    ids: dict[Where, list[str]] = {}
+    for view in (*state.tasks, *state.earlier):
+        if view.engine.state is EngineState.PENDING and view.task.job_id is not None:
+            where = _where(folder.load_submission(view.attempt))
+            ids.setdefault(where, []).append(view.task.job_id)
+    if not ids:
+        raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
+    for where, requeued in ids.items():
+        engine_named(*where).cancel(folder, requeued)
     return state_of(folder)
 
 

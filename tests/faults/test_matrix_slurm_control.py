@@ -362,6 +362,40 @@ def test_a_requeued_task_says_when_it_may_begin_again(
     site.check_published(tmp_path / "data", pages)
 
 
+def test_a_finished_task_that_is_requeued_and_held_is_what_the_run_waits_for(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.touch()
+    last = f"case $SLURM_ARRAY_TASK_ID in 1) while [ -e {held} ]; do sleep 0.1; done;; esac"
+    plain.launch(tmp_path / "data", *pages.options, "--setup", last)
+    plain.wait(lambda: {row.job_id[-2:] for row in plain.jobs(Stage.EXTRACT)} == {"_1"})
+    array = plain.run_folder().load_submission(1).of_stage(Stage.EXTRACT)
+    assert plain.run_folder().result(Stage.EXTRACT, 0, 1).exists()
+    plain.slurm.run("scontrol", "requeuehold", str(array[0].job_id), check=True)
+    held.unlink()
+    plain.wait(lambda: plain.status()["stages"]["extract"]["done"] == len(array))
+    shown = " ".join(plain.cli.run("status").out.split())
+    assert f"`scontrol release '{str(array[0].job_id).replace('_0', '_[0]')}'`" in shown
+    plain.slurm.run("scontrol", "release", str(array[0].job_id), check=True)
+    plain.check_published(tmp_path / "data", pages)
+
+
+def test_a_job_of_a_published_run_that_is_requeued_and_held_can_be_cancelled(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    plain.launch(tmp_path / "data", *pages.options)
+    plain.check_published(tmp_path / "data", pages)
+    assert "nothing to cancel" in plain.cli.run("cancel", rc=2).err
+    [download] = plain.run_folder().load_submission(1).of_stage(Stage.DOWNLOAD)
+    plain.slurm.run("scontrol", "requeuehold", str(download.job_id), check=True)
+    plain.wait(plain.jobs)
+    assert plain.status()["state"] == "done"
+    assert "is done" in plain.cli.run("cancel").err
+    assert plain.jobs() == []
+    plain.check_published(tmp_path / "data", pages)
+
+
 def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
     plain: Site, pages: Pages, tmp_path: Path
 ) -> None:
