@@ -11,7 +11,6 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError
-from jobs.finalize import finished_shards
 from jobs.finalize.repair import reset_damaged
 from jobs.model import Cluster, Options, Stage, Submission
 from jobs.runtime.process import cores
@@ -230,10 +229,15 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         last, step, retries=retries, engine=planned.engine, cluster=planned.cluster
     )
     if last.onward is not None and step.shards:
-        submitting.download_here(folder, draft, on_tick=on_tick)
+        submitting.download_here(folder, draft, on_tick=on_tick, options=planned.options)
     else:
         submitting.submit(
-            folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
+            folder,
+            draft,
+            also_after=step.also_after,
+            downloads=step.downloads,
+            on_tick=on_tick,
+            options=planned.options,
         )
     if check_after is not None and state_of(folder).status is RunStatus.DONE:
         changed = {"amendments": None, "deep": check_after}
@@ -258,7 +262,7 @@ def _check_after(planned: Resumable) -> bool | None:
 
 
 def _prepare(planned: Resumable) -> None:
-    """Claim the destination, check its space, and write what a submission needs to the folder."""
+    """Claim the destination, check its space, and forget parts whose data were removed."""
     folder, plan = planned.folder, planned.state.plan
     staging = Staging(plan)
     folder.make_subfolders()
@@ -267,9 +271,6 @@ def _prepare(planned: Resumable) -> None:
         for part in plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(plan, planned.state, planned.step.temp_limit)
-    if planned.options is not None:
-        finished_shards.remove_with_other_options(staging, planned.options)
-        atomic.write_json(folder.options, planned.options)
 
 
 def _end_leftovers(folder: RunFolder, engine: Engine, step: Recovery, attempt: int) -> None:

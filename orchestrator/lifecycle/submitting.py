@@ -12,10 +12,12 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped, with_message
-from jobs.model import Cluster, Plan, Resources, Stage, Submission, Task, utc_now
+from jobs.finalize import finished_shards
+from jobs.model import Cluster, Options, Plan, Resources, Stage, Submission, Task, utc_now
 from jobs.runtime.process import ProcessId, cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from jobs.worker import run_task
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
 from orchestrator.engines.registry import LOCAL, engine_named
@@ -40,10 +42,12 @@ def submit(
     downloads: tuple[str, ...] = (),
     on_tick: Tick | None = None,
     rest: Submission | None = None,
+    options: Options | None = None,
 ) -> None:
     """Submit a chain of jobs; on this machine, run it to its end, including automatic retries.
 
-    ``rest``: what to submit after a download here, as far as that leaves something to do.
+    ``rest``: what to submit after a download here, as far as that leaves something to do;
+    ``options``: in place of the run's.
     """
     following: Submission | None = draft
     while following is not None:
@@ -51,19 +55,31 @@ def submit(
         engine = engine_named(last.engine, last.cluster)
         if on_tick is not None:
             on_tick(folder)  # from now on an interrupt names the run
-        submit_chain(folder, last, engine, also_after=also_after, downloads=downloads)
+        submit_chain(
+            folder, last, engine, also_after=also_after, downloads=downloads, options=options
+        )
         if not last.is_local:
             return
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
-        following, also_after, downloads = _following(folder, last, rest), (), ()
+        following = _following(folder, last, rest)
+        also_after, downloads, options = (), (), None
 
 
-def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
-    """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
+def download_here(
+    folder: RunFolder,
+    draft: Submission,
+    *,
+    on_tick: Tick | None = None,
+    options: Options | None = None,
+) -> None:
+    """Download in this process, then submit the rest of the chain to ``draft``'s own engine.
+
+    ``options``: in place of the run's.
+    """
     here = structs.replace(
         draft, engine=LOCAL, onward=draft.engine, tasks=draft.of_stage(Stage.DOWNLOAD)
     )
-    submit(folder, here, on_tick=on_tick, rest=draft)
+    submit(folder, here, on_tick=on_tick, rest=draft, options=options)
 
 
 def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
@@ -244,11 +260,13 @@ def submit_chain(
     *,
     also_after: Sequence[str] = (),
     downloads: Sequence[str] = (),
+    options: Options | None = None,
 ) -> Submission:
     """Submit all stages, each after the one before it; returns the submission with its job ids.
 
     ``also_after``: running jobs of earlier submissions that packing and finalize wait for;
-    ``downloads``: those of them that download what the new array extracts. All or nothing: after a
+    ``downloads``: those of them that download what the new array extracts; ``options``: in place of
+    the run's, used once no other process can make this submission. All or nothing: after a
     refusal (``EngineError``), a cancellation from another shell (``Stopped``) or an interrupt,
     accepted jobs are cancelled. Two processes cannot make the same submission: the second gets a
     ``ClaimedError``.
@@ -264,6 +282,9 @@ def submit_chain(
         ) from error
     handles: list[JobHandle] = []
     with _all_or_nothing(folder, submission, engine, handles):
+        if options is not None:
+            finished_shards.remove_with_other_options(Staging(folder.load_plan()), options)
+            atomic.write_json(folder.options, options)
         for spec in specs(folder, submission):
             _check_not_cancelled(folder)
             after = _dependency(submission, spec.stage, handles, also_after, downloads)

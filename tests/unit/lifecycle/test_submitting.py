@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, Stopped
-from jobs.model import Resources, Stage, Submission
+from jobs.model import Options, Resources, Stage, Submission, Verify
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import event_log
@@ -144,15 +144,19 @@ def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolde
     engine = FakeEngine(on_submit=interrupt)
     with pytest.raises(KeyboardInterrupt):
         submitting.submit_chain(folder, draft(folder), engine)
-    assert engine.cancelled_names == [submitting.specs(folder, draft(folder))[0].name]
+    name = submitting.specs(folder, draft(folder))[0].name
+    assert engine.cancelled_names == [name]
+    # It may be accepted later, so the next resume searches for it again.
+    assert [intent.name for intent in event_log.open_intents(folder)] == [name]
 
 
 def test_two_processes_cannot_make_the_same_submission(folder: RunFolder) -> None:
     submitting.submit_chain(folder, draft(folder), FakeEngine())
     second = FakeEngine()
     with pytest.raises(ClaimedError, match="another process"):
-        submitting.submit_chain(folder, draft(folder), second)
+        submitting.submit_chain(folder, draft(folder), second, options=Options(verify=Verify.NONE))
     assert second.submitted == []
+    assert folder.load_plan().options.verify is not Verify.NONE
 
 
 def test_the_new_finalize_waits_for_live_jobs_too(folder: RunFolder) -> None:
