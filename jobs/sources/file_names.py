@@ -204,14 +204,14 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
     return found
 
 
-def local_digests(root: Path, names: Collection[str]) -> dict[str, Digest]:
-    """The digests of ``names``, local files below ``root``, in the lists among them.
+def local_digests(root: Path, lists: Iterable[str], names: Collection[str]) -> dict[str, Digest]:
+    """The digests of ``names``, local files below ``root``, in ``lists`` there.
 
     A list is for files below its own folder; ``NAME.md5``, for example, is also for ``NAME``. Of
     two digests of a file the longer one is used.
     """
     found: dict[str, Digest] = {}
-    for name in filter(is_digest_list, names):
+    for name in lists:
         folder, last = name[: name.rfind("/") + 1], posixpath.basename(name)
         listed = parse_digest_list(_text(root / name) or "", last)
         stem = name.removesuffix(magic.last_ending(name))

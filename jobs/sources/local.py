@@ -178,7 +178,8 @@ class LocalSource(LocalFiles):
         lists = file_names.chosen(  # whatever --include says
             filter(file_names.is_digest_list, beside), (), self._request.exclude
         )
-        digests = file_names.local_digests(folder, {*found.files, *lists})
+        lists += filter(file_names.is_digest_list, found.extras)
+        digests = file_names.local_digests(folder, dict.fromkeys(lists), found.files)
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE
