@@ -18,12 +18,14 @@ from jobs.finalize.merge import Merged
 from jobs.finalize.published_manifest import WrittenManifest
 from jobs.model import Carried, Fetched, Part, Plan, utc_now
 from jobs.outputs.published_members import PublishedMembers, place_of
+from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
 from jobs.storage.receipt import read_receipt, read_receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging, own_names
-from jobs.verify.dataset import VerifyReport
+from jobs.verify.dataset import VerifyReport, verify_dataset
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,44 @@ def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: Published
     return entry.shard is not None and (
         entry.shard not in damaged or published.is_whole(entry.shard, place_of(entry), entry.crc32)
     )
+
+
+# A lost receipt ----------------------------------------------------------------------------------
+
+
+def has_lost_receipt(folder: RunFolder, plan: Plan) -> bool:
+    """Whether the run's dataset was published and has lost its receipt, but not for a repair.
+
+    It may have lost more, up to all of it.
+    """
+    staging = Staging(plan)
+    if not folder.receipt.exists() or staging.repair.exists():
+        return False
+    try:
+        read_receipt_head(staging.receipt)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return True
+    return False
+
+
+def check_without_receipt(
+    folder: RunFolder, plan: Plan, *, deep: bool, progress: Progress
+) -> VerifyReport:
+    """The report on a dataset that has lost its receipt, by the copy in the run folder."""
+    return verify_dataset(
+        Path(plan.dest), deep=deep, workers=cores(), progress=progress, copy=folder.receipt
+    )
+
+
+def restore_receipt(context: FinalizeContext, progress: Progress) -> bool:
+    """Restore a lost receipt, if the dataset has all files of its manifest; whether it does."""
+    folder, plan = context.folder, context.plan
+    if not has_lost_receipt(folder, plan):
+        return False
+    if not check_without_receipt(folder, plan, deep=False, progress=progress).ok:
+        return False
+    atomic.write_bytes(context.staging.receipt, folder.receipt.read_bytes())
+    return True
 
 
 # Finalize ----------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def run_finalize(
         return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
     if owner != plan.run_id:  # the receipt is renamed last
         journal = publish.load(context.staging)
-        if journal is None:
+        if journal is None and not repair.restore_receipt(context, progress):
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
@@ -120,7 +120,8 @@ def run_finalize(
             summary, problem, journal = _audit(context, progress)
             if journal is None:
                 return summary, problem
-        publish.finish(context.staging, journal)
+        if journal is not None:
+            publish.finish(context.staging, journal)
     published = _published_summary(context)
     atomic.write_bytes(folder.receipt, context.staging.receipt.read_bytes())
     cleanup.clean_up(context)

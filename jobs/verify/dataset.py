@@ -55,13 +55,16 @@ class VerifyReport:
         return not self.ok and self.files == 0
 
 
-def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) -> VerifyReport:
+def verify_dataset(
+    path: Path, *, deep: bool, workers: int, progress: Progress, copy: Path | None = None
+) -> VerifyReport:
     """Check every file of the dataset in ``path``: name and size, with ``deep`` every byte.
 
-    ``workers`` processes share the work. A damaged dataset is a report, not an error. Raises
-    ``Stopped`` if ``progress`` is stopped, ``VerificationError`` if the check itself fails.
+    ``workers`` processes share the work. ``copy``: of the receipt, which the dataset has lost.
+    A damaged dataset is a report, not an error. Raises ``Stopped`` if ``progress`` is stopped,
+    ``VerificationError`` if the check itself fails.
     """
-    receipt = _read_receipt(path)
+    receipt = _read_receipt(path, copy)
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
     count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
@@ -118,10 +121,10 @@ def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyRepo
     return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
 
 
-def _read_receipt(path: Path) -> Receipt | str:
+def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
     """The receipt, or why it cannot be read."""
     try:
-        return read_receipt(path / RECEIPT)
+        return read_receipt(copy or path / RECEIPT)
     except FileNotFoundError:
         if not path.is_dir():
             folder = quoted(str(path))

@@ -14,6 +14,7 @@ from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted_few
+from jobs.storage.staging import MANIFEST
 from orchestrator import units
 from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
@@ -300,11 +301,17 @@ def resume_lines(planned: Resumable) -> list[str]:
     """What a resume will do."""
     step = planned.step
     if planned.damage is not None:
+        packs = planned.state.plan.options.packs
         fact = "Resume repairs it by extracting the damaged parts again."
-        if planned.state.plan.options.packs:
+        if packs:
             fact += " The members of all others are copied from the published shards."
         if planned.damage.is_blind:
             fact = "Resume repairs it. "
+            if packs:
+                fact = (
+                    f"Without {MANIFEST} no member of the published shards can be used again: "
+                    "resume extracts all archives again, and downloads those that are gone. "
+                )
             fact += (
                 "After that the files are checked."
                 if planned.is_local

@@ -205,9 +205,15 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
             f"the dataset was published, but {quoted(str(staging.dest))} no longer exists (moved, "
             "removed or not mounted); check it where it is with `verify PATH`"
         )
+    copy = f"a copy of the receipt is in {quoted(str(folder.receipt))}"
+    if staging.repair.exists():
+        return False, (
+            f"the dataset was published, but its {RECEIPT} was withdrawn for a repair; `resume` "
+            f"finishes the repair; {copy}"
+        )
     return False, (
-        f"the dataset was published, but its {RECEIPT} was withdrawn for a repair (or was lost); "
-        f"`resume` finishes the repair; a copy of the receipt is in {quoted(str(folder.receipt))}"
+        f"the dataset was published, but it has lost its {RECEIPT}; `resume` checks its files, "
+        f"repairs what is damaged and restores the receipt; {copy}"
     )
 
 

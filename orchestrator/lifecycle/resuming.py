@@ -11,7 +11,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError
-from jobs.finalize.repair import reset_damaged
+from jobs.finalize import repair
 from jobs.model import Cluster, Options, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
@@ -96,11 +96,16 @@ def plan_resume(
     """
     request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments, deep)
     planned = _plan(folder, request)
-    if planned.state.status is RunStatus.DONE and not _is_elsewhere(planned.state):
-        dest = Path(planned.state.plan.dest)
-        report = verify_dataset(dest, deep=deep, workers=cores(), progress=Progress())
-        if not report.ok:
-            return replace(planned, step=Recovery(), damage=report)
+    state, progress = planned.state, Progress()
+    report = None
+    if state.status is RunStatus.DONE and not _is_elsewhere(state):
+        report = verify_dataset(
+            Path(state.plan.dest), deep=deep, workers=cores(), progress=progress
+        )
+    elif planned.step.tasks and not state.live and repair.has_lost_receipt(folder, state.plan):
+        report = repair.check_without_receipt(folder, state.plan, deep=deep, progress=progress)
+    if report is not None and not report.ok:
+        return replace(planned, step=Recovery(), damage=report)
     return planned
 
 
@@ -213,7 +218,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         engine_named(planned.engine, planned.cluster).reach()
         preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))
         claim.take(Staging(planned.state.plan), folder.path)
-        reset_damaged(folder, planned.state.plan, planned.damage)
+        repair.reset_damaged(folder, planned.state.plan, planned.damage)
         planned = _plan(folder, request)
     step, last = planned.step, planned.last
     if not step.tasks:
@@ -254,10 +259,13 @@ def _check_after(planned: Resumable) -> bool | None:
     damage, deep = planned.damage, planned.request.deep
     if damage is not None:
         return damage.deep if damage.is_blind else None
-    if planned.state.status is RunStatus.DONE or not planned.folder.receipt.exists():
-        return None  # checked, or never published
+    folder, plan = planned.folder, planned.state.plan
+    if planned.state.status is RunStatus.DONE or repair.has_lost_receipt(folder, plan):
+        return None  # checked
+    if not folder.receipt.exists():
+        return None  # never published
     with suppress(FileNotFoundError, msgspec.DecodeError):
-        deep |= atomic.read_json(Staging(planned.state.plan).repair, Repair).deep
+        deep |= atomic.read_json(Staging(plan).repair, Repair).deep
     return deep
 
 

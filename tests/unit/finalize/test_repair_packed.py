@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,18 @@ def test_the_work_to_divide_the_parts_grows_with_their_number_and_not_with_its_s
         return made
 
     assert steps(80) < 2.5 * steps(40)
+
+
+@pytest.mark.parametrize("options", [*PACKED, pytest.param(Options(), id="files")])
+def test_a_lost_receipt_is_restored_without_reading_an_archive(
+    tmp_path: Path, options: Options
+) -> None:
+    dataset = made(tmp_path, options)
+    run, receipt = dataset.run, dataset.dest / "RECEIPT.json"
+    whole, text = tree_digest(dataset.dest), receipt.read_bytes()
+    shutil.rmtree(dataset.source)
+    for lose in (receipt.unlink, lambda: receipt.write_bytes(b"{")):
+        lose()
+        assert attempt(run) is None
+        assert (tree_digest(dataset.dest), receipt.read_bytes()) == (whole, text)
+        assert not (dataset.dest / ".incoming").exists()

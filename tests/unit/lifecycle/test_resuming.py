@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from examples.samples import tree_digest
 from jobs.errors import PreflightError
 from jobs.model import Options, Output
 from orchestrator import filesystems
+from orchestrator.cli import messages
 from orchestrator.filesystems import FreeSpace
+from orchestrator.inspection.state import RunStatus
 from orchestrator.lifecycle.resuming import plan_resume, resume
 from tests.support.builders.contents import page_tar
 from tests.support.builders.dataset import Dataset
@@ -34,3 +37,43 @@ def test_without_space_for_a_repair_the_dataset_keeps_its_receipt(
         resume(planned)
     assert (dataset.dest / "RECEIPT.json").exists()
     assert not (dataset.dest / ".incoming").exists()
+
+
+@pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
+def test_without_a_receipt_one_resume_finds_all_damage(tmp_path: Path, output: Output) -> None:
+    dataset = Dataset(tmp_path, Options(output=output, shard_records=3))
+    for name in range(3):
+        numbers = range(10 * name, 10 * name + 3)
+        dataset.path(f"s-{name}").write_bytes(page_tar(numbers))
+    dataset.launch()
+    run, whole = dataset.run, tree_digest(dataset.dest)
+    (dataset.dest / "RECEIPT.json").unlink()
+    if output is Output.FILES:
+        lost = ["images/0001.png", "images/0021.png"]
+    else:
+        lost = ["data-000000.tar", "data-000002.tar"]
+    for path in lost:
+        (dataset.dest / path).unlink()
+    dataset.path("s-1").unlink()  # which is not needed
+    planned = plan_resume(run)
+    assert planned.damage is not None
+    assert {damage.path for damage in planned.damage.damaged} == set(lost)
+    resume(planned)
+    assert plan_resume(run).state.status is RunStatus.DONE
+    assert tree_digest(dataset.dest) == whole
+    assert len(run.submission_numbers()) == 2
+
+
+def test_without_a_receipt_and_a_manifest_the_archives_are_needed_and_that_is_said_before(
+    tmp_path: Path,
+) -> None:
+    dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET))
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    run = dataset.run
+    (dataset.dest / "RECEIPT.json").unlink()
+    (dataset.dest / "MANIFEST.jsonl").write_bytes(b"")
+    planned = plan_resume(run)
+    said = "\n".join(messages.resume_lines(planned))
+    assert "MANIFEST.jsonl is damaged" in said
+    assert "extracts all archives again, and downloads those that are gone" in said
