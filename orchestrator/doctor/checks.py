@@ -43,9 +43,7 @@ from orchestrator.inspection import pending_reasons, task_logs
 _LOOK_EVERY_S = 1.0
 _LATE_S = 3.0
 _SKEW_S = 5.0  # allowed difference of two clocks
-# A short job starts earlier than a long one. But Slurm sends the signal before the time limit up to
-# a minute too early, so it would reach a job of two minutes while its interpreter starts.
-_TEST_JOB_MIN = 5
+_TEST_JOB_MIN = 5  # a short job starts earlier than a long one
 # How a job can end without an error of its own, and what to do then.
 _ENDS = {
     Cause.TIME_LIMIT: (

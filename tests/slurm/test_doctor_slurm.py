@@ -110,10 +110,12 @@ def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
         assert reported in shell.run("launch", *source, *words, "--dry-run", rc=4).err
 
 
+@pytest.mark.parametrize("minutes", [1, 2, 4])
 def test_the_test_job_fits_into_a_partition_for_very_short_jobs(
-    slurm_plain: PrivateSlurm, short: str, tmp_path: Path
+    slurm_plain: PrivateSlurm, short: str, tmp_path: Path, minutes: int
 ) -> None:
-    slurm_plain.run("scontrol", "update", f"PartitionName={short}", "MaxTime=4", check=True)
+    most = f"MaxTime={minutes}"
+    slurm_plain.run("scontrol", "update", f"PartitionName={short}", most, check=True)
     done = Cli(tmp_path, slurm_plain.env).run("doctor", "--dest", "data", "-p", short, rc=3)
     assert "✗ job: --time" in done.out and "✓ test job: job " in done.out
 

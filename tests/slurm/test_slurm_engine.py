@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from examples import samples
 from jobs.errors import Cause, EngineError
@@ -160,6 +161,16 @@ def test_the_script_asks_for_all_that_was_asked_for(engine: SlurmEngine, folder:
     ):
         assert line in lines, line
     assert not any("wckey" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("time_min", "signal"), [(1, "CONT"), (3, "CONT"), (4, "USR2"), (0, "USR2")]
+)
+def test_no_signal_ends_the_interpreter_of_a_short_job_while_it_starts(
+    engine: SlurmEngine, folder: RunFolder, time_min: int, signal: str
+) -> None:
+    job = spec(folder, 1, resources=structs.replace(EVERYTHING, time_min=time_min))
+    assert f"#SBATCH --signal={signal}@90" in engine.script(job, None).split("\n")
 
 
 def test_the_script_shown_is_the_script_submitted(

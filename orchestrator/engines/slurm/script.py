@@ -20,7 +20,10 @@ from orchestrator.engines.slurm import arguments, client, cluster, limits
 from orchestrator.engines.slurm.limits import Array
 
 # Before its time limit a task gets USR2 and stops cleanly (jobs/worker.py).
-SIGNAL_S = 90
+_SIGNAL_S = 90
+# Slurm sends a signal up to a minute too early, so that with less time it might end the interpreter
+# while this starts; the worker stops in time without it. https://slurm.schedmd.com/sbatch.html
+_LEAST_MIN = 4
 
 # For srun in the job, which would otherwise use the clusters of the launching shell.
 _OWN_CLUSTER = ("unset SLURM_CLUSTERS",)
@@ -86,7 +89,7 @@ def _parameters(
         # The working folder is first on sys.path, so it must not be a folder with the user's code.
         "chdir": spec.run_dir,
         "requeue": True,
-        "signal": f"USR2@{SIGNAL_S}",
+        "signal": _signal(requested.time_min),
     }
     if requested.mem_mb is not None:
         additional["mem"] = f"{requested.mem_mb}M"
@@ -111,7 +114,7 @@ def _parameters(
         "mail_user": requested.mail_user,
         "setup": [*(_OWN_CLUSTER if cluster.chosen() else ()), *requested.setup] or None,
         "array_parallelism": parallel,
-        "signal_delay_s": SIGNAL_S,
+        "signal_delay_s": _SIGNAL_S,
         "wckey": None,
         # srun does not inherit the number of cores from sbatch (since 22.05). The step gets the
         # batch shell's environment, including submitit's variables, even if --sbatch-arg=--export
@@ -124,6 +127,15 @@ def _parameters(
         ],
         "additional_parameters": additional,
     }
+
+
+def _signal(time_min: int) -> str:
+    """What a task gets before a time limit (0: none); submitit's scripts always ask for a signal.
+
+    CONT does nothing to a process that runs.
+    """
+    name = "CONT" if 0 < time_min < _LEAST_MIN else "USR2"
+    return f"{name}@{_SIGNAL_S}"
 
 
 def trial(spec: JobSpec, count: int | None = None) -> str:
