@@ -28,8 +28,9 @@ def command(
 ) -> int:
     """Show the log of TASK in RUN: a stage, a task (extract-3, or 3), a job id, a shard, a part.
 
-    Without TASK: a failed task, or else a running one, or else the last one. --follow chooses a
-    running task, or else a waiting one, and prints to standard error how it ended.
+    Without TASK: the task of an open problem, or else a running one, or else the last one.
+    --follow chooses a running task, or else a waiting one, and prints to standard error how it
+    ended.
     """
     from jobs.errors import UsageError
     from orchestrator import api

@@ -12,7 +12,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import pending_reasons, task_logs
 from orchestrator.inspection.metrics import node_of
-from orchestrator.inspection.state import RunState, TaskStatus, TaskView
+from orchestrator.inspection.state import CONSEQUENCES, RunState, TaskStatus, TaskView
 
 READ_EVERY_S = 0.5  # for new lines
 POLL_EVERY_S = 3.0  # for a task's state: each a query to slurmctld, which the site's users share
@@ -29,8 +29,8 @@ def is_task(text: str) -> bool:
 def select(state: RunState, what: str | None = None, *, failed: bool = False) -> list[TaskView]:
     """The tasks for ``what``: a stage, ``extract-3``, ``3``, a job id, a shard, a part.
 
-    None: a failed task, or else a running one, or else the last one. Raises ``UsageError`` if
-    nothing matches.
+    None: a task with an open problem, or else a running one, or else the last one. Raises
+    ``UsageError`` if nothing matches.
     """
     if failed:
         found = [view for view in state.tasks if view.status in _BAD]
@@ -39,10 +39,13 @@ def select(state: RunState, what: str | None = None, *, failed: bool = False) ->
 
 
 def _default_tasks(state: RunState) -> list[TaskView]:
-    for statuses in (_BAD, (TaskStatus.RUNNING,), (TaskStatus.DONE,)):
-        found = [view for view in state.tasks if view.status in statuses]
-        if found:
-            return [found[0] if statuses is _BAD else found[-1]]
+    # An open problem that is no consequence of another one: what went wrong first.
+    for problem in sorted(state.problems, key=lambda each: each.problem.cause in CONSEQUENCES):
+        if view := state.view(problem.key):
+            return [view]
+    for status in (TaskStatus.RUNNING, TaskStatus.DONE):
+        if found := [view for view in state.tasks if view.status is status]:
+            return found[-1:]
     return list(state.tasks[:1])
 
 

@@ -36,6 +36,31 @@ def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list
     assert _names(log_output.select(runs.under_way().state(), what)) == tasks
 
 
+@pytest.mark.parametrize(
+    ("packed", "finalized", "shown"),
+    [
+        pytest.param(Cause.TIME_LIMIT, Cause.BAD_RECORD, "finalize 0", id="finalize packed it"),
+        pytest.param(Cause.TIME_LIMIT, None, "pack 1", id="finalize has no result"),
+    ],
+)
+def test_without_a_task_the_log_is_that_of_an_open_problem(
+    packed: Cause, finalized: Cause | None, shown: str
+) -> None:
+    run = RunBuilder(1).submitted().result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    run = run.submitted([(Stage.PACK, 0, ""), (Stage.PACK, 1, ""), (Stage.FINALIZE, 0, "")])
+    run = run.result(Stage.PACK, 0).result(Stage.PACK, 1, cause=packed)
+    if finalized is not None:
+        run = run.result(Stage.FINALIZE, cause=finalized)
+    assert _names(log_output.select(run.all_ended().state())) == [shown]
+
+
+def test_what_went_wrong_is_shown_and_not_what_only_follows_from_it() -> None:
+    run = RunBuilder(1, 1).submitted().result(Stage.DOWNLOAD)
+    run = run.result(Stage.EXTRACT, 0, cause=Cause.NOT_FETCHED)
+    run = run.result(Stage.EXTRACT, 1, cause=Cause.BAD_ARCHIVE)
+    assert _names(log_output.select(run.all_ended().state())) == ["extract 1"]
+
+
 def test_what_nobody_knows_is_refused_with_what_there_could_be() -> None:
     with pytest.raises(UsageError, match="give a stage"):
         log_output.select(runs.under_way().state(), "nothing-like-it")
