@@ -144,17 +144,18 @@ class ShardDownloader:
             tuple(mtime_ns for _, mtime_ns in marks),
             in_place=True,
         )
-        streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else []
+        streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else None
         hashes = [
             hash_file(path, file, self._progress)
             for path, file in zip(paths, shard.files, strict=True)
         ]
         fetched = structs.replace(fetched, digests=tuple(found.sha256 for found in hashes))
-        wait(streaming)
+        if streaming is not None:
+            wait([streaming])
         for file, found in zip(shard.files, hashes, strict=True):
             check_digest(file, found)  # before what was found in the archive, which follows from it
-        for one in streaming:
-            fetched = one.result().applied(fetched)
+        if streaming is not None:
+            fetched = streaming.result().applied(fetched)
         check_unchanged(fetched)
         return structs.replace(
             fetched, verified=all(file.digest is not None for file in shard.files)
@@ -179,22 +180,22 @@ class ShardDownloader:
             window = None  # it is stored already
         windowed = window is not None
         feeds: list[Feed] = []
-        streaming: list[Future[Streamed]] = []
+        streaming: Future[Streamed] | None = None
         if streams:
             feeds = _feeds(shard, there, extracts=extracts, window=window)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
             if windowed:
-                streaming[0].add_done_callback(lambda _: feeds[0].abandon())
+                streaming.add_done_callback(lambda _: feeds[0].abandon())
         try:
             files = self._received(shard, outs, there, feeds, most=None if windowed else most)
         except BaseException as error:
             for feed in feeds:
                 feed.fail()
-            for one in streaming:
-                one.exception()
-            if isinstance(error, AbandonedError):
-                self._progress.check()
-                streaming[0].result()  # raises why
+            if streaming is not None:
+                streaming.exception()
+                if isinstance(error, AbandonedError):
+                    self._progress.check()
+                    streaming.result()  # raises why
             raise
         fetched = Fetched(
             shard.id,
@@ -205,10 +206,10 @@ class ShardDownloader:
             tuple(0 if windowed else size_and_mtime(out)[1] for out in outs),
             verified=all(one.verified for one in files),
         )
-        if not streaming:
+        if streaming is None:
             return fetched
         if windowed:
-            return streaming[0].result().applied(fetched)
+            return streaming.result().applied(fetched)
         return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
 
     def _received(
@@ -236,7 +237,7 @@ class ShardDownloader:
 
     def _streamed(
         self,
-        streaming: Sequence[Future[Streamed]],
+        streaming: Future[Streamed],
         shard: Shard,
         outs: Sequence[Path],
         *,
@@ -244,10 +245,9 @@ class ShardDownloader:
     ) -> Streamed:
         """The result of the pass; after damage, that of another pass over the complete files."""
         try:
-            first, *_ = [one.result() for one in streaming]
-            return first
+            return streaming.result()
         except DamagedError:
-            return self._pool.stream(shard, outs, (), extracts=extracts)[0].result()
+            return self._pool.stream(shard, outs, (), extracts=extracts).result()
 
     def _one_file(
         self, shard: Shard, index: int, out: Path, arrivals: Feed | None, most: int | None

@@ -156,6 +156,7 @@ class _Downloads:
         result = self._attempted(shard)
         if result.outcome is not Outcome.OK:
             self._space.release(shard)
+        self._pool.note_ended()
         return result
 
     def _attempted(self, shard: Shard) -> ItemResult:

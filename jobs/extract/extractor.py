@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from msgspec import structs
@@ -324,7 +324,9 @@ class ExtractionPool:
         self._progress = progress
         self._spills = spills
         self._copies = copies
-        self._most_turns = max(1, workers // shards)  # processes for one shard
+        self._workers = workers
+        self._shards_left = shards
+        self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
         self._own = threading.local()
         self._extractors: list[Extractor] = []
@@ -332,17 +334,14 @@ class ExtractionPool:
 
     def stream(
         self, shard: Shard, files: Sequence[Path], feeds: Sequence[Feed], *, extracts: bool = True
-    ) -> list[Future[Streamed]]:
-        """Extract a shard in one pass; the first future has its ``Streamed``.
+    ) -> Future[Streamed]:
+        """Extract a shard in one pass; the future may have an ``OrchestrateError``.
 
-        All may have an ``OrchestrateError``. ``feeds``, one for each file, report what arrives;
-        without feeds all ``files`` are complete. An arriving file with a directory is shared by
-        several processes if there are fewer shards, unless only a window of it is stored, which is
-        read in order.
+        ``feeds``, one for each file, report what arrives; without feeds all ``files`` are complete.
+        An arriving file with a directory is shared by several processes if fewer shards are left,
+        unless only a window of it is stored, which is read in order.
         """
         window = feeds[0].window if feeds else None
-        shared = extracts and bool(feeds) and has_directory(shard) and window is None
-        turns = min(self._most_turns, shard.parts) if shared else 1
         order = Stream(
             shard.id,
             tuple(map(str, files)),
@@ -350,11 +349,16 @@ class ExtractionPool:
             extracts=extracts,
             spills=self._spills,
             copies=self._copies,
-            turns=turns,
             window=window,
         )
-        orders = [structs.replace(order, turn=turn) for turn in range(turns)]
-        return [self._threads.submit(self._stream, one, feeds) for one in orders]
+        shared = extracts and bool(feeds) and has_directory(shard) and window is None
+        most = shard.parts if shared else 1
+        return self._threads.submit(self._stream_shared, order, feeds, most)
+
+    def note_ended(self) -> None:
+        """Note that one of the shards has ended, in whatever way; thread-safe."""
+        with self._lock:
+            self._shards_left -= 1
 
     def offer(self, parts: Sequence[Part]) -> list[Future[None]]:
         """Queue parts of a downloaded shard for extraction.
@@ -369,6 +373,26 @@ class ExtractionPool:
         """Make all processes close that shard's archive."""
         for extractor in tuple(self._extractors):
             extractor.forget(shard)
+
+    def _stream_shared(self, order: Stream, feeds: Sequence[Feed], most: int) -> Streamed:
+        """Stream a shard in this thread and, if processes are idle, in ``most`` at most.
+
+        Decided when it begins: the last shards get the processes of those that have ended. This
+        thread takes the turns of threads that are not free before its own is over.
+        """
+        turns = max(1, min(most, self._workers // max(1, self._shards_left)))
+        orders = [structs.replace(order, turn=turn, turns=turns) for turn in range(turns)]
+        others = [self._threads.submit(self._stream, one, feeds) for one in orders[1:]]
+        try:
+            streamed = self._stream(orders[0], feeds)
+            for one, other in zip(orders[1:], others, strict=True):
+                if other.cancel():
+                    self._stream(one, feeds)
+                else:
+                    other.result()
+        finally:
+            wait([other for other in others if not other.cancel()])
+        return streamed
 
     def _stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
         return self._extractor().stream(order, feeds)

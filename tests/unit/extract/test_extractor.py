@@ -1,0 +1,86 @@
+"""How the processes of a download task are divided among its shards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.archives.member_index import Streamed
+from jobs.errors import ArchiveError
+from jobs.extract.arriving import Feed
+from jobs.extract.extractor import ExtractionPool
+from jobs.extract.messages import Stream
+from jobs.model import Format
+from jobs.runtime.progress import Progress
+from tests.support.builders.contents import zipped
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
+
+Turn = tuple[str, int, int]  # shard, turn, turns
+
+
+class Division:
+    """A pool of four processes for two zips of four parts; streams wait until they may end."""
+
+    def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shards = run.plan.shards
+        self.pool = ExtractionPool(
+            run.folder, Progress(), workers=4, shards=2, spills=False, copies=True
+        )
+        self.turns: list[Turn] = []
+        self.ends = threading.Event()
+        self.fails = False
+        self._lock = threading.Lock()
+
+        def stream(pool: ExtractionPool, order: Stream, feeds: object) -> Streamed:
+            with self._lock:
+                self.turns.append((order.shard, order.turn, order.turns))
+            assert self.ends.wait(30)
+            if self.fails and order.turn == 1:
+                raise ArchiveError("damaged")
+            return Streamed(Format.ZIP)
+
+        monkeypatch.setattr(ExtractionPool, "_stream", stream)
+
+    def of_shard(self, number: int) -> list[Turn]:
+        """Stream a shard to its end; its turns."""
+        shard = self.shards[number]
+        future = self.pool.stream(shard, [Path("a.zip")], [Feed(0, tail_first=True)])
+        self.ends.set()
+        future.result(30)
+        self.pool.note_ended()
+        return sorted(turn for turn in self.turns if turn[0] == shard.id)
+
+
+@pytest.fixture
+def division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Division]:
+    for name in "ab":
+        (tmp_path / f"{name}.zip").write_bytes(zipped({"a.txt": b"a"}))
+    run = RunBuilder(tmp_path / "a.zip", tmp_path / "b.zip", parts=4).on_disk(tmp_path)
+    found = Division(run, monkeypatch)
+    yield found
+    found.ends.set()
+    found.pool.close(drains=True)
+
+
+def test_the_last_shard_gets_the_processes_of_those_that_have_ended(division: Division) -> None:
+    first, last = (shard.id for shard in division.shards)
+    assert division.of_shard(0) == [(first, 0, 2), (first, 1, 2)]
+    assert division.of_shard(1) == [(last, turn, 4) for turn in range(4)]
+
+
+def test_turns_that_no_process_is_free_for_are_taken_by_the_first_one(division: Division) -> None:
+    busy = threading.Event()
+    others = [division.pool._threads.submit(busy.wait, 30) for _ in range(3)]
+    assert len(division.of_shard(0)) == 2
+    busy.set()
+    assert all(other.result(30) for other in others)
+
+
+def test_an_error_of_any_turn_is_that_of_the_shard(division: Division) -> None:
+    division.fails = True
+    with pytest.raises(ArchiveError, match="damaged"):
+        division.of_shard(0)
