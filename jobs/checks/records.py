@@ -357,3 +357,17 @@ def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tupl
             yield begin, end, inner[()]
         else:
             yield from _spans(text, begin, inner)
+
+
+def spread(file: BinaryIO, count: int) -> Iterator[bytes]:
+    """Up to ``count`` lines spread over a file, each of them once."""
+    size, last = file.seek(0, 2), 0
+    for index in range(count):
+        place = size * index // count
+        if place < last:
+            continue  # the line after it is the last one again
+        file.seek(place)
+        if index:
+            file.readline(MAX_LINE)  # the rest of a line
+        last = file.tell()
+        yield file.readline(MAX_LINE + 1)

@@ -1,7 +1,8 @@
 """The last stage: audits what the parts wrote, merges the records, publishes everything or nothing.
 
 ``stage`` runs it over one ``context``. ``record_files`` finds the records, ``record_forms`` reads
-and writes their forms, ``record_paths`` reads their paths. ``scan`` reads manifests and the staged
+and writes their forms, ``record_paths`` reads their paths, ``bare_names`` recognizes names without
+endings. ``scan`` reads manifests and the staged
 folder, ``scan_records`` the records, all into ``disk_partitions`` of ``join_rows``;
 ``cross_check`` compares those of one path; ``findings`` collects what is wrong; ``collisions``
 restores the right bytes of a path that several archives wrote. ``merge`` writes the records,

@@ -118,7 +118,7 @@ class FinalizeContext:
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
     repair_state: RepairState | None = None  # where a published dataset is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
-    # Messages on paths that may mean several files.
+    # Messages on paths that may mean several files, and on names without endings.
     unclear: list[str] = field(default_factory=list)
     records_path: str | None = None  # of the records file in the dataset; None for plain files
     records_apart: bool = False  # whether extraction stored the records outside of the data

@@ -6,13 +6,14 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
+from jobs.finalize.bare_names import BareNames
 from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage import latency
@@ -166,6 +167,7 @@ class Seen(NamedTuple):
 
     literal: list[str]  # sampled paths that are those of files
     folders: dict[str, list[str]]  # of files, by the ending that they share with a sampled path
+    images: Mapping[str, str]  # see ``BareNames``
 
 
 class Sample:
@@ -185,6 +187,7 @@ class Sample:
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.
         self._folders: dict[str, dict[str, None]] = {}  # in the order of the files
+        self._bare_names = BareNames(context)
         for piece, paths in zip(context.pieces, self._paths, strict=True):
             for path in paths:
                 literals = [unified(piece.folder + path), *self._literals(piece, path)]
@@ -194,12 +197,13 @@ class Sample:
     def _literals(self, piece: RecordsPiece, path: str) -> list[str]:
         return [unified(key) for key in literal_paths(self._context, piece, path) if key]
 
-    def add(self, paths: Iterable[str]) -> None:
+    def add(self, paths: Collection[str]) -> None:
         """Add files of the dataset; their paths are unified."""
         folders = self._folders  # has the last component of every sampled path
         for path in paths:
             if path.rpartition("/")[2] in folders:
                 self._add(path)
+        self._bare_names.add(paths)
 
     def _add(self, path: str) -> None:
         if path in self._literal:
@@ -218,6 +222,7 @@ class Sample:
         return Seen(
             [path for path, is_seen in self._literal.items() if is_seen],
             {ending: list(folders) for ending, folders in self._folders.items() if folders},
+            self._bare_names.seen(),
         )
 
     def take(self, seen: Seen) -> None:
@@ -228,6 +233,7 @@ class Sample:
             for folder in folders:
                 if len(found) < _FOLDERS:
                     found[folder] = None
+        self._bare_names.take(seen.images)
 
     def conclude(self) -> None:
         """Set the moves of each piece, and add messages on paths that may mean several files."""
@@ -236,6 +242,7 @@ class Sample:
             replace(piece, moves=self._moves(piece, paths))
             for piece, paths in zip(context.pieces, self._paths, strict=True)
         )
+        self._bare_names.conclude()
 
     def _moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
@@ -293,7 +300,7 @@ def _sampled(context: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
     field = context.plan.options.layout.image_field
     count = max(1, min(_PER_PIECE, _IN_ALL // len(context.pieces)))
     with piece.path.open("rb") as file:
-        for line in _spread(file, count):
+        for line in records.spread(file, count):
             try:
                 images = records.parse(line, field).images
             except records.BadLineError:
@@ -301,17 +308,3 @@ def _sampled(context: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
             for image in [image for image in images if image.required][:_PER_LINE]:
                 with suppress(PathError):
                     yield unified(path_in(image))
-
-
-def _spread(file: BinaryIO, count: int) -> Iterator[bytes]:
-    """Up to ``count`` lines spread over a file, each of them once."""
-    size, last = file.seek(0, 2), 0
-    for index in range(count):
-        place = size * index // count
-        if place < last:
-            continue  # the line after it is the last one again
-        file.seek(place)
-        if index:
-            file.readline(records.MAX_LINE)  # the rest of a line
-        last = file.tell()
-        yield file.readline(records.MAX_LINE + 1)

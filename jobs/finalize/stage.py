@@ -317,7 +317,7 @@ def _check_counts(context: FinalizeContext, totals: scan.Totals, findings: Findi
         findings.add(
             Finding(FindingKind.HINT, f"there are images in {totals.nested_images!r}; {hint}")
         )
-    if findings.counts[FindingKind.MISSING_IMAGE]:
+    if findings.counts[FindingKind.MISSING_IMAGE] or findings.counts[FindingKind.BAD_RECORD]:
         for fact in context.unclear:
             findings.add(Finding(FindingKind.HINT, fact))
     for shard, number in sorted(totals.moved.items()):
