@@ -195,26 +195,54 @@ class Stopped(OrchestrateError):
     cause = Cause.CANCELLED
 
 
+_ELSEWHERE = "launch again with another --dest, --temp-dir or --log-dir"
+_REPAIRED = "have the file system or its mount repaired, then {then}"
+_SPACE = "free some space, then {then}"
+_PERMISSION = "ask for permission, then {then}"
+_NO_SERVER = (Cause.IO, "the file system's server does not respond", _REPAIRED)
+# Cause, fact, and what to do, with the step that tries again, if that can help.
 # https://man7.org/linux/man-pages/man3/errno.3.html
 _BY_ERRNO = {
-    errno.ENOSPC: (Cause.DISK_FULL, "no space left"),
-    errno.EDQUOT: (Cause.QUOTA, "over quota"),
-    errno.EROFS: (Cause.READ_ONLY, "the file system is read-only"),
-    errno.EACCES: (Cause.PERMISSION, "permission denied"),
-    errno.EPERM: (Cause.PERMISSION, "operation not permitted"),
-    errno.EIO: (Cause.IO, "the file system reports an input/output error"),
-    errno.ESTALE: (Cause.IO, "the mount is stale"),
+    errno.ENOSPC: (Cause.DISK_FULL, "no space left", _SPACE),
+    errno.EDQUOT: (Cause.QUOTA, "over quota", _SPACE),
+    errno.EROFS: (Cause.READ_ONLY, "the file system is read-only", _REPAIRED),
+    errno.EACCES: (Cause.PERMISSION, "permission denied", _PERMISSION),
+    errno.EPERM: (Cause.PERMISSION, "operation not permitted", _PERMISSION),
+    errno.EIO: (Cause.IO, "the file system reports an input/output error", _REPAIRED),
+    errno.EUCLEAN: (Cause.IO, "the file system is damaged", _REPAIRED),
+    errno.ESTALE: (Cause.IO, "the mount is stale", _REPAIRED),
+    errno.ENOTCONN: _NO_SERVER,
+    errno.ESHUTDOWN: _NO_SERVER,
+    errno.EHOSTDOWN: _NO_SERVER,
+    errno.ETIMEDOUT: _NO_SERVER,
+    errno.EREMOTEIO: _NO_SERVER,
+    errno.ENODEV: (Cause.IO, "its device is gone", _REPAIRED),
+    errno.ENFILE: (Cause.IO, "this machine has too many open files", "wait, then {then}"),
+    errno.ENOMEM: (Cause.OUT_OF_MEMORY, "no memory left", MORE_MEMORY),
+    # Another attempt would end in the same way.
+    errno.ENAMETOOLONG: (Cause.UNSUPPORTED, "too long for this file system", _ELSEWHERE),
+    errno.EILSEQ: (Cause.UNSUPPORTED, "the file system does not allow this name", _ELSEWHERE),
+    errno.EFBIG: (Cause.UNSUPPORTED, "too large for this file system", _ELSEWHERE),
+    errno.EOPNOTSUPP: (Cause.UNSUPPORTED, "the file system does not support this", _ELSEWHERE),
+    errno.ENOSYS: (Cause.UNSUPPORTED, "the system does not support this", _ELSEWHERE),
+    errno.ELOOP: (Cause.UNSUPPORTED, "its symbolic links form a loop", _ELSEWHERE),
 }
 
 
-def from_os_error(error: OSError, *, doing: str) -> StorageError:
-    """``error`` as a ``StorageError``; ``doing`` says what failed, such as ``writing /data/x``."""
+def from_os_error(error: OSError, *, doing: str, note: str = "", then: str = "") -> StorageError:
+    """``error`` as a ``StorageError``; ``doing`` says what failed, such as ``writing /data/x``.
+
+    ``note``: what follows the fact; ``then``: the step that tries again, with which the message
+    says what to do.
+    """
     limit = rlimits.reached(error)
     if limit is not None:
         return StorageError(f"{doing}: {limit}", cause=Cause.LIMIT)
     number = error.errno if error.errno is not None else 0
-    cause, fact = _BY_ERRNO.get(number, (Cause.IO, error.strerror or type(error).__name__))
-    return StorageError(f"{doing}: {fact}", cause=cause)
+    unknown = Cause.IO, error.strerror or type(error).__name__, "{then}"
+    cause, fact, step = _BY_ERRNO.get(number, unknown)
+    what_to_do = f"; {step.format(then=then)}" if then else ""
+    return StorageError(f"{doing}: {fact}{note}{what_to_do}", cause=cause)
 
 
 @contextmanager
@@ -229,13 +257,6 @@ def as_storage_error(doing: str) -> Iterator[None]:
 def with_message(error: E, message: str) -> E:
     """The same error with another message."""
     return type(error)(message, cause=error.cause, shard=error.shard, member=error.member)
-
-
-def with_space_freed(error: StorageError, then: str) -> StorageError:
-    """``error`` with what to do if the disk or the quota is full, before ``then``."""
-    if error.cause not in (Cause.DISK_FULL, Cause.QUOTA):
-        return error
-    return with_message(error, f"{error.message}; free some space, then {then}")
 
 
 def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from jobs.errors import OrchestrateError, from_os_error, from_unexpected, with_space_freed
+from jobs.errors import OrchestrateError, from_os_error, from_unexpected
 from jobs.model import Problem
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def as_problem(error: Exception, *, doing: str, shard: str | None = None) -> Pro
         return Problem.of(error, shard=shard)
     if isinstance(error, OSError):
         where = f"{doing}, at {error.filename!r}" if error.filename else doing
-        ours = with_space_freed(from_os_error(error, doing=where), "run `resume`")
+        ours = from_os_error(error, doing=where, then="run `resume`")
         return Problem.of(ours, shard=shard)
     if not isinstance(error, MemoryError):
         log.error("unexpected error while %s", doing, exc_info=error)

@@ -84,18 +84,26 @@ _BY_ERRNO = {
     errno.ENOMEM: (ADDRESS_SPACE, DATA),
 }
 _NO_THREAD = "can't start new thread"  # CPython's message in a RuntimeError
+# fork(2) fails with EAGAIN for either of these limits.
+_NO_PROCESS = (
+    "no more processes or threads can be started here: end some, or have their limit raised "
+    "(ulimit -u, or pids.max of the control group), then try again"
+)
 
 
 def reached(error: BaseException) -> str | None:
     """The limit of this process that caused ``error``, with a remedy; None if no limit did."""
     limits: tuple[Rlimit, ...] = ()
+    otherwise = None
     if isinstance(error, MemoryError):
         limits = (ADDRESS_SPACE, DATA)
     elif isinstance(error, OSError):
         limits = _BY_ERRNO.get(error.errno or 0, ())
+        otherwise = _NO_PROCESS if error.errno == errno.EAGAIN else None
     elif isinstance(error, RuntimeError) and _NO_THREAD in str(error):
         limits = (ADDRESS_SPACE,)  # a thread's stack takes some of it
-    return next((text for limit in limits if (text := limit.reached())), None)
+        otherwise = _NO_PROCESS
+    return next((text for limit in limits if (text := limit.reached())), otherwise)
 
 
 def may_be_why() -> str:

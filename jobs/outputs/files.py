@@ -178,12 +178,6 @@ _PATH_ERRNOS = {
     errno.EINVAL: "has a name that this file system does not allow",
 }
 
-_REMEDIES = {
-    Cause.DISK_FULL: "free some space",
-    Cause.QUOTA: "free some space",
-    Cause.PERMISSION: "ask for permission to write there",
-}
-
 
 def member_write_error(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
     """``error`` from writing the data file ``path``, as a fault of the path or of the disk."""
@@ -213,13 +207,9 @@ def own_writing(path: Path) -> Iterator[None]:
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
     """``error`` with the free space on the file system of ``root``, if known, and a remedy."""
-    ours = from_os_error(error, doing=f"writing {path}")
-    if ours.cause is Cause.LIMIT:
-        return ours  # it includes a remedy
     space = ""
     with suppress(OSError):
         status = os.statvfs(root)
         gib = status.f_bavail * status.f_frsize / (1 << 30)
         space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
-    remedy = _REMEDIES.get(ours.cause, "have the file system or its mount repaired")
-    return StorageError(f"{ours.message}{space}; {remedy}, then run `resume`", cause=ours.cause)
+    return from_os_error(error, doing=f"writing {path}", note=space, then="run `resume`")

@@ -19,7 +19,6 @@ from jobs.errors import (
     OrchestrateError,
     PreflightError,
     from_os_error,
-    with_space_freed,
 )
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
@@ -120,8 +119,8 @@ def take(
             "again"
         ) from error
     except OSError as error:
-        ours = from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}")
-        raise with_space_freed(ours, "try again") from error
+        doing = f"claiming {quoted(str(staging.dest))}"
+        raise from_os_error(error, doing=doing, then="try again") from error
     raise ClaimedError(
         f"{staging.dest} is being claimed by several runs at once; try again in a minute"
     )

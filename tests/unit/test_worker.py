@@ -59,10 +59,14 @@ def test_several_download_tasks_share_connections_and_rate(
     [
         (errno.ENOSPC, "no space left; free some space, then run `resume`"),
         (errno.EDQUOT, "over quota; free some space, then run `resume`"),
-        (errno.EIO, "input/output error"),
+        (
+            errno.EIO,
+            "input/output error; have the file system or its mount repaired, then run `resume`",
+        ),
+        (errno.ENOENT, "No such file or directory; run `resume`"),
     ],
 )
-def test_a_full_disk_comes_with_what_to_do(number: int, step: str) -> None:
+def test_an_error_of_the_system_comes_with_what_to_do(number: int, step: str) -> None:
     problem = as_problem(OSError(number, os.strerror(number)), doing="finalize task 0")
     assert problem.message.startswith("finalize task 0: ")
     assert problem.message.endswith(step)
