@@ -239,10 +239,19 @@ def from_os_error(error: OSError, *, doing: str, note: str = "", then: str = "")
     if limit is not None:
         return StorageError(f"{doing}: {limit}", cause=Cause.LIMIT)
     number = error.errno if error.errno is not None else 0
-    unknown = Cause.IO, error.strerror or type(error).__name__, "{then}"
-    cause, fact, step = _BY_ERRNO.get(number, unknown)
+    cause, _, step = _BY_ERRNO.get(number, (Cause.IO, "", "{then}"))
     what_to_do = f"; {step.format(then=then)}" if then else ""
-    return StorageError(f"{doing}: {fact}{note}{what_to_do}", cause=cause)
+    return StorageError(f"{doing}: {fact_of(error)}{note}{what_to_do}", cause=cause)
+
+
+def fact_of(error: Exception) -> str:
+    """What ``error`` says, in a few words; of the system's errors without number and path."""
+    if isinstance(error, OSError):
+        number = error.errno if error.errno is not None else 0
+        if number in _BY_ERRNO:
+            return _BY_ERRNO[number][1]
+        return error.strerror or type(error).__name__
+    return str(error)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
-from jobs.archives.base import damaged, unsupported
+from jobs.archives.base import UNPACK, damaged, unsupported
 from jobs.archives.limits import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
 from jobs.formats import magic, zstd_library
@@ -16,6 +17,8 @@ from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes of output
 _FEED = 1 << 20  # bytes of input; 128 KiB make a tar.gz 6 % slower
+# Messages of liblzma, after it has compared the header's checksum, and of zstd.
+_is_lacking = re.compile("unsupported options|Unsupported frame parameter").search
 _NO_MEMORY = ("not enough memory", "allocation_failed")  # messages of zstd and lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 _MAGICS = {  # first bytes of a stream
@@ -223,6 +226,9 @@ def _stream_error(error: Exception, archive: str, total: int, memory: Memory) ->
     if isinstance(error, lzma.LZMAError) and "emory" in str(error):
         fact = "needs a larger dictionary for decompression"
         return too_hungry(archive, fact, memory, "xz -d")
+    if _is_lacking(str(error)):
+        fact = f"is compressed in a way that this version of the library does not read ({error})"
+        return unsupported(archive, f"{fact}; {UNPACK}")
     return damaged(archive, f"the compressed stream is damaged ({error})", offset=total)
 
 

@@ -20,7 +20,7 @@ from msgspec import structs
 
 from jobs.checks import records
 from jobs.checks.base import is_warning
-from jobs.errors import RunFolderError, VerificationError
+from jobs.errors import RunFolderError, VerificationError, fact_of
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
@@ -92,7 +92,7 @@ def published_receipt(dest: Path) -> Receipt:
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise VerificationError(
-            f"{dest / RECEIPT} cannot be read ({error}); launch again with --overwrite"
+            f"{dest / RECEIPT} cannot be read ({fact_of(error)}); launch again with --overwrite"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.sources import file_names
 from jobs.storage.safe_paths import quoted
+from jobs.transfer import certificates
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import RetryLater, until_answered
 
@@ -92,10 +93,20 @@ def headers() -> dict[str, str]:
 
 
 def api(repo: Repo) -> HfApi:
-    """A client for the repository's endpoint; all its requests have a timeout."""
+    """A client for the repository's endpoint; all its requests have a timeout.
+
+    Raises ``SourceError`` if the file of certificates in the environment cannot be used.
+    """
     import huggingface_hub
 
-    _add_timeouts()
+    try:
+        _add_timeouts()
+    except OSError as error:  # while the client reads the file of certificates
+        fault = certificates.file_fault(certificates.OF_HUB)
+        if fault is None:
+            raise
+        reached = f"{repo.endpoint} cannot be reached"
+        raise SourceError(f"{reached}: {fault}", cause=Cause.USAGE) from error
     for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
         # These log the complete address of each request, including signatures.
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import logging
 import select
@@ -16,8 +17,10 @@ import requests
 import requests.adapters
 import urllib3.exceptions
 
+from jobs import rlimits
 from jobs.errors import Cause, SourceError
 from jobs.runtime import background
+from jobs.transfer import certificates
 from jobs.transfer.responses import RetryLater
 from jobs.transfer.target import Target, origin_of, redact
 
@@ -26,6 +29,8 @@ from jobs.transfer.target import Target, origin_of, redact
 MOST_REDIRECTS = 20
 _CONNECT_S = 20.0
 _GATHERED = 1 << 18  # bytes
+_NO_ROUTE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
+_FORBIDDEN = {errno.EPERM, errno.EACCES}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECTION_ERRORS = (
     requests.RequestException,
@@ -231,11 +236,15 @@ def connection_error(error: BaseException, *, name: str, url: str, stall_s: floa
     site = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
     chain = _chain(error)
     text = " ".join(str(one) for one in chain)
+    for one in chain:
+        if limit := rlimits.reached(one):
+            return SourceError(f"{name}: cannot reach {site}: {limit}", cause=Cause.LIMIT)
     if "CERTIFICATE_VERIFY_FAILED" in text:
-        return SourceError(
-            f"{name}: the certificate of {site} cannot be verified; if your site's proxy has its "
-            "own authority, name its file in REQUESTS_CA_BUNDLE"
-        )
+        refused = (one for one in chain if isinstance(one, ssl.SSLCertVerificationError))
+        return SourceError(f"{name}: {certificates.not_verified(site, next(refused, None))}")
+    fault = certificates.file_fault(certificates.OF_REQUESTS)
+    if fault is not None and url.startswith("https:"):
+        return SourceError(f"{name}: cannot reach {site}: {fault}", cause=Cause.USAGE)
     return RetryLater(
         SourceError(f"{name}: {_fact(chain, text, site, stall_s)}", cause=Cause.NETWORK)
     )
@@ -251,8 +260,11 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
         return f"cannot reach {site}: no connection within {_CONNECT_S:g} s{hint}"
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
         return f"cannot reach {site}: connection refused{hint}"
-    if any(isinstance(one, OSError) and one.errno in (101, 113) for one in chain):
+    numbers = {one.errno for one in chain if isinstance(one, OSError)}
+    if numbers & _NO_ROUTE:
         return f"cannot reach {site}: no route to the host{hint}"
+    if numbers & _FORBIDDEN:
+        return f"cannot reach {site}: this machine does not allow it (a firewall?){hint}"
     if any(isinstance(one, requests.exceptions.SSLError) for one in chain):
         return f"cannot reach {site}: TLS failed; check whether the address is https or http"
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs.errors import OrchestrateError, VerificationError
+from jobs.errors import OrchestrateError, VerificationError, fact_of
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
@@ -133,7 +133,7 @@ def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
     except msgspec.DecodeError as error:
         return f"{RECEIPT} is damaged ({error})"
     except OSError as error:
-        return f"{RECEIPT} cannot be read: {error.strerror}"
+        return f"{RECEIPT} cannot be read: {fact_of(error)}"
 
 
 def _why_missing(path: Path) -> str:
@@ -155,7 +155,7 @@ def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
     try:
         found = digest.of("sha256", blocks(path / MANIFEST))
     except OSError as error:
-        return f"{MANIFEST} cannot be read: {error.strerror}"
+        return f"{MANIFEST} cannot be read: {fact_of(error)}"
     if found != receipt.manifest.sha256:
         return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
     return None
@@ -346,8 +346,7 @@ def _merged(forks: Sequence[Fork], progress: Progress) -> SliceReport:
     except LostError as error:
         raise VerificationError(f"the check failed: {error.message}") from error
     except (OSError, msgspec.DecodeError) as error:
-        fact = f"{type(error).__name__}: {error}"
-        raise VerificationError(f"a checking process failed: {fact}") from error
+        raise VerificationError(f"a checking process failed: {fact_of(error)}") from error
     return report
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.errors import OrchestrateError, RunFolderError, UsageError
+from jobs.errors import OrchestrateError, RunFolderError, UsageError, fact_of
 from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder, closed_to_us
@@ -196,7 +196,7 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSumm
     try:
         head = atomic.read_json(folder.plan, _PlanHead)
     except (OSError, msgspec.DecodeError) as error:
-        return RunSummary(folder, problem=f"its plan cannot be read ({error})")
+        return RunSummary(folder, problem=f"its plan cannot be read ({fact_of(error)})")
     state = RunStatus.DONE
     if not _is_published(head):
         try:

@@ -8,7 +8,14 @@ import resource
 
 import pytest
 
-from jobs.errors import Cause, TooLargeError, from_os_error, from_unexpected, with_message
+from jobs.errors import (
+    Cause,
+    TooLargeError,
+    fact_of,
+    from_os_error,
+    from_unexpected,
+    with_message,
+)
 
 REPAIR = "have the file system or its mount repaired, then run `resume`"
 FREE = "free some space, then run `resume`"
@@ -73,3 +80,16 @@ def test_an_error_with_another_message_has_the_same_type_and_place() -> None:
     assert type(found) is TooLargeError
     assert (found.cause, found.shard, found.member) == (Cause.LIMIT, "00-a", "x.png")
     assert str(found) == found.message == "a.tar is a bomb; raise the limit"
+
+
+@pytest.mark.parametrize(
+    ("error", "fact"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle", "/x"), "the mount is stale"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "No such file"),
+        (OSError("a text alone"), "OSError"),
+        (ValueError("line 3"), "line 3"),
+    ],
+)
+def test_what_an_error_says_has_neither_number_nor_path(error: Exception, fact: str) -> None:
+    assert fact_of(error) == fact

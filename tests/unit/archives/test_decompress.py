@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -198,3 +200,17 @@ def test_a_stream_for_which_there_is_no_memory_is_not_called_damaged(tmp_path: P
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.stdout == "no memory\n", done.stderr
+
+
+def unknown_filter() -> bytes:
+    """An xz stream with a filter that liblzma does not have, and right checksums."""
+    data = bytearray(lzma.compress(b"text" * 100))
+    header = data[12:20]  # https://tukaani.org/xz/xz-file-format.txt, 3.1
+    header[2] = 0x3F
+    return bytes(data[:12] + header + zlib.crc32(header).to_bytes(4, "little") + data[24:])
+
+
+def test_a_filter_that_the_library_does_not_have_is_no_damage() -> None:
+    error = refusal(Format.XZ, unknown_filter())
+    assert error.cause is Cause.UNSUPPORTED
+    assert "does not read" in error.message and "damaged" not in error.message

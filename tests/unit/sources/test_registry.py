@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from jobs.errors import Cause, SourceError
@@ -155,6 +156,28 @@ def test_a_silent_hub_is_not_waited_for(ready: HubServer, monkeypatch: pytest.Mo
     with pytest.raises(SourceError) as refused:
         opened(SourceKind.HUB, "org/d").shards()
     assert refused.value.cause is Cause.NETWORK
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"), [(None, "cannot be read"), (b"x", "contains no certificate")]
+)
+def test_a_file_of_certificates_that_the_hub_s_client_cannot_use_is_named(
+    ready: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: bytes | None,
+    fact: str,
+) -> None:
+    path = tmp_path / "site.pem"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    huggingface_hub.close_session()  # the next one reads the file again
+    with pytest.raises(
+        SourceError, match=f"SSL_CERT_FILE is {str(path)!r}, which {fact}"
+    ) as caught:
+        opened(SourceKind.HUB, "org/d").shards()
+    assert caught.value.cause is Cause.USAGE
 
 
 def test_offline_is_obeyed(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import shutil
 import ssl
@@ -11,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
-from jobs.errors import SourceError
+from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
+from jobs.transfer.connection import connection_error
+from jobs.transfer.responses import RetryLater
 from jobs.transfer.target import Target
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -93,6 +98,56 @@ def test_bytes_that_arrived_before_a_reset_are_kept(
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     secure: FaultyServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(SourceError, match="certificate"):
+    with pytest.raises(SourceError, match=r"\(self.signed certificate\); if .* REQUESTS_CA_BUNDLE"):
         fetch(secure, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_certificate_of_another_host_is_refused_with_the_reason(
+    secure: FaultyServer, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    elsewhere = secure.url(PATH).replace("127.0.0.1", "localhost")
+    monkeypatch.setattr(secure, "url", lambda path: elsewhere)
+    with pytest.raises(SourceError, match=r"mismatch.*; check the address"):
+        fetch(secure, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [(None, "cannot be read (No such file or directory)"), (b"x", "contains no certificate")],
+)
+def test_a_file_of_certificates_that_cannot_be_used_is_named(
+    secure: FaultyServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    fact: str,
+) -> None:
+    path = tmp_path / "site.pem"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    with pytest.raises(SourceError) as caught:
+        fetch(secure, tmp_path / "out")
+    assert caught.value.cause is Cause.USAGE
+    said = f"REQUESTS_CA_BUNDLE is {str(path)!r}, which {fact}; correct or unset it"
+    assert caught.value.message.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "said"),
+    [
+        (errno.EMFILE, Cause.LIMIT, "open files here (ulimit -n)"),
+        (errno.ENETUNREACH, Cause.NETWORK, "no route to the host"),
+        (errno.EPERM, Cause.NETWORK, "this machine does not allow it (a firewall?)"),
+        (errno.ECONNRESET, Cause.NETWORK, "closed the connection (ConnectionResetError)"),
+    ],
+)
+def test_why_there_is_no_connection_is_said(number: int, cause: Cause, said: str) -> None:
+    error = requests.ConnectionError(OSError(number, os.strerror(number)))
+    found = connection_error(error, name="x", url="https://host/x", stall_s=5)
+    ours = found.error if isinstance(found, RetryLater) else found
+    assert isinstance(ours, SourceError) and ours.cause is cause
+    assert said in ours.message
+    assert isinstance(found, RetryLater) is (cause is Cause.NETWORK)
