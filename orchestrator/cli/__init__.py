@@ -174,6 +174,10 @@ def _as_ours(error: Exception) -> OrchestrateError | None:
         if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
             return with_message(failure, f"writing {failure.message}; {_FREE_SPACE}")
         return failure
+    if str(error).startswith("Symlink loop from "):  # by ``Path.resolve`` before Python 3.13
+        where = str(error).removeprefix("Symlink loop from ")
+        fact = "its symbolic links form a loop; correct the path, or remove a link"
+        return OrchestrateError(f"{where}: {fact}", cause=Cause.USAGE)
     limit = rlimits.reached(error)
     return None if limit is None else OrchestrateError(limit, cause=Cause.LIMIT)
 

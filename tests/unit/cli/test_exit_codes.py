@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from jobs.errors import Cause
@@ -56,3 +58,19 @@ def test_a_mistake_gets_one_clear_message(
     assert words in said.err
     assert "Traceback" not in said.err
     assert said.out == ""
+
+
+@pytest.mark.parametrize("option", ["--dest", "--temp-dir", "--log-dir"])
+def test_a_path_through_links_that_form_a_loop_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.txt").write_text("a")
+    places = {"--dest": tmp_path / "data", "--log-dir": tmp_path / "logs"}
+    places[option] = tmp_path / "loop" / "x"
+    words = [str(word) for pair in places.items() for word in pair]
+    source = ["--local-path", str(tmp_path / "source"), "--layout", "files"]
+    assert main(["launch", "--engine", "local", "--yes", *source, *words]) in (1, 2, 3)
+    said = capsys.readouterr().err
+    assert "symbolic links form a loop" in said and "Traceback" not in said
