@@ -244,6 +244,32 @@ def from_os_error(error: OSError, *, doing: str, note: str = "", then: str = "")
     return StorageError(f"{doing}: {fact_of(error)}{note}{what_to_do}", cause=cause)
 
 
+# Of the process, the machine or the mount: they say nothing of the file that was read.
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EAGAIN,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.ETIMEDOUT,
+        errno.EREMOTEIO,
+    }
+)
+
+
+def check_is_of_file(error: OSError, *, doing: str) -> None:
+    """Raise ``StorageError`` unless ``error`` is of the file that was read, which is damaged then.
+
+    ``doing`` as in ``from_os_error``.
+    """
+    if error.errno in _OF_THE_MACHINE:
+        raise from_os_error(error, doing=doing, then="try again") from error
+
+
 def fact_of(error: Exception) -> str:
     """What ``error`` says, in a few words; of the system's errors without number and path."""
     if isinstance(error, OSError):

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import ArchiveError, Cause, RunFolderError, as_storage_error
+from jobs.errors import (
+    ArchiveError,
+    Cause,
+    RunFolderError,
+    as_storage_error,
+    check_is_of_file,
+    fact_of,
+)
 from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
@@ -108,13 +115,18 @@ class _Carrier:
                 sums.update(chunk)
                 yield chunk
         except OSError as error:
-            raise self._differs(entry, error.strerror or type(error).__name__) from error
+            raise self._unreadable(entry, error) from error
         except ValueError as error:
             raise self._differs(entry, str(error)) from error
         if sums.size != entry.size:
             raise self._differs(entry, f"{sums.size} bytes, not {entry.size}")
         if (sums.crc32, sums.digest) != (entry.crc32, entry.digest):
             raise self._differs(entry, "different content")
+
+    def _unreadable(self, entry: Entry, error: OSError) -> ArchiveError:
+        """The error for a published file that cannot be read; raises ``StorageError``."""
+        check_is_of_file(error, doing=f"reading {quoted(path_of(entry))} of the published dataset")
+        return self._differs(entry, fact_of(error))
 
     def _differs(self, entry: Entry, why: str) -> ArchiveError:
         packed = isinstance(entry, CarriedEntry) and entry.shard
@@ -184,7 +196,7 @@ class _FileCarrier(_Carrier):
         try:
             fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise self._differs(entry, error.strerror or type(error).__name__) from error
+            raise self._unreadable(entry, error) from error
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):

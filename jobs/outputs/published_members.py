@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.errors import check_is_of_file
 from jobs.outputs import registry
 from jobs.outputs.base import PackedOutput, Stored
 from jobs.storage import digest
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_published
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST
 
 
@@ -61,10 +63,13 @@ class PublishedMembers(OpenFiles):
         yield from output.content(self.descriptor(path), place)
 
     def is_whole(self, shard: str, place: Stored, crc32: str) -> bool:
-        """Whether a member can be read and has this CRC-32."""
+        """Whether a member can be read and has this CRC-32; raises ``StorageError``."""
         try:
             return digest.of("crc32", self.content(shard, place)) == crc32
-        except (OSError, ValueError):
+        except OSError as error:
+            check_is_of_file(error, doing=f"reading {quoted(str(self._dataset / shard))}")
+            return False
+        except ValueError:
             return False
 
 

@@ -11,7 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs.errors import OrchestrateError, VerificationError, fact_of
+from jobs.errors import (
+    OrchestrateError,
+    VerificationError,
+    check_is_of_file,
+    fact_of,
+    from_os_error,
+)
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
@@ -133,6 +139,7 @@ def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
     except msgspec.DecodeError as error:
         return f"{RECEIPT} is damaged ({error})"
     except OSError as error:
+        check_is_of_file(error, doing=f"reading {quoted(str(path / RECEIPT))}")
         return f"{RECEIPT} cannot be read: {fact_of(error)}"
 
 
@@ -155,6 +162,7 @@ def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
     try:
         found = digest.of("sha256", blocks(path / MANIFEST))
     except OSError as error:
+        check_is_of_file(error, doing=f"reading {quoted(str(path / MANIFEST))}")
         return f"{MANIFEST} cannot be read: {fact_of(error)}"
     if found != receipt.manifest.sha256:
         return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
@@ -172,7 +180,8 @@ def _sums_damage(path: Path, receipt: Receipt, *, deep: bool) -> Damage | None:
         if deep and not sums_are_right(file, path / MANIFEST, proof.digest, proof.sha256):
             return Damage(receipt.sums, f"does not match {MANIFEST}", None)
     except OSError as error:
-        return Damage(receipt.sums, f"cannot be read: {error.strerror}", None)
+        check_is_of_file(error, doing=f"reading {quoted(str(file))}")
+        return Damage(receipt.sums, f"cannot be read: {fact_of(error)}", None)
     return None
 
 
@@ -345,8 +354,11 @@ def _merged(forks: Sequence[Fork], progress: Progress) -> SliceReport:
                 report.merge(message)
     except LostError as error:
         raise VerificationError(f"the check failed: {error.message}") from error
-    except (OSError, msgspec.DecodeError) as error:
-        raise VerificationError(f"a checking process failed: {fact_of(error)}") from error
+    except OSError as error:
+        what = quoted(os.fsdecode(error.filename)) if error.filename else "the dataset"
+        raise from_os_error(error, doing=f"checking {what}", then="try again") from error
+    except msgspec.DecodeError as error:
+        raise VerificationError(f"a checking process failed: {error}") from error
     return report
 
 

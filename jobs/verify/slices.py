@@ -10,10 +10,12 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.errors import check_is_of_file, fact_of
 from jobs.model import shard_of
 from jobs.storage import digest, latency
 from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.manifest import PublishedFile
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST
 
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time
@@ -230,13 +232,15 @@ def _read(path: str, line: PublishedFile, algorithm: str, buffer: memoryview) ->
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError as error:
-        return f"cannot be opened: {error.strerror}"
+        check_is_of_file(error, doing=f"opening {quoted(path)}")
+        return f"cannot be opened: {fact_of(error)}"
     try:
         while read := os.readv(fd, [buffer]):
             hasher.update(buffer[:read])
             size += read
     except OSError as error:
-        return f"cannot be read after byte {size}: {error.strerror}"
+        check_is_of_file(error, doing=f"reading {quoted(path)}")
+        return f"cannot be read after byte {size}: {fact_of(error)}"
     finally:
         os.close(fd)
     if size != line.size:

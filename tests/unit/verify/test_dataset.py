@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from jobs.errors import Cause, Stopped, VerificationError
+from jobs.errors import Cause, Stopped, StorageError, VerificationError
 from jobs.finalize.repair import reset_damaged
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Verify
+from jobs.outputs.base import Stored
+from jobs.outputs.published_members import PublishedMembers
 from jobs.runtime.progress import Progress
+from jobs.storage.manifest import read_published
+from jobs.verify import slices
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
 from tests.support.builders.contents import pages, png, tree
@@ -74,6 +81,45 @@ def link(path: Path) -> None:
 def fold(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open no other file."""
+    free = os.dup(0)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("output", [Output.FILES, Output.ZIP])
+def test_a_file_that_this_machine_cannot_open_is_not_called_damaged(
+    tmp_path: Path, output: Output
+) -> None:
+    dest = published(tmp_path, Options(output=output)).staging.dest
+    lines = list(read_published(dest / "MANIFEST.jsonl"))
+    if output is Output.FILES:
+        file = next(line for line in lines if line.path.endswith("000005.png"))
+        buffer = memoryview(bytearray(100))
+        with no_descriptor_left(), pytest.raises(StorageError) as caught:
+            slices._read(f"{dest}/{file.path}", file, "crc32", buffer)
+    else:
+        member = next(line for line in lines if line.shard and line.offset is not None)
+        assert member.shard is not None and member.offset is not None
+        place = Stored(member.offset, member.size)
+        with (
+            PublishedMembers(dest) as members,
+            no_descriptor_left(),
+            pytest.raises(StorageError) as caught,
+        ):
+            members.is_whole(member.shard, place, member.crc32)
+        with PublishedMembers(dest) as members:
+            assert members.is_whole(member.shard, place, member.crc32)
+    assert caught.value.cause is Cause.LIMIT and "open files" in caught.value.message
 
 
 @pytest.mark.parametrize(
