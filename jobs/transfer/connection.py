@@ -260,13 +260,19 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
         return f"cannot reach {site}: no connection within {_CONNECT_S:g} s{hint}"
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
         return f"cannot reach {site}: connection refused{hint}"
-    numbers = {one.errno for one in chain if isinstance(one, OSError)}
+    # The numbers of OpenSSL are others.
+    system = (
+        one for one in chain if isinstance(one, OSError) and not isinstance(one, ssl.SSLError)
+    )
+    numbers = {one.errno for one in system}
     if numbers & _NO_ROUTE:
         return f"cannot reach {site}: no route to the host{hint}"
     if numbers & _FORBIDDEN:
         return f"cannot reach {site}: this machine does not allow it (a firewall?){hint}"
     if any(isinstance(one, requests.exceptions.SSLError) for one in chain):
-        return f"cannot reach {site}: TLS failed; check whether the address is https or http"
+        reasons = (one.reason for one in chain if isinstance(one, ssl.SSLError) and one.reason)
+        why = next((f" ({reason.replace('_', ' ').lower()})" for reason in reasons), "")
+        return f"cannot reach {site}: TLS failed{why}; check whether the address is https or http"
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)
     if any(isinstance(one, timeouts) for one in chain):
         return f"{site} sent no data for {stall_s:g} s; try again later"

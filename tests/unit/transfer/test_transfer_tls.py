@@ -151,3 +151,13 @@ def test_why_there_is_no_connection_is_said(number: int, cause: Cause, said: str
     assert isinstance(ours, SourceError) and ours.cause is cause
     assert said in ours.message
     assert isinstance(found, RetryLater) is (cause is Cause.NETWORK)
+
+
+def test_a_server_that_does_not_speak_tls_is_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultyServer({PATH: b"x"}) as plain:
+        address = plain.url(PATH).replace("http:", "https:")
+        monkeypatch.setattr(plain, "url", lambda path: address)
+        with pytest.raises(SourceError, match=r"TLS failed \((wrong version number|.*record.*)\)"):
+            fetch(plain, tmp_path / "out")
