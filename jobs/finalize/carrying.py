@@ -87,8 +87,9 @@ def published_receipt(dest: Path) -> Receipt:
         return read_receipt(dest / RECEIPT)
     except FileNotFoundError:
         raise VerificationError(
-            f"{dest} has no {RECEIPT}: no dataset was published there, or its repair is not "
-            "finished; use launch, or resume to finish a repair"
+            f"{dest} has no {RECEIPT}: no dataset was published there, its repair is not finished, "
+            "or the receipt was lost; use launch, or `resume` of the run that published it, which "
+            "finishes the repair or restores the receipt"
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise VerificationError(
