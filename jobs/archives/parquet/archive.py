@@ -348,7 +348,8 @@ class Rows:
             raise damaged(
                 self._archive, f"column {quoted(name)} contains text that is not UTF-8"
             ) from error
-        except (ValueError, OverflowError) as error:  # valid, but Python cannot represent it
+        # Valid, but Python cannot represent it; a KeyError is one of an unknown time zone.
+        except (ValueError, OverflowError, KeyError) as error:
             raise unsupported(
                 self._archive,
                 f"column {quoted(name)} ({column.type}) contains a value that cannot be written "
