@@ -177,6 +177,14 @@ def normal_path(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
+def values_of(line: bytes) -> dict[str, Any]:
+    """The record's values by field; raises ``BadLineError`` if it is no record."""
+    try:
+        return {name: _decoded(value) for name, value in _parsed(line).items()}
+    except RecursionError as error:
+        raise BadLineError("not valid JSON: nested too deeply") from error
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
     """The record's members: raw if msgspec reads the line, decoded if only Python does."""
     if len(line) > MAX_LINE:

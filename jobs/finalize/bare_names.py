@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-import msgspec
-
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.formats.pictures import is_named
@@ -76,15 +74,16 @@ def _values(context: FinalizeContext, piece: RecordsPiece, count: int) -> dict[s
         lines = list(records.spread(file, count))
     for line in lines:
         try:
-            members = msgspec.json.decode(line)
-            images = records.parse(line, image_field).images
-        except msgspec.DecodeError:
+            values = records.values_of(line)
+        except records.BadLineError:  # no record
             continue
+        try:
+            images = records.parse(line, image_field).images
         except records.BadLineError:  # it names no image
             images = ()
         if any(is_named(image.path) for image in images):
             return {}
-        for field, value in members.items():
+        for field, value in values.items():
             if isinstance(value, (str, int)) and len(text := str(value)) <= _LONGEST:
                 name = text.replace("\\", "/").rpartition("/")[2]
                 fields.setdefault(field, []).extend([name] if name else [])

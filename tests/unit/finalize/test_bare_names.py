@@ -76,3 +76,20 @@ def test_without_such_names_there_is_no_such_hint(
     summary, problem = finalized(tmp_path, rows, files)
     assert problem is not None
     assert "without their endings" not in "\n".join(summary.lines)
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1, 2]", b"7", b"{", b'{"id": "\xff"}', b"[" * 5000, b'{"a": ' + b"[" * 5000, b""]
+)
+def test_a_line_that_is_no_record_is_left_to_the_check_of_records(
+    tmp_path: Path, line: bytes
+) -> None:
+    good = json.dumps({"image": "images/0.png"}).encode()
+    (tmp_path / "a.tar").write_bytes(
+        tarred({"images/0.png": png(1), "prompts.jsonl": good + b"\n" + line + b"\n"})
+    )
+    run = RunBuilder(tmp_path / "a.tar").fetched(tmp_path)
+    run.extract()
+    summary, problem = run.finalize()
+    assert (problem is None) is (line == b"")
+    assert "without their endings" not in "\n".join(summary.lines)
