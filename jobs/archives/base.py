@@ -95,6 +95,7 @@ class Archive:
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """The last regular member whose safe path is ``name``, with its content.
 
+        A hard link of that name counts as one, with the content that it leads to.
         ``before``: of those with a lower ordinal (only a tar has several, and hard links).
 
         Needs another pass over the archive or its headers, with a separate reader: may be called

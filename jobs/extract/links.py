@@ -184,22 +184,23 @@ class Resolver:
             for target, links in rest.items():
                 self._find(target, links)
             return
-        found: set[bytes] = set()  # raw paths of links
+        found: set[bytes] = set()  # raw paths of links whose last target so far is a file
         for index in range(self._part.count):
             for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
-                if member.kind is MemberKind.FILE and member.name:
+                if member.kind in (MemberKind.FILE, MemberKind.HARD_LINK) and member.name:
                     target = safe_path(member.name, archive=self._label)
                     mine = [
                         one.link
                         for one in rest.get(target, ())
                         if member.ordinal < one.before or one.link.raw not in found
                     ]
-                    found.update(link.raw for link in mine)
-                    self._write_all(target, mine, member)
-        for links in rest.values():
-            for one in links:
-                if one.link.raw not in found:
-                    raise self._missing(one.link)
+                    if member.kind is MemberKind.FILE:
+                        found.update(link.raw for link in mine)
+                        self._write_all(target, mine, member)
+                    else:
+                        found.difference_update(link.raw for link in mine)
+        for target, links in rest.items():
+            self._find(target, [one for one in links if one.link.raw not in found])
 
     def _find(self, target: bytes, links: list[_Bound]) -> None:
         """Write links to one target; more than one search only if it was replaced among them."""

@@ -461,3 +461,34 @@ def test_of_one_path_in_several_parts_of_a_tar_the_last_file_counts(
     assert published[0] == published[1]
     if how == "files":
         assert (published[0]["a"], published[0]["b"]) == (b"A", b"B")
+
+
+@pytest.mark.parametrize("count", [1, 6], ids=["one chain", "six chains"])
+@pytest.mark.parametrize("parts", [1, 5])
+def test_a_hard_link_to_a_hard_link_has_the_content_that_was_there_before_it(
+    tmp_path: Path, parts: int, count: int
+) -> None:
+    def link(name: bytes, target: bytes) -> bytes:
+        return header(name, kind=b"1", target=target)
+
+    pad = member(b"pad", b"x" * 4000)
+    rows = [
+        [member(b"a%d" % n, b"A%d" % n) for n in range(count)],
+        [member(b"t%d" % n, b"T%d" % n) for n in range(count)],
+        [pad, *(link(b"b%d" % n, b"a%d" % n) for n in range(count))],
+        [link(b"old%d" % n, b"t%d" % n) for n in range(count)],
+        [pad, *(link(b"t%d" % n, b"a%d" % n) for n in range(count))],  # in place of the file
+        [pad, *(link(b"c%d" % n, b"b%d" % n) for n in range(count))],
+        [pad, *(link(b"new%d" % n, b"t%d" % n) for n in range(count))],
+    ]
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"".join(raw for row in rows for raw in row) + END)
+    options = Options(layout=Layout("files"))
+    run = RunBuilder(path, parts=parts, options=options).fetched(tmp_path)
+    assert [result.problem for result in run.extract()] == [None] * parts
+    run.finish()
+    found = {p.name: p.read_bytes() for p in run.staging.dest.iterdir() if p.name[0] in "abcont"}
+    expected = {
+        f"{name}{n}": b"A%d" % n for n in range(count) for name in ("a", "b", "c", "t", "new")
+    }
+    assert found == expected | {f"old{n}": b"T%d" % n for n in range(count)}

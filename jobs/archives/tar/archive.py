@@ -21,6 +21,8 @@ from jobs.runtime.process import cores
 from jobs.storage.safe_paths import quoted
 
 _HEAD = 8 << 20  # inflated bytes that are examined for the top folder
+_CONTENT = (MemberKind.FILE, MemberKind.HARD_LINK)
+_MOST_HOPS = 40  # the length of a chain of hard links, each of which takes a pass over the headers
 
 
 class TarArchive(Archive):
@@ -52,14 +54,25 @@ class TarArchive(Archive):
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``."""
-        last = None
-        with self._reader(headers_only=True) as reader:
-            for member in reader.members():
-                if member.ordinal >= before:
-                    break
-                if member.kind is MemberKind.FILE and normalized(member.name) == name:
-                    last = member.ordinal
-        return None if last is None else self._at_ordinal(last)
+        hops: list[int] = []  # ordinals of hard links on the way
+        while len(hops) < _MOST_HOPS:
+            last: tuple[int, MemberKind, bytes] | None = None
+            with self._reader(headers_only=True) as reader:
+                for member in reader.members():
+                    if member.ordinal >= before:
+                        break
+                    if member.kind in _CONTENT and normalized(member.name) == name:
+                        last = (member.ordinal, member.kind, member.target)
+            if last is None:
+                return None
+            before, kind, target = last
+            if kind is MemberKind.FILE:
+                found = self._at_ordinal(before)
+                found.ordinal = hops[0] if hops else before  # of the member with that name
+                return found
+            hops.append(before)
+            name = normalized(target)
+        return None
 
     def _at_ordinal(self, ordinal: int) -> Member:
         stack = ExitStack()
