@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from jobs.checks import records
@@ -10,8 +10,7 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.formats.pictures import is_named
 from jobs.storage.safe_paths import quoted
 
-_PER_PIECE = 16  # sampled lines of a piece, at most
-_IN_ALL = 2_000  # of all pieces, at most
+_PER_PIECE = 16  # lines of a piece, at most, of those that are sampled
 _LONGEST = 200  # characters of a value that may be a name
 
 
@@ -21,10 +20,12 @@ class BareNames:
     Nothing is compared if one of the records names an image by its complete name.
     """
 
-    def __init__(self, context: FinalizeContext) -> None:
+    def __init__(
+        self, context: FinalizeContext, values: Sequence[Mapping[str, Sequence[str]]]
+    ) -> None:
+        """``values``: of each piece, from ``last_components``."""
         self._context = context
-        count = max(1, min(_PER_PIECE, _IN_ALL // max(1, len(context.pieces))))
-        self._values = [_values(context, piece, count) for piece in context.pieces]
+        self._values = values
         every = (names for fields in self._values for names in fields.values())
         self._wanted = frozenset(chain.from_iterable(every))
         self._images: dict[str, str] = {}  # the first image, by its name
@@ -66,13 +67,14 @@ class BareNames:
         )
 
 
-def _values(context: FinalizeContext, piece: RecordsPiece, count: int) -> dict[str, list[str]]:
-    """By field, the last components of its values in some lines; none if an image is named."""
-    image_field = context.plan.options.layout.image_field
+def last_components(lines: Sequence[bytes], image_field: str | None) -> dict[str, list[str]]:
+    """By field, the last components of its values in some of the lines; none if one names an image.
+
+    ``lines``: a sample of a piece.
+    """
     fields: dict[str, list[str]] = {}
-    with piece.path.open("rb") as file:
-        lines = list(records.spread(file, count))
-    for line in lines:
+    count = min(_PER_PIECE, len(lines))
+    for line in (lines[index * len(lines) // count] for index in range(count)):
         try:
             values = records.values_of(line)
         except records.BadLineError:  # no record

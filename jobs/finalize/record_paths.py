@@ -6,14 +6,15 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
-from jobs.finalize.bare_names import BareNames
+from jobs.finalize.bare_names import BareNames, last_components
 from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage import latency
@@ -182,12 +183,13 @@ class Sample:
         self._context = context
         self._images = f"{context.plan.options.layout.images}/"
         # Of each piece some lines only, so the time does not depend on its size.
-        self._paths = list(latency.each(lambda each: set(_sampled(context, each)), context.pieces))
+        sampled = list(latency.each(partial(_sampled, context), context.pieces))
+        self._paths = [paths for paths, _ in sampled]
         self._literal: dict[str, bool] = {}  # whether a file of that path was seen
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.
         self._folders: dict[str, dict[str, None]] = {}  # in the order of the files
-        self._bare_names = BareNames(context)
+        self._bare_names = BareNames(context, [values for _, values in sampled])
         for piece, paths in zip(context.pieces, self._paths, strict=True):
             for path in paths:
                 literals = [unified(piece.folder + path), *self._literals(piece, path)]
@@ -296,15 +298,23 @@ def _endings(path: str) -> Iterator[str]:
         yield path[end + 1 :]
 
 
-def _sampled(context: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
+def _sampled(
+    context: FinalizeContext, piece: RecordsPiece
+) -> tuple[set[str], dict[str, list[str]]]:
+    """The paths in some lines of a piece, and its ``last_components``."""
     field = context.plan.options.layout.image_field
     count = max(1, min(_PER_PIECE, _IN_ALL // len(context.pieces)))
     with piece.path.open("rb") as file:
-        for line in records.spread(file, count):
-            try:
-                images = records.parse(line, field).images
-            except records.BadLineError:
-                continue
-            for image in [image for image in images if image.required][:_PER_LINE]:
-                with suppress(PathError):
-                    yield unified(path_in(image))
+        lines = list(records.spread(file, count))
+    return set(_paths(lines, field)), last_components(lines, field)
+
+
+def _paths(lines: Iterable[bytes], field: str | None) -> Iterator[str]:
+    for line in lines:
+        try:
+            images = records.parse(line, field).images
+        except records.BadLineError:
+            continue
+        for image in [image for image in images if image.required][:_PER_LINE]:
+            with suppress(PathError):
+                yield unified(path_in(image))
