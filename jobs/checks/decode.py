@@ -6,9 +6,8 @@ import io
 import re
 import warnings
 
-from jobs import rlimits
+from jobs import extras, rlimits
 from jobs.checks.base import WARNING, ImageCheck, is_warning
-from jobs.errors import UsageError
 
 MAX_BYTES = 64 << 20  # of a decoded file, at most; bounds a task's memory
 MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # of all frames; Pillow's limit for a bomb
@@ -38,10 +37,7 @@ class Decode:
         try:
             import PIL.Image
         except ImportError as error:
-            raise UsageError(
-                "--verify decode needs Pillow, which is not installed; run "
-                "`pip install 'websight-orchestrate[decode]'`, or use --verify structure"
-            ) from error
+            raise extras.DECODE.missing() from error
         self._pil = PIL
         self._structure = structure
         self._data = bytearray()

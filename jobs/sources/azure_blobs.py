@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from jobs import extras
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceFile
 from jobs.sources.object_urls import (
@@ -19,7 +20,6 @@ from jobs.sources.object_urls import (
     ObjectUrl,
     denied,
     is_anonymous,
-    missing_package,
     no_such_bucket,
 )
 from jobs.transfer.target import Target, redact
@@ -51,7 +51,7 @@ class AzureClient:
             import azure.identity
             import azure.storage.blob
         except ModuleNotFoundError as error:
-            raise missing_package("azure-storage-blob", "az") from error
+            raise extras.AZURE.missing() from error
         # They log each way of logging in that did not work.
         logging.getLogger("azure").setLevel(logging.ERROR)
         if not pinned:

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from jobs import extras
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceFile
 from jobs.sources import http_probe
@@ -20,7 +21,6 @@ from jobs.sources.object_urls import (
     ObjectUrl,
     denied,
     is_anonymous,
-    missing_package,
     no_such_bucket,
 )
 from jobs.transfer.target import Target, redact
@@ -130,7 +130,7 @@ def _credentials() -> Any:
         import google.auth
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
     except ModuleNotFoundError as error:
-        raise missing_package("google-auth", "gs") from error
+        raise extras.GCS.missing() from error
     try:
         found, _ = google.auth.default(scopes=[_SCOPE])
     except DefaultCredentialsError as error:

@@ -127,15 +127,6 @@ class StoreClient(Protocol):
         ...
 
 
-def missing_package(package: str, scheme: str) -> SourceError:
-    """The error for a package of the extra that is not installed."""
-    return SourceError(
-        f"{scheme}:// URLs need the package {package}, which is not installed; run "
-        "`pip install 'websight-orchestrate[cloud]'` in this environment, then try again",
-        cause=Cause.USAGE,
-    )
-
-
 def no_such_bucket(url: ObjectUrl, where: str) -> SourceError:
     """The error for a bucket that does not exist; ``where``: the store, for the message."""
     word = "container" if url.scheme == "az" else "bucket"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jobs import extras
 from jobs.errors import Cause, SourceError
 from jobs.model import SourceFile
 from jobs.sources.object_urls import (
@@ -18,7 +19,6 @@ from jobs.sources.object_urls import (
     ObjectUrl,
     denied,
     is_anonymous,
-    missing_package,
     no_such_bucket,
 )
 from jobs.storage.safe_paths import quoted
@@ -65,7 +65,7 @@ class S3Client:
         try:
             import botocore.session
         except ModuleNotFoundError as error:
-            raise missing_package("botocore", "s3") from error
+            raise extras.S3.missing() from error
         for name in ("botocore", "urllib3"):
             # At DEBUG they log complete addresses, with signatures in their queries.
             if logging.getLogger(name).level == logging.NOTSET:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from jobs import extras
+
 
 class Hasher(Protocol):
     """The interface of a hash; the objects of ``hashlib`` have it."""
@@ -73,7 +75,7 @@ def _blake3() -> Hasher:
     try:
         from blake3 import blake3
     except ImportError as error:
-        raise ValueError("digest blake3 needs the package blake3: pip install blake3") from error
+        raise extras.BLAKE3.missing() from error
     return blake3()  # type: ignore[return-value]  # its stubs return blake3, not None
 
 
@@ -93,7 +95,7 @@ def new(algorithm: str, *, size: int | None = None) -> Hasher:
 
     ``git-sha1`` is git's blob id, which hashes the size (in bytes) first and so needs it:
     https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
-    Raises ``ValueError`` for an unknown name.
+    Raises ``ValueError`` for an unknown name, ``UsageError`` if its package is not installed.
     """
     if algorithm == "crc32":
         return Crc32()

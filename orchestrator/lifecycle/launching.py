@@ -161,6 +161,9 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         now=now,
         engine=request.engine,
     )
+    other_python = request.resources.python or request.resources.launcher
+    if choice.is_local or not (other_python or request.resources.container_image):
+        preflight.check_packages(planned)
     made = Planned(
         planned,
         source.private(),

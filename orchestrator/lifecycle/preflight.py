@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jobs import rlimits
+from jobs import extras, rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
-from jobs.model import Plan, ShardKind, SourceKind
+from jobs.formats import magic
+from jobs.model import Plan, ShardKind, SourceKind, Verify
 from jobs.storage.receipt import receipt_head
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import (
@@ -39,6 +40,19 @@ def check(
     """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
     found = problems(plan, run_dir, temp_limit, left)
     _refuse(found or list(_unwritable_after_all(plan, run_dir)))
+
+
+def check_packages(plan: Plan) -> None:
+    """Raise ``UsageError`` if this Python, which runs the tasks, lacks a package that they need."""
+    tables = (s for s in plan.shards if magic.packing_named(s.name) is magic.PARQUET)
+    has_table = any(shard.kind is ShardKind.ARCHIVE for shard in tables)
+    for extra, is_needed in (
+        (extras.DECODE, plan.options.verify is Verify.DECODE),
+        (extras.BLAKE3, plan.options.digest == "blake3"),
+        (extras.PARQUET, has_table),
+    ):
+        if is_needed and not extra.is_installed():
+            raise extra.missing()
 
 
 def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> None:

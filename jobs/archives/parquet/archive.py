@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import msgspec
 
+from jobs import extras
 from jobs.archives.base import (
     Archive,
     ArchiveStream,
@@ -31,7 +32,6 @@ from jobs.archives.parquet.columns import Columns, NonFinite, names_pictures, te
 from jobs.archives.parquet.faults import one_line, refused
 from jobs.archives.parquet.values import python_values
 from jobs.archives.streams import Arriving
-from jobs.errors import UsageError
 from jobs.formats.pictures import (
     HEAD,
     IMAGE_FIELDS,
@@ -130,10 +130,7 @@ class ParquetArchive(Archive):
         try:
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
-            raise UsageError(
-                f"{self._archive} is a parquet file, but pyarrow is not installed; run "
-                "`pip install 'websight-orchestrate[parquet]'` on the nodes, then `resume`"
-            ) from error
+            raise extras.PARQUET.missing() from error
         with self._damage():
             # Pages are read as needed: a complete row group may not fit into memory.
             file = ParquetFile(

@@ -13,7 +13,7 @@ import botocore.session
 import pytest
 from botocore.stub import Stubber
 
-from jobs.errors import Cause, SourceError
+from jobs.errors import Cause, SourceError, UsageError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import object_store
@@ -125,7 +125,9 @@ def test_a_missing_library_is_named_with_its_installation(
 ) -> None:
     monkeypatch.setitem(sys.modules, "botocore.session", None)
     monkeypatch.setitem(sys.modules, "botocore", None)
-    message = refused("s3://pages/one.tar.gz").message
+    with pytest.raises(UsageError) as caught:
+        opened("s3://pages/one.tar.gz")
+    message = caught.value.message
     assert "botocore" in message
     assert "pip install 'websight-orchestrate[cloud]'" in message
 
