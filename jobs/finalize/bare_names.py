@@ -10,7 +10,8 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.formats.pictures import is_named
 from jobs.storage.safe_paths import quoted
 
-_PER_PIECE = 16  # lines of a piece, at most, of those that are sampled
+_PER_PIECE = 16  # lines of a piece that are compared, at most
+_IN_ALL = 2_000  # of all pieces, at most; bounds the memory
 _LONGEST = 200  # characters of a value that may be a name
 
 
@@ -67,13 +68,15 @@ class BareNames:
         )
 
 
-def last_components(lines: Sequence[bytes], image_field: str | None) -> dict[str, list[str]]:
+def last_components(
+    lines: Sequence[bytes], image_field: str | None, pieces: int
+) -> dict[str, list[str]]:
     """By field, the last components of its values in some of the lines; none if one names an image.
 
-    ``lines``: a sample of a piece.
+    ``lines``: a sample of a piece; ``pieces``: their number.
     """
     fields: dict[str, list[str]] = {}
-    count = min(_PER_PIECE, len(lines))
+    count = min(_PER_PIECE, _IN_ALL // pieces, len(lines))
     for line in (lines[index * len(lines) // count] for index in range(count)):
         try:
             values = records.values_of(line)

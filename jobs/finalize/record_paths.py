@@ -306,7 +306,7 @@ def _sampled(
     count = max(1, min(_PER_PIECE, _IN_ALL // len(context.pieces)))
     with piece.path.open("rb") as file:
         lines = list(records.spread(file, count))
-    return set(_paths(lines, field)), last_components(lines, field)
+    return set(_paths(lines, field)), last_components(lines, field, len(context.pieces))
 
 
 def _paths(lines: Iterable[bytes], field: str | None) -> Iterator[str]:
