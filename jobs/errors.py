@@ -199,7 +199,13 @@ _ELSEWHERE = "launch again with another --dest, --temp-dir or --log-dir"
 _REPAIRED = "have the file system or its mount repaired, then {then}"
 _SPACE = "free some space, then {then}"
 _PERMISSION = "ask for permission, then {then}"
-_NO_SERVER = (Cause.IO, "the file system's server does not respond", _REPAIRED)
+_SERVER_IS_GONE = (
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+)
 # Cause, fact, and what to do, with the step that tries again, if that can help.
 # https://man7.org/linux/man-pages/man3/errno.3.html
 _BY_ERRNO = {
@@ -211,11 +217,9 @@ _BY_ERRNO = {
     errno.EIO: (Cause.IO, "the file system reports an input/output error", _REPAIRED),
     errno.EUCLEAN: (Cause.IO, "the file system is damaged", _REPAIRED),
     errno.ESTALE: (Cause.IO, "the mount is stale", _REPAIRED),
-    errno.ENOTCONN: _NO_SERVER,
-    errno.ESHUTDOWN: _NO_SERVER,
-    errno.EHOSTDOWN: _NO_SERVER,
-    errno.ETIMEDOUT: _NO_SERVER,
-    errno.EREMOTEIO: _NO_SERVER,
+    **dict.fromkeys(
+        _SERVER_IS_GONE, (Cause.IO, "the file system's server does not respond", _REPAIRED)
+    ),
     errno.ENODEV: (Cause.IO, "its device is gone", _REPAIRED),
     errno.ENFILE: (Cause.IO, "this machine has too many open files", "wait, then {then}"),
     errno.ENOMEM: (Cause.OUT_OF_MEMORY, "no memory left", MORE_MEMORY),
@@ -246,18 +250,7 @@ def from_os_error(error: OSError, *, doing: str, note: str = "", then: str = "")
 
 # Of the process, the machine or the mount: they say nothing of the file that was read.
 _OF_THE_MACHINE = frozenset(
-    {
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.EAGAIN,
-        errno.ESTALE,
-        errno.ENOTCONN,
-        errno.ESHUTDOWN,
-        errno.EHOSTDOWN,
-        errno.ETIMEDOUT,
-        errno.EREMOTEIO,
-    }
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ESTALE, *_SERVER_IS_GONE}
 )
 
 
