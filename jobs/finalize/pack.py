@@ -83,8 +83,15 @@ class _Shard(NamedTuple):
     name: str  # relative to the dataset
     units: int | None  # samples, or files; None: as many as members
     members: Iterable[Member]
-    size: int = 0  # bytes, about, and of the list of its members
-    memory: int = 0
+    work: int = 0  # bytes that are written in the time that it takes, about
+    memory: int = 0  # bytes that the list of its members takes, about
+
+    @classmethod
+    def listed(cls, name: str, units: int, members: list[Member], size: int) -> _Shard:
+        """A shard of ``size`` bytes, about."""
+        work = size + _MEMBER_WORK * len(members)
+        memory = sum(_MEMBER + len(member.data or b"") for member in members)
+        return cls(name, units, members, work, memory)
 
 
 @dataclass
@@ -311,13 +318,13 @@ class _Packing:
         for unit in units:
             more = sum(self.output.member_size(member.name, member.size) for member in unit)
             if count and (size + more > largest or count == most):
-                yield _Shard(name(number), count, members, size, _memory_of(members))
+                yield _Shard.listed(name(number), count, members, size)
                 number, count, members, size = number + 1, 0, [], self.output.empty_size
             members += unit
             count += 1
             size += more
         if count or even_empty:
-            yield _Shard(name(number), count, members, size, _memory_of(members))
+            yield _Shard.listed(name(number), count, members, size)
 
     def _write(self, shard: _Shard) -> WrittenShard:
         """Write one shard under a temporary name, then give it its own.
@@ -361,16 +368,12 @@ def _batches(shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:
     work = 0
     for shard in shards:
         batch.append(shard)
-        work += shard.size + _MEMBER_WORK * shard.memory // _MEMBER
+        work += shard.work
         if work >= _BATCH:
             yield batch
             batch, work = [], 0
     if batch:
         yield batch
-
-
-def _memory_of(members: Iterable[Member]) -> int:
-    return sum(_MEMBER + len(member.data or b"") for member in members)
 
 
 def _put(
