@@ -242,8 +242,7 @@ def connection_error(error: BaseException, *, name: str, url: str, stall_s: floa
     if "CERTIFICATE_VERIFY_FAILED" in text:
         refused = (one for one in chain if isinstance(one, ssl.SSLCertVerificationError))
         return SourceError(f"{name}: {certificates.not_verified(site, next(refused, None))}")
-    fault = certificates.file_fault(certificates.OF_REQUESTS)
-    if fault is not None and url.startswith("https:"):
+    if url.startswith("https:") and (fault := certificates.file_fault(certificates.OF_REQUESTS)):
         return SourceError(f"{name}: cannot reach {site}: {fault}", cause=Cause.USAGE)
     return RetryLater(
         SourceError(f"{name}: {_fact(chain, text, site, stall_s)}", cause=Cause.NETWORK)
