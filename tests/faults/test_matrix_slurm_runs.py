@@ -139,14 +139,19 @@ def test_of_two_resumes_at_once_one_submits(
     site.check_published(tmp_path / "data", pages, before)
 
 
+def with_slow_sbatch(site: Site, slow: Path, call: int) -> Site:
+    """The site with an sbatch whose call of that number waits for as long as ``slow`` exists."""
+    slow.touch()
+    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
+    return site.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+
+
 @pytest.mark.parametrize("call", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_a_cancel_while_another_shell_submits_leaves_no_job(
     plain: Site, pages: Pages, tmp_path: Path, call: int
 ) -> None:
     slow = tmp_path / "slow"
-    slow.touch()
-    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
-    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    site = with_slow_sbatch(plain, slow, call)
     held = tmp_path / "held"
     words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
     process = site.cli.start(*LAUNCH, *words)
@@ -171,9 +176,7 @@ def test_ctrl_c_while_a_launch_submits_leaves_no_job_and_names_the_next_command(
     plain: Site, pages: Pages, tmp_path: Path, call: int
 ) -> None:
     slow = tmp_path / "slow"
-    slow.touch()
-    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
-    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    site = with_slow_sbatch(plain, slow, call)
     held = tmp_path / "held"
     process = site.cli.start(*LAUNCH, "--dest", tmp_path / "data", *pages.options, *gate(held))
     try:
