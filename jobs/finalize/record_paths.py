@@ -174,7 +174,7 @@ class Seen(NamedTuple):
 class Sample:
     """Compares a sample of the records' paths with all files, to learn which folders they mean.
 
-    Call ``see`` with all files, then ``conclude``. Where several processes see a part of them each,
+    Call ``add`` with all files, then ``conclude``. Where several processes see a part of them each,
     ``take`` adds what another one has seen. Memory is bounded by the sample, which is
     deterministic.
     """

@@ -324,7 +324,7 @@ def resume_lines(planned: Resumable) -> list[str]:
         checked = (
             "all its content was checked"
             if planned.request.deep
-            else "its files have their sizes (`resume --deep` checks all content too)"
+            else "all its files have the right sizes (`resume --deep` checks all content too)"
         )
         words = {
             RunStatus.DONE: f"The dataset is published, and {checked}; there is nothing to do.",

@@ -161,8 +161,8 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         now=now,
         engine=request.engine,
     )
-    other_python = request.resources.python or request.resources.launcher
-    if choice.is_local or not (other_python or request.resources.container_image):
+    jobs = request.resources
+    if choice.is_local or not (jobs.python or jobs.launcher or jobs.container_image):
         preflight.check_packages(planned)
     made = Planned(
         planned,
