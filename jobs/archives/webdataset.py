@@ -172,7 +172,7 @@ class Samples(Archive):
     def _name(self, member: Member) -> bytes | None:
         """The name of a sample's file; None for any other member."""
         name = normalized(member.name)
-        if member.kind is not MemberKind.FILE or member.superseded or junk_kind(name):
+        if member.kind is not MemberKind.FILE or junk_kind(name):
             return None
         if name.rpartition(b"/")[2] == self._layout.records.rpartition("/")[2].encode():
             raise unsupported(

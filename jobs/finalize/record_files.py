@@ -233,15 +233,17 @@ def _kinds_of(
 def _kind(
     context: FinalizeContext, shard_id: str, fetched: Fetched | None, samples: frozenset[str]
 ) -> _Kind:
-    images = context.plan.options.layout.images
-    made = f"{images}/" if shard_id in samples else None
-    is_nested = "/" in shard_id
+    layout = context.plan.options.layout
+    images = layout.images
+    outer, is_nested, _ = shard_id.partition("/")
+    is_samples = outer in samples and (not is_nested or layout.name == "webdataset")
+    made = f"{images}/" if is_samples else None
     if made is None and fetched is not None and fetched.format is Format.PARQUET and not is_nested:
         made = from_table(images, shard_id)
     carried = fetched.carried if fetched is not None else None
     own_folder = context.plan.options.on_collision is OnCollision.PER_SHARD
     is_placed = own_folder and carried is not None and carried.records is not None
-    return _Kind(made, is_placed, shard_id in samples)
+    return _Kind(made, is_placed, is_samples)
 
 
 def _check_samples(

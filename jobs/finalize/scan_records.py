@@ -145,7 +145,7 @@ def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) 
 def _scan_block(audit: Audit, found: _RecordsFound, place: int, block: bytes, first: int) -> int:
     """Scan lines, whose numbers begin with ``first``; returns how many there are."""
     options, piece = audit.context.plan.options, audit.context.pieces[place]
-    if options.verify is Verify.NONE:
+    if options.verify is Verify.NONE and not piece.is_samples:
         lines = records.split(block)
         count, blank = len(lines), sum(map(records.is_blank, lines))
         marks = sum(line.startswith(records.BOM) for line in lines)
@@ -170,6 +170,8 @@ def _add_rows(
     first: int,
 ) -> None:
     piece, start = audit.context.pieces[place], audit.context.piece_starts[place]
+    # Otherwise only samples that later ones replace are found.
+    is_checked = audit.context.plan.options.verify is not Verify.NONE
     ids: list[tuple[str, int]] = []
     images: list[tuple[int, int, records.Image]] = []
     bad: list[tuple[int, FindingKind, str]] = []
@@ -177,11 +179,17 @@ def _add_rows(
         if isinstance(record, records.Record):
             if record.id is not None:
                 ids.append((record.id, number))
-            images += [(number, index, image) for index, image in enumerate(record.images)]
+            images += [
+                (number, index, image)
+                for index, image in enumerate(record.images)
+                if is_checked or image.required
+            ]
         elif record is not None:
             bad.append((number, FindingKind.BAD_RECORD, str(record)))
-    audit.rows.add(JoinRow.ID, ids)
     audit.rows.add(JoinRow.REFERENCE, _references(audit.context, piece, images, bad))
+    if not is_checked:
+        return
+    audit.rows.add(JoinRow.ID, ids)
     for number, kind, fact in sorted(bad, key=lambda each: each[0]):
         found.totals.bad_lines.append(number)
         found.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
