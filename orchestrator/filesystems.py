@@ -17,7 +17,7 @@ _LOCAL_TYPES = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 
 @dataclass(frozen=True)
 class FreeSpace:
-    """Free bytes and inodes (None: not limited), and what limits them."""
+    """Free bytes and inodes (None: not limited, or not known), and what limits them."""
 
     bytes: int | None
     inodes: int | None
@@ -35,10 +35,12 @@ def existing(path: Path) -> Path:
 def free_space(path: Path) -> list[FreeSpace]:
     """All limits on writing below an existing ``path``; ``OSError`` if it is missing."""
     stat = os.statvfs(path)
-    # File systems without a fixed number of inodes report 0.
+    # File systems without a fixed number of blocks or inodes report 0, in total too.
+    free_bytes = stat.f_bavail * stat.f_frsize if stat.f_blocks else None
     free_inodes = stat.f_favail if stat.f_files else None
-    found = [FreeSpace(stat.f_bavail * stat.f_frsize, free_inodes, "the file system")]
-    return found + list(_lustre_quotas(path)) + list(_quotas(path))
+    of_disk = FreeSpace(free_bytes, free_inodes, "the file system")
+    known = [of_disk] if (free_bytes, free_inodes) != (None, None) else []
+    return known + list(_lustre_quotas(path)) + list(_quotas(path))
 
 
 def bytes_in(folder: Path) -> int:

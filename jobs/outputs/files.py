@@ -211,5 +211,6 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
     with suppress(OSError):
         status = os.statvfs(root)
         gib = status.f_bavail * status.f_frsize / (1 << 30)
-        space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
+        inodes = f" and {status.f_favail} inodes" if status.f_files else ""
+        space = f" ({gib:.2f} GiB{inodes} are free)" if status.f_blocks else ""
     return from_os_error(error, doing=f"writing {path}", note=space, then="run `resume`")

@@ -15,6 +15,8 @@ T = TypeVar("T")
 Self = TypeVar("Self", bound="GrowingFile")
 
 _BUFFER = 1 << 20  # bytes
+# Of link(2), where the file system has no hard links; EPERM according to POSIX.
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -126,11 +128,18 @@ def create_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Create ``path`` with all its content; raises ``FileExistsError`` if it exists.
 
     A hard link is the one exclusive operation that creates a name with its content and that is
-    atomic on both NFS and Lustre.
+    atomic on both NFS and Lustre. On a file system without hard links (exFAT, some of FUSE), the
+    name is created empty, and then gets the content.
     """
     temporary = _temporary(path, data, mode=mode)
     try:
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            path.touch(exist_ok=False)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_folder(path.parent)

@@ -204,7 +204,8 @@ class PlainCopy:
         if self._fd is None:
             return
         space = os.fstatvfs(self._fd)
-        if space.f_bavail * space.f_frsize < max(to_come, 0) + _RESERVE:
+        free = space.f_bavail * space.f_frsize
+        if space.f_blocks and free < max(to_come, 0) + _RESERVE:
             self.discard()
 
     def _give_up(self, error: OSError) -> None:

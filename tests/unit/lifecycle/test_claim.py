@@ -133,6 +133,10 @@ def test_a_file_in_place_of_the_destination_is_named(tmp_path: Path) -> None:
         take(tmp_path / "data", "run-a")
 
 
+def _refused(*paths: Path) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def _race(
     dests: list[Path],
     run_id: str,
@@ -151,8 +155,13 @@ def _race(
             won.put((dest, run_id))
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["", "without hard links"])
 @pytest.mark.parametrize("occupied", [False, True], ids=["free", "held by a dead run"])
-def test_of_several_at_once_one_wins_twenty_times_over(tmp_path: Path, occupied: bool) -> None:
+def test_of_several_at_once_one_wins_twenty_times_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, occupied: bool, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", _refused)
     dests = [tmp_path / f"data{number}" for number in range(20)]
     if occupied:
         for dest in dests:

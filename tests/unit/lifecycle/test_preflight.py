@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +133,14 @@ def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) ->
     assert "archives and data need at least" in line
     in_place = local(plan(tmp_path / "d", size=two_thirds, shards=1), tmp_path / "elsewhere")
     assert preflight.problems(in_place) == []
+
+
+def test_a_file_system_that_reports_no_size_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096, f_files=0, f_favail=0, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: sizes)
+    assert preflight.problems(plan(tmp_path / "d", size=HUGE)) == []
 
 
 def test_what_is_left_of_a_run_needs_only_room_for_that(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_without_room_the_cuts_are_learnt_and_no_plain_tar_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _archive(tmp_path)
-    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    full = SimpleNamespace(f_blocks=9, f_bavail=1, f_frsize=4096)
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: full)
     streamed = _read(path, lambda: _Bytes(path.read_bytes()))
     assert streamed.plain is None
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
