@@ -12,9 +12,8 @@ import msgspec
 from jobs.finalize.cleanup import kept_archives
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.findings import Findings, lines_of
-from jobs.finalize.merge import Merged
+from jobs.finalize.merge import Merged, WrittenManifest
 from jobs.finalize.pack import lines_of_packed
-from jobs.finalize.published_manifest import WrittenManifest
 from jobs.finalize.scan import Totals
 from jobs.model import Part, Shard, Stage, Submission, TaskResult, utc_now
 from jobs.storage import latency

@@ -14,8 +14,7 @@ from jobs.errors import Cause, VerificationError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
 from jobs.finalize.context import FinalizeContext, RepairState
-from jobs.finalize.merge import Merged
-from jobs.finalize.published_manifest import WrittenManifest
+from jobs.finalize.merge import Merged, WrittenManifest
 from jobs.model import Carried, Fetched, Part, Plan, utc_now
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.process import cores

@@ -24,8 +24,8 @@ from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
 from jobs.finalize.finished_shards import FinishedShards
+from jobs.finalize.merge import section, sections_of_files, write_manifest
 from jobs.finalize.new_receipt import made_receipt
-from jobs.finalize.published_manifest import section, sections_of_files, write_manifest
 from jobs.finalize.record_files import find_pieces
 from jobs.finalize.scan_records import scan_records
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
