@@ -1,6 +1,6 @@
 """Zip archives.
 
-``archive`` is the reader that the registry opens, also during the download; ``directory`` finds and
-checks the central directory, ``entry`` is one record of it with its local header, ``content``
-decompresses it.
+``archive`` is the reader that the registry opens, also during the download, and decompresses
+entries; ``directory`` finds and checks the central directory, ``entry`` is one record of it with
+its local header.
 """
