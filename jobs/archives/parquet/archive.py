@@ -29,8 +29,7 @@ from jobs.archives.base import (
 )
 from jobs.archives.limits import Limits
 from jobs.archives.parquet.columns import Columns, NonFinite, names_pictures, texts_of
-from jobs.archives.parquet.faults import one_line, refused
-from jobs.archives.parquet.values import python_values
+from jobs.archives.parquet.values import one_line, python_values, refused
 from jobs.archives.streams import Arriving
 from jobs.formats.pictures import (
     HEAD,

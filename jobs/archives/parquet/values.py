@@ -1,17 +1,28 @@
 """Converts a column to Python values; nanoseconds, which Python cannot represent, to text.
 
 pyarrow converts nanoseconds to other values if pandas is installed, and refuses them otherwise.
+What its exceptions mean is here too: damage, or something that this pyarrow does not support.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from jobs.archives.base import damaged, unsupported
+from jobs.errors import ArchiveError
+from jobs.storage.safe_paths import quoted
+
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
+
+# pyarrow before 26 cannot read a null in a list of fixed size: it "had size=0".
+_is_lacking = re.compile(
+    r"implemented|support|Unknown encoding|Unrecognized type|Expected all lists .* size=0"
+).search
 
 
 def contains(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
@@ -113,3 +124,36 @@ def _with_nanoseconds(value: datetime | time | timedelta, nano: int) -> str:
     text = value.isoformat(timespec="microseconds")
     end = text.index(".") + 7
     return f"{text[:end]}{nano % 1000:03d}{text[end:]}"
+
+
+# What pyarrow cannot read -------------------------------------------------------------------------
+
+
+def refused(archive: str, error: Exception, column: pa.Field | None = None) -> ArchiveError:
+    """The error for what pyarrow cannot read, in ``column`` if that is known.
+
+    It has no class of errors for damage, and none for what it does not support.
+    """
+    import pyarrow as pa
+
+    what = "it" if column is None else f"column {quoted(column.name)} ({column.type})"
+    fact = f"pyarrow {pa.__version__} cannot read {what}: {one_line(error)}"
+    if isinstance(error, _not_of_bytes()) or _is_lacking(str(error)):
+        return unsupported(
+            archive,
+            f"needs another pyarrow: {fact}; if the file is intact, install a newer pyarrow on the "
+            "nodes (it may need a newer Python), then run `resume`; or launch without this file "
+            "(--exclude)",
+        )
+    return damaged(archive, fact)
+
+
+def _not_of_bytes() -> tuple[type[Exception], ...]:
+    """pyarrow's exceptions for a type, or an amount, that it cannot represent."""
+    import pyarrow as pa
+
+    return pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowCapacityError
+
+
+def one_line(error: Exception) -> str:
+    return quoted(" ".join(str(error).split()))[1:-1]
