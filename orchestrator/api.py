@@ -16,11 +16,10 @@ from jobs.sources.base import SourceRequest
 from orchestrator.inspection.evidence import state_of as status
 from orchestrator.inspection.run_list import Run, find_run
 from orchestrator.inspection.state import RunStatus
-from orchestrator.lifecycle.amending import Amendments
 from orchestrator.lifecycle.cancelling import cancel
 from orchestrator.lifecycle.launching import Planned, launch, plan
 from orchestrator.lifecycle.request import LaunchRequest
-from orchestrator.lifecycle.resuming import Resumable, plan_resume, resume
+from orchestrator.lifecycle.resuming import Amendments, Resumable, plan_resume, resume
 from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
 from orchestrator.lifecycle.verifying import dataset_of, how_to_repair, verify, verify_on_slurm
 

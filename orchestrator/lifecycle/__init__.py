@@ -3,6 +3,6 @@
 ``request`` is the user's request, ``planning`` makes a plan of it, ``preflight`` checks everything
 before anything is submitted, ``space`` checks the disk space, ``claim`` reserves the destination.
 ``launching``, ``resuming``, ``cancelling``, ``updating`` and ``verifying`` are the commands;
-``recovery`` finds the unfinished work that a resume submits, ``amending`` changes the options of a
-resumed run, ``submitting`` submits chains of jobs and makes automatic retries.
+``recovery`` finds the unfinished work that a resume submits, ``submitting`` submits chains of jobs
+and makes automatic retries.
 """
