@@ -14,7 +14,6 @@ from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part, Shard
-from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
@@ -23,9 +22,7 @@ _ByOrdinal = dict[int, Conflict]  # by the ordinal of the member in its archive
 _OVERWRITTEN = "another archive has overwritten one of its files"
 
 
-def resolve(
-    context: FinalizeContext, conflicts: Iterable[Conflict], findings: Findings, progress: Progress
-) -> None:
+def resolve(context: FinalizeContext, conflicts: Iterable[Conflict], findings: Findings) -> None:
     """Make sure that each path in ``conflicts`` has the content of the file that wins.
 
     Parts run at the same time, so the path has the content of the part that finished last. Where
@@ -34,13 +31,13 @@ def resolve(
     """
     wanted: dict[Part, list[Conflict]] = defaultdict(list)
     for conflict in conflicts:
-        progress.check()
+        context.progress.check()
         if context.repair_state is not None and not _place(context, conflict).exists():
             continue  # the published file was checked
         if not _is_on_disk(context, conflict):
             wanted[context.part_of(conflict.number)].append(conflict)
     for part, lost in wanted.items():
-        progress.check()
+        context.progress.check()
         fetched = context.folder.load_fetched(part.shard)
         if fetched is not None and fetched.carried is not None:
             _copy_published(context, part, Path(fetched.carried.dataset), lost, findings)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from jobs.finalize.record_forms import FoundRecords
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
-from jobs.runtime.forks import grouped
+from jobs.runtime import forks
 from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 
+T = TypeVar("T")
 FEW = 20_000  # files, up to which one process does everything
 _MOST_WORKERS = 8
 _PIECES = 8  # of the work for each process, so that all end at about the same time
@@ -112,7 +115,7 @@ class FinalizeContext:
 
     folder: RunFolder
     plan: Plan
-    staging: Staging
+    progress: Progress
     parts: tuple[Part, ...] = ()
     pieces: tuple[RecordsPiece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
@@ -129,6 +132,7 @@ class FinalizeContext:
     pack_task: str | None = None
 
     def __post_init__(self) -> None:
+        self.staging = Staging(self.plan)
         layout = self.plan.options.layout
         self.records_path = layout.records if layout.has_records else None
         self.parts = self.plan.parts()
@@ -192,9 +196,13 @@ class FinalizeContext:
         """How many processes share the work; each needs about 60 MB."""
         return min(cores(), _MOST_WORKERS) if self.part_starts[-1] > FEW else 1
 
+    def shared(self, work: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """What each piece of ``work`` returns, in their order, from these processes."""
+        return forks.shared(work, workers=self.workers, progress=self.progress)
+
     def grouped(self, weights: Sequence[int]) -> list[range]:
         """Groups of consecutive items with these weights, as pieces of the work."""
-        return grouped(weights, max(1, sum(weights) // (_PIECES * self.workers)))
+        return forks.grouped(weights, max(1, sum(weights) // (_PIECES * self.workers)))
 
     def part_groups(self) -> list[range]:
         """Consecutive parts, as pieces of work of about the same number of files."""

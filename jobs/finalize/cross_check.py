@@ -22,7 +22,6 @@ from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Layout, OnBadRecord, OnCollision, Verify
-from jobs.runtime.forks import shared
 from jobs.storage.safe_paths import quoted
 
 T = TypeVar("T")
@@ -58,7 +57,7 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
     """
     several = False
     work = [partial(_check, audit, rewrites, placements, place) for place in range(len(audit.rows))]
-    for found in shared(work, workers=audit.context.workers, progress=audit.progress):
+    for found in audit.context.shared(work):
         audit.take(found)
         if found.several is not None and not several:
             audit.findings.add(Finding(FindingKind.NO_RECORDS, found.several))
@@ -67,7 +66,7 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
 
 
 def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, place: int) -> Checked:
-    audit.progress.check()
+    audit.context.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
     rows = rows_to_compare(audit, found, audit.rows.rows(place))
     _Bucket(audit, found, rewrites, placements).compare(rows)

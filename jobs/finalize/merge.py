@@ -25,8 +25,6 @@ from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.record_paths import placed
 from jobs.finalize.scan import Totals
 from jobs.model import Entry, OnCollision, Part
-from jobs.runtime.forks import shared
-from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import (
@@ -77,7 +75,6 @@ def merge_records(
     dropped: array[int],
     rewrites: Rewrites,
     findings: Findings,
-    progress: Progress,
 ) -> Merged | None:
     """Write the records of all pieces, in plan order, into the staged dataset.
 
@@ -93,11 +90,11 @@ def merge_records(
     temporary = context.scratch / "merged"
     form = record_forms.published_form([piece.found for piece in context.pieces], target.name)
     _report_forms(context, form, findings)
-    published = _PublishedLines(context, dropped, rewrites, progress)
+    published = _PublishedLines(context, dropped, rewrites)
     if published.may_change:
         file = _written(context, record_forms.framed(published.lines(), form), temporary)
     if not (dropped or published.changed):
-        file = _written(context, _unchanged(context, published, form, progress), temporary)
+        file = _written(context, _unchanged(context, published, form), temporary)
     temporary.replace(target)
     lost = Counter(context.line_of(line)[0].shard_id for line in dropped)
     by_shard = totals.by_shard - lost
@@ -115,25 +112,22 @@ def _written(context: FinalizeContext, content: Iterable[bytes], path: Path) -> 
 
 
 def _unchanged(
-    context: FinalizeContext,
-    published: _PublishedLines,
-    form: record_forms.FoundRecords,
-    progress: Progress,
+    context: FinalizeContext, published: _PublishedLines, form: record_forms.FoundRecords
 ) -> Iterator[bytes]:
     """The records file where no record is dropped or changed."""
     found = context.pieces[0].found
     if len(context.pieces) == 1 and found.description == form.description:
-        return _blocks(found.source or found.path, progress)  # with its white space
+        return _blocks(context, found.source or found.path)  # with its white space
     if form.form is record_forms.Form.LINES:
-        return _joined(context, progress)
+        return _joined(context)
     return record_forms.framed(published.lines(), form)
 
 
-def _joined(context: FinalizeContext, progress: Progress) -> Iterator[bytes]:
+def _joined(context: FinalizeContext) -> Iterator[bytes]:
     """The lines of all pieces: no byte order mark between them, and always a line end."""
     last = b"\n"
     for place, piece in enumerate(context.pieces):
-        for number, data in enumerate(_blocks(piece.path, progress)):
+        for number, data in enumerate(_blocks(context, piece.path)):
             if place and number == 0:
                 data = data.removeprefix(records.BOM)
                 if not last.endswith(b"\n"):
@@ -142,9 +136,9 @@ def _joined(context: FinalizeContext, progress: Progress) -> Iterator[bytes]:
             last = data or last
 
 
-def _blocks(path: Path, progress: Progress) -> Iterator[bytes]:
+def _blocks(context: FinalizeContext, path: Path) -> Iterator[bytes]:
     for data in blocks(path):
-        progress.check()
+        context.progress.check()
         yield data
 
 
@@ -160,13 +154,10 @@ def _report_forms(
 class _PublishedLines:
     """The lines of the records that are published; counts those that it changes."""
 
-    def __init__(
-        self, context: FinalizeContext, dropped: array[int], rewrites: Rewrites, progress: Progress
-    ) -> None:
+    def __init__(self, context: FinalizeContext, dropped: array[int], rewrites: Rewrites) -> None:
         self._context = context
         self._dropped = _Numbers(dropped)
         self._rewrites = rewrites
-        self._progress = progress
         self.may_change = (
             bool(dropped)
             or not rewrites.is_empty
@@ -185,7 +176,7 @@ class _PublishedLines:
         """The lines with their numbers among all lines of all pieces; can be iterated once."""
         for number, piece, line in _lines(self._context):
             if number % 1000 == 0:
-                self._progress.check()
+                self._context.progress.check()
             if self._dropped.holds(number):
                 continue
             if not records.is_blank(line):
@@ -196,10 +187,10 @@ class _PublishedLines:
 
 
 def published_records(
-    context: FinalizeContext, dropped: array[int], rewrites: Rewrites, progress: Progress
+    context: FinalizeContext, dropped: array[int], rewrites: Rewrites
 ) -> Iterator[tuple[int, bytes]]:
     """Each record that is published, as JSON text, with the number of the line it came in."""
-    for number, line in _PublishedLines(context, dropped, rewrites, progress).numbered():
+    for number, line in _PublishedLines(context, dropped, rewrites).numbered():
         if not records.is_blank(line):
             yield number, line.strip().removeprefix(records.BOM).strip()
 
@@ -281,19 +272,14 @@ class Section:
     members: int = 0
 
 
-def section(
-    context: FinalizeContext, name: str, published: Iterable[PublishedFile], progress: Progress
-) -> Section:
+def section(context: FinalizeContext, name: str, published: Iterable[PublishedFile]) -> Section:
     """The section with these lines; ``name`` is that of its temporary files."""
     lines = iter(published)
-    return _section(context, name, iter(lambda: list(islice(lines, _AT_ONCE)), []), progress)
+    return _section(context, name, iter(lambda: list(islice(lines, _AT_ONCE)), []))
 
 
 def _section(
-    context: FinalizeContext,
-    name: str,
-    published: Iterable[Sequence[PublishedFile]],
-    progress: Progress,
+    context: FinalizeContext, name: str, published: Iterable[Sequence[PublishedFile]]
 ) -> Section:
     encode = msgspec.json.Encoder().encode_lines
     has_sums = context.plan.options.digest in SUMS
@@ -304,7 +290,7 @@ def _section(
         out = stack.enter_context(made.manifest.open("wb"))
         sums = stack.enter_context(made.sums.open("wb")) if made.sums else None
         for lines in published:
-            progress.check()
+            context.progress.check()
             out.write(encode(lines))
             files = [line for line in lines if line.shard is None]
             made.members += len(lines) - len(files)
@@ -315,24 +301,17 @@ def _section(
     return made
 
 
-def sections_of_files(
-    context: FinalizeContext, skipped: array[int], progress: Progress
-) -> Iterator[Section]:
+def sections_of_files(context: FinalizeContext, skipped: array[int]) -> Iterator[Section]:
     """The sections for all files that are published as they are, except the ``skipped`` ones."""
     work: list[Callable[[], Section]] = [
-        partial(_section_of_parts, context, skipped, places, progress)
-        for places in context.part_groups()
+        partial(_section_of_parts, context, skipped, places) for places in context.part_groups()
     ]
-    return shared(work, workers=context.workers, progress=progress)
+    return context.shared(work)
 
 
-def _section_of_parts(
-    context: FinalizeContext, skipped: array[int], places: range, progress: Progress
-) -> Section:
+def _section_of_parts(context: FinalizeContext, skipped: array[int], places: range) -> Section:
     parts = (_published(context, skipped, place) for place in places)
-    return _section(
-        context, str(places.start), (lines for part in parts for lines in part), progress
-    )
+    return _section(context, str(places.start), (lines for part in parts for lines in part))
 
 
 def _published(

@@ -34,7 +34,6 @@ from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
 from jobs.runtime import forks
 from jobs.runtime.process import cores
-from jobs.runtime.progress import Progress
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile, read_published
@@ -169,9 +168,7 @@ class Contents(NamedTuple):
     placements: Placements | None  # the files of each record, where the output needs them
 
 
-def pack(
-    context: FinalizeContext, contents: Contents, progress: Progress
-) -> tuple[Packed, Iterator[PublishedFile]]:
+def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, Iterator[PublishedFile]]:
     """Write all shards and the index into the staged dataset; the lines of its manifest come too.
 
     Files that no record names go into shards of their own, under their paths, where the others are
@@ -180,7 +177,7 @@ def pack(
     """
     output = registry.packed(context.plan.options.output)
     names = _Names.of(context, output)
-    shards, others = _write_shards(context, contents, names, ALL, progress)
+    shards, others = _write_shards(context, contents, names, ALL)
     FinishedShards(context).remove_others(
         {line.path for found in (shards, others) if found for line in found.shards}
     )
@@ -201,27 +198,25 @@ def pack(
     return packed, _lines(contents.merged, index, shards, others)
 
 
-def pack_share(
-    context: FinalizeContext, contents: Contents, share: Share, progress: Progress
-) -> None:
+def pack_share(context: FinalizeContext, contents: Contents, share: Share) -> None:
     """Write the shards of ``share``, which finalize then need not write; raises as ``pack``."""
     names = _Names.of(context, registry.packed(context.plan.options.output))
-    _write_shards(context, contents, names, share, progress)
+    _write_shards(context, contents, names, share)
 
 
 def _write_shards(
-    context: FinalizeContext, contents: Contents, names: _Names, share: Share, progress: Progress
+    context: FinalizeContext, contents: Contents, names: _Names, share: Share
 ) -> tuple[_Found, _Found | None]:
     """Write all shards of ``share``: those of records or all files, and those of other files."""
     merged, dropped, skipped, rewrites, placements = contents
-    packing = _Packing(context, names.output, progress, FinishedShards(context), share)
+    packing = _Packing(context, names.output, FinishedShards(context), share)
     if placements is None:
         files = shard_members.files(context, skipped)
         if names.output.with_records and merged is not None:
             files = chain([[shard_members.records_file(merged.line)]], files)
         return packing.write_all(files, names.shard, "shards"), None
     in_samples = bytearray(context.part_starts[-1])
-    records = published_records(context, dropped, rewrites, progress)
+    records = published_records(context, dropped, rewrites)
     with _Containers(context) as containers:
         samples = shard_members.samples(context, records, placements, containers.of, in_samples)
         most = context.plan.options.shard_records or MOST_UNITS
@@ -247,7 +242,6 @@ class _Packing:
 
     context: FinalizeContext
     output: PackedOutput
-    progress: Progress
     finished: FinishedShards
     share: Share
 
@@ -275,7 +269,7 @@ class _Packing:
             work,
             workers=min(_MOST_WRITERS, cores()),
             memory=_MOST_MEMORY,
-            progress=self.progress,
+            progress=self.context.progress,
         )
         with found.lines.open("wb", buffering=1 << 20) as out, closing(batches):
             for written in chain.from_iterable(batches):
@@ -285,15 +279,15 @@ class _Packing:
                 found.shards.append(written.line)
                 found.units.append(written.units)
                 found.members += written.members
-                self.progress.add(files=1)
+                self.context.progress.add(files=1)
         return found
 
     def _own(self, shards: Iterable[_Shard]) -> Iterator[_Shard]:
         """The shards of the share."""
         for number, shard in enumerate(shards):
-            self.progress.check()
+            self.context.progress.check()
             if self.share.has(number):
-                self.progress.current = shard.name
+                self.context.progress.current = shard.name
                 yield shard
 
     def _write_batch(self, shards: Sequence[_Shard]) -> list[WrittenShard]:
@@ -349,11 +343,11 @@ class _Packing:
         ):
             count = 0
             for member in shard.members:
-                self.progress.check()
+                self.context.progress.check()
                 count += 1
                 line = _put(out, shard.name, member, containers, wanted)
                 lines_out.write(encode(line) + b"\n")
-            sums = out.finish(self.progress.check)
+            sums = out.finish(self.context.progress.check)
         self.finished.place(shard.name, temporary, lines)
         line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
         written = WrittenShard(count if shard.units is None else shard.units, line, count)

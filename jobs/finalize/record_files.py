@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,6 @@ from jobs.finalize.scan import forget_manifest
 from jobs.formats import magic
 from jobs.formats.pictures import from_table, may_be_named
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
-from jobs.runtime.progress import Progress
 from jobs.storage import digest, latency
 from jobs.storage.blocks import blocks, read_range
 from jobs.storage.manifest import read_manifest
@@ -109,9 +108,7 @@ class _OtherFiles:
         return fact
 
 
-def find_pieces(
-    context: FinalizeContext, summaries: list[PartSummary], findings: Findings, progress: Progress
-) -> None:
+def find_pieces(context: FinalizeContext, summaries: list[PartSummary], findings: Findings) -> None:
     """Find the records of each shard, in plan order, as JSON lines.
 
     Where no shard has the records file in its top folder, those in other folders are used, whose
@@ -124,21 +121,21 @@ def find_pieces(
         _check_samples(context, summaries, findings)
         sources = _extracted_apart(context, summaries, findings) if context.reads_records else []
     else:
-        sources = list(_among_data(context, findings, progress.check))
+        sources = list(_among_data(context, findings))
     found = []
     kinds = _kinds_of(context, sources, _samples(context, summaries, findings))
     distinct = list(_distinct(context, sources, kinds, findings))
     begun = latency.each(partial(_beginning, context), distinct, is_small=_is_small)
     for number, (source, begins) in enumerate(zip(distinct, begun, strict=True)):
-        progress.check()
-        progress.current = source.shard.id
+        context.progress.check()
+        context.progress.current = source.shard.id
         out = context.scratch / f"lines-{number}"
         try:
             lines = record_forms.as_lines(
                 source.path,
                 context.records_path or "",
                 out,
-                progress.check,
+                context.progress.check,
                 encoding=context.plan.options.records_encoding,
                 begun=begins,
             )
@@ -300,12 +297,10 @@ def _source(shard: Shard, path: Path, folder: str = "") -> _Source | None:
         return None
 
 
-def _among_data(
-    context: FinalizeContext, findings: Findings, check: Callable[[], object]
-) -> Iterator[_Source]:
+def _among_data(context: FinalizeContext, findings: Findings) -> Iterator[_Source]:
     """Move records files out of the data."""
     taken: set[str] = set()
-    for index, file in enumerate(_choose(context, findings, check)):
+    for index, file in enumerate(_choose(context, findings)):
         context.records_path = file.name
         context.records_among_data[file.number] = file.part.id
         if not context.reads_records or file.path in taken:
@@ -339,9 +334,7 @@ def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
         os.close(fd)
 
 
-def _choose(
-    context: FinalizeContext, findings: Findings, check: Callable[[], object]
-) -> list[_DataFile]:
+def _choose(context: FinalizeContext, findings: Findings) -> list[_DataFile]:
     """The records files among the data: those with the first name that exists.
 
     In the ``auto`` layout a file of another name is used if it is the only one that can contain
@@ -360,7 +353,7 @@ def _choose(
     is_auto = context.plan.options.layout.name == "auto" and not unverified
     if not files and len(others.likely) == 1 and is_auto:
         [[only, *copies]] = others.likely.values()
-        if _names_images(context, only, check):
+        if _names_images(context, only):
             fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
             findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
             files = [only, *copies]
@@ -388,7 +381,7 @@ def _choose(
     return []
 
 
-def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[], object]) -> bool:
+def _names_images(context: FinalizeContext, file: _DataFile) -> bool:
     """Whether the first record of a file may name images of this dataset."""
     place = context.staging.data / file.path
     options = context.plan.options
@@ -400,7 +393,7 @@ def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[],
             place if place.exists() else _taken_to(context, 0),
             file.path,
             context.scratch / "look",
-            check,
+            context.progress.check,
             encoding=options.records_encoding,
         )
         with found.path.open("rb") as lines:

@@ -207,12 +207,12 @@ def check_without_receipt(
     )
 
 
-def restore_receipt(context: FinalizeContext, progress: Progress) -> bool:
+def restore_receipt(context: FinalizeContext) -> bool:
     """Restore a lost receipt, if the dataset has all files of its manifest; whether it does."""
     folder, plan = context.folder, context.plan
     if not has_lost_receipt(folder, plan):
         return False
-    if not check_without_receipt(folder, plan, deep=False, progress=progress).ok:
+    if not check_without_receipt(folder, plan, deep=False, progress=context.progress).ok:
         return False
     atomic.write_bytes(context.staging.receipt, folder.receipt.read_bytes())
     return True

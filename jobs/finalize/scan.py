@@ -18,8 +18,6 @@ from jobs.finalize.findings import Batch, Finding, FindingKind, Findings
 from jobs.finalize.join_rows import JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
-from jobs.runtime.forks import shared
-from jobs.runtime.progress import Progress
 from jobs.storage import latency
 from jobs.storage.manifest import entry_blocks, read_summary
 from jobs.storage.staging import proof_names
@@ -81,7 +79,6 @@ class Audit:
     context: FinalizeContext
     rows: Buckets
     findings: Findings
-    progress: Progress
     totals: Totals = field(default_factory=Totals)
     folders: set[str] = field(default_factory=set)  # of the files, if these are packed
 
@@ -207,14 +204,14 @@ def scan_files(audit: Audit) -> None:
         work.append(partial(_scan_disk, audit))
     for places in context.part_groups():
         work.append(partial(_scan_parts, audit, places, sample))
-    for found in shared(work, workers=context.workers, progress=audit.progress):
+    for found in context.shared(work):
         audit.take(found)
         audit.folders.update(found.folders)
         for place, fact in found.damaged:
             forget_manifest(context, context.parts[place], fact, audit.findings)
         if sample is not None and found.seen is not None:
             sample.take(found.seen)
-        audit.progress.add(files=found.files, items=found.parts)
+        context.progress.add(files=found.files, items=found.parts)
     if sample is not None:
         sample.conclude()
 
@@ -225,11 +222,11 @@ def _scan_parts(audit: Audit, places: range, sample: Sample | None) -> _FilesFou
     for place in places:
         part = context.parts[place]
         start, stop = context.part_starts[place : place + 2]
-        audit.progress.current = part.id
+        context.progress.current = part.id
         number = start
         try:
             for entries in entry_blocks(context.folder.manifest(part)):
-                audit.progress.check()
+                context.progress.check()
                 _scan_entries(audit, found, part, number, entries, sample)
                 number += len(entries)
         except RunFolderError as error:
@@ -329,7 +326,7 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
     while some := list(islice(paths, _AT_ONCE)):
-        audit.progress.check()
+        context.progress.check()
         keys = keys_of_bytes([path for path in some if path not in hidden])
         joined = zip(join_keys(context, all_unified(keys)), keys, strict=True)
         audit.rows.add(JoinRow.DISK, [(join_key, key, ours) for join_key, key in joined])

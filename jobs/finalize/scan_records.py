@@ -29,7 +29,6 @@ from jobs.finalize.record_paths import (
 )
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.model import OnCollision, Verify
-from jobs.runtime.forks import shared
 from jobs.storage import latency
 from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.safe_paths import quoted
@@ -64,10 +63,9 @@ class _RecordsFound(AuditShare):
 def scan_records(audit: Audit) -> int:
     """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
     context = audit.context
-    share = partial(shared, workers=context.workers, progress=audit.progress)
     slices = _slices(context.pieces)
     groups = context.grouped([each.end - each.begin for each in slices])
-    counted = share([partial(_count, audit, slices[g.start : g.stop]) for g in groups])
+    counted = context.shared([partial(_count, audit, slices[g.start : g.stop]) for g in groups])
     starts = [0, *accumulate(lines for some in counted for lines in some)]
     firsts: dict[int, int] = {}
     for each, start in zip(slices, starts[:-1], strict=True):
@@ -78,7 +76,7 @@ def scan_records(audit: Audit) -> int:
         for g in groups
     ]
     odd: Counter[tuple[int, FindingKind]] = Counter()
-    for found in share(work):
+    for found in context.shared(work):
         audit.take(found)
         odd.update(found.odd)
     for place, kind in product(sorted({place for place, _ in odd}), _ODD):
@@ -112,7 +110,7 @@ def _blocks(audit: Audit, part: _Slice) -> Iterator[bytes]:
     with audit.context.pieces[part.place].path.open("rb", buffering=0) as file:
         longest = records.MAX_LINE + 1
         for block in line_blocks(file.fileno(), part.begin, part.end, longest=longest):
-            audit.progress.check()
+            audit.context.progress.check()
             yield block
 
 
@@ -131,7 +129,7 @@ def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) 
     found = _RecordsFound(audit.batch(f"records-{slices[0].place}-{slices[0].begin}"))
     for part, first in zip(slices, firsts, strict=True):
         piece = audit.context.pieces[part.place]
-        audit.progress.current = piece.shard.id
+        audit.context.progress.current = piece.shard.id
         number, block = first, b"\n"
         for block in _blocks(audit, part):
             number += _scan_block(audit, found, part.place, block, number)

@@ -34,7 +34,7 @@ from jobs.storage import atomic
 from jobs.storage.receipt import read_receipt, read_receipt_head
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
-from jobs.storage.staging import MANIFEST, RECEIPT, Staging, proof_names
+from jobs.storage.staging import MANIFEST, RECEIPT, proof_names
 
 _SHOWN = 5  # shards, at most, that a message names
 
@@ -104,7 +104,7 @@ def run_finalize(
     (``jobs.finalize.repair``) or lost, it repairs the published dataset. Raises
     ``OrchestrateError`` and ``OSError``.
     """
-    context = FinalizeContext(folder, plan, Staging(plan))
+    context = FinalizeContext(folder, plan, progress)
     owner = _owner(context)
     has_published = folder.receipt.exists() or context.staging.has_published
     if owner not in (None, plan.run_id) and has_published:
@@ -112,12 +112,12 @@ def run_finalize(
         return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
     if owner != plan.run_id:  # the receipt is renamed last
         journal = publish.load(context.staging)
-        if journal is None and not repair.restore_receipt(context, progress):
+        if journal is None and not repair.restore_receipt(context):
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
             context.repair_state = repair.repair_in_progress(context)
-            summary, problem, journal = _audit(context, progress)
+            summary, problem, journal = _audit(context)
             if journal is None:
                 return summary, problem
         if journal is not None:
@@ -138,19 +138,19 @@ def run_pack(
     reported once. So is a repair. ``name`` is that of the task, and of its folder for temporary
     files. Raises ``OSError``, and ``OrchestrateError`` if the task has to stop.
     """
-    context = FinalizeContext(folder, plan, Staging(plan), pack_task=name)
+    context = FinalizeContext(folder, plan, progress, pack_task=name)
     begun = publish.load(context.staging) is not None or _owner(context) == plan.run_id
     if begun or folder.receipt.exists() or unfinished(folder, plan) is not None:
         return
     _make_scratch(context)
     audit = context.scratch / "audit.jsonl"
     with Findings(audit) as findings, _no_collection(), ExitStack() as stack:
-        totals, lines = _scan(context, findings, progress, stack)
+        totals, lines = _scan(context, findings, stack)
         if problem_of(context, findings, records=totals.records) is not None:
             return
-        contents = _contents(context, totals, lines, findings, progress)
+        contents = _contents(context, totals, lines, findings)
         with suppress(pack.ChangedError):
-            pack.pack_share(context, contents, share, progress)
+            pack.pack_share(context, contents, share)
     shutil.rmtree(context.scratch, ignore_errors=True)
 
 
@@ -180,9 +180,7 @@ def _published_summary(context: FinalizeContext) -> Summary:
     return Summary(**counts, published=True, lines=found.lines)
 
 
-def _audit(
-    context: FinalizeContext, progress: Progress
-) -> tuple[Summary, Problem | None, publish.Journal | None]:
+def _audit(context: FinalizeContext) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Audit everything; returns a journal if nothing fails and publishing may begin."""
     _make_scratch(context)
     context.staging.data.mkdir(exist_ok=True)
@@ -190,12 +188,12 @@ def _audit(
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
     with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
-        totals, lines = _scan(context, findings, progress, stack)
+        totals, lines = _scan(context, findings, stack)
         problem = problem_of(context, findings, records=totals.records)
         journal = None
         if problem is None:
             try:
-                journal, totals = _prepare(context, totals, lines, findings, progress)
+                journal, totals = _prepare(context, totals, lines, findings)
             except pack.ChangedError as error:
                 scan.forget_manifest(context, error.part, error.message, findings)
                 problem = problem_of(context, findings, records=totals.records)
@@ -230,7 +228,7 @@ class _Lines(NamedTuple):
 
 
 def _scan(
-    context: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
+    context: FinalizeContext, findings: Findings, stack: ExitStack
 ) -> tuple[scan.Totals, _Lines]:
     """Read everything, join records and files, and correct files with another archive's content.
 
@@ -242,7 +240,7 @@ def _scan(
     if len(summaries) < len(context.parts):
         return totals, _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
     if options.layout.has_records:
-        find_pieces(context, summaries, findings, progress)
+        find_pieces(context, summaries, findings)
     if context.repair_state is not None and not context.reads_records:
         totals.records = context.repair_state.receipt.counts["records"]
     files = sum(part.files for part in summaries)
@@ -252,7 +250,7 @@ def _scan(
         Buckets(context.scratch, rows=3 * files) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
-        audit = scan.Audit(context, buckets, findings, progress, totals)
+        audit = scan.Audit(context, buckets, findings, totals)
         scan.scan_files(audit)
         count = scan_records(audit)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
@@ -266,7 +264,7 @@ def _scan(
     for place in sorted(absent):
         context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
-        collisions.resolve(context, conflicts, findings, progress)
+        collisions.resolve(context, conflicts, findings)
     _check_totals(context, totals, findings)
     return totals, _Lines(rewrites, placements)
 
@@ -341,17 +339,13 @@ def _strip_hint(context: FinalizeContext, above: str) -> str:
 
 
 def _contents(
-    context: FinalizeContext,
-    totals: scan.Totals,
-    lines: _Lines,
-    findings: Findings,
-    progress: Progress,
+    context: FinalizeContext, totals: scan.Totals, lines: _Lines, findings: Findings
 ) -> pack.Contents:
     """What is published; writes the merged records, except in a task that does not need them."""
     dropped = _dropped(context, totals)
     merged = None
     if context.reads_records and not (context.pack_task and context.packs_records):
-        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings, progress)
+        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings)
     elif context.repair_state is not None:
         merged = repair.records_as_published(context.repair_state)
     skipped = merge.sorted_numbers(totals.skipped)
@@ -359,24 +353,19 @@ def _contents(
 
 
 def _prepare(
-    context: FinalizeContext,
-    totals: scan.Totals,
-    lines: _Lines,
-    findings: Findings,
-    progress: Progress,
+    context: FinalizeContext, totals: scan.Totals, lines: _Lines, findings: Findings
 ) -> tuple[publish.Journal, scan.Totals]:
     """Write records, manifest and receipt into staging, then the journal."""
     _remove_listed(context)
-    contents = _contents(context, totals, lines, findings, progress)
+    contents = _contents(context, totals, lines, findings)
     merged, packed = contents.merged, None
     if context.packs:
-        packed, published = pack.pack(context, contents, progress)
-        sections = iter([section(context, "packed", published, progress)])
+        packed, published = pack.pack(context, contents)
+        sections = iter([section(context, "packed", published)])
     else:
         records = [merged.line] if merged else []
         sections = chain(
-            [section(context, "records", records, progress)],
-            sections_of_files(context, contents.skipped, progress),
+            [section(context, "records", records)], sections_of_files(context, contents.skipped)
         )
     proof = write_manifest(context, sections)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)

@@ -18,6 +18,7 @@ from jobs.finalize.finished_shards import (
     remove_with_other_options,
 )
 from jobs.model import Options, Output
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
@@ -167,14 +168,14 @@ def test_an_image_is_no_finished_shard_because_it_is_written_each_time(
             run.finish()
     image = run.staging.data / "dest.squashfs"
     assert image.exists()
-    FinishedShards(FinalizeContext(run.folder, run.plan, run.staging)).remove_unfinished()
+    FinishedShards(FinalizeContext(run.folder, run.plan, Progress())).remove_unfinished()
     assert not image.exists()
     run.finish()
 
 
 def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2), options=PACKED).extracted(tmp_path)
-    finished = FinishedShards(FinalizeContext(run.folder, run.plan, run.staging))
+    finished = FinishedShards(FinalizeContext(run.folder, run.plan, Progress()))
     for name in ("dest-000000.tar", "other/000000.tar"):
         (tmp_path / "tar").write_bytes(b"tar")
         (tmp_path / "lines").write_bytes(b"")

@@ -354,7 +354,7 @@ def test_kept_archives_have_names_that_are_unique_and_fit(tmp_path: Path, outsid
         path = made(run.staging.archive(shard.id, 0))
         path.write_bytes(tarred({"name": shard.name.encode()}))
         atomic.write_json(run.folder.fetched(shard.id), fetched_of(shard, path, in_place=False))
-    cleanup.clean_up(FinalizeContext(run.folder, run.plan, run.staging))
+    cleanup.clean_up(FinalizeContext(run.folder, run.plan, Progress()))
     kept = {}
     for shard in shards:
         fetched = run.folder.load_fetched(shard.id)
@@ -453,7 +453,7 @@ def test_a_full_disk_is_no_reason_to_extract_a_reused_part_again(
     run = RunBuilder(pages(0, 1)).extracted(tmp_path)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a").write_bytes(b"first")
-    context = FinalizeContext(run.folder, run.plan, run.staging)
+    context = FinalizeContext(run.folder, run.plan, Progress())
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
