@@ -167,7 +167,7 @@ class RangeRequest:
             raise WrongRange(self._server_error("ignored the requested range"))
         if self._piece is not None and not self._is_from_start():
             self._streaming = True
-        size = self._state.size if encoding(reply.headers) else length
+        size = self._state.size if length is None else length
         self._store(reply, size)
         return 0, size
 
@@ -211,15 +211,19 @@ class RangeRequest:
         want, published = self._state.size, self._state.published_size
         if content is None or want is None or content == want:
             return
-        error = SourceError(
-            f"{self._state.name}: {reply.site} announces {content} bytes, but {want} were "
-            f"{'published' if published is not None else 'announced before'}; run `resume` later, "
-            "or launch again if the file was replaced",
-            cause=Cause.CHANGED,
-        )
+        error = self._other_size(reply, f"announces {content} bytes, but {want}")
         if published is not None:
             raise RetryLater(error, wrong_at=0)  # keep the bytes on disk; it may be wrong
         raise StartOver(error)
+
+    def _other_size(self, reply: HttpResponse, fact: str) -> SourceError:
+        published = self._state.published_size is not None
+        return SourceError(
+            f"{self._state.name}: {reply.site} {fact} were "
+            f"{'published' if published else 'announced before'}; run `resume` later, or launch "
+            "again if the file was replaced",
+            cause=Cause.CHANGED,
+        )
 
     def _check_version(self, reply: HttpResponse) -> None:
         known = self._state.partial.identity
@@ -264,12 +268,14 @@ class RangeRequest:
     def _receive_body(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
         body = DecodedBody(reply.headers, name=self._state.name, size=stop)
         rate, at = self._shared.rate, start
-        while stop is None or at < stop or body.changes:
+        # Only its end shows how long such a body is: the file may have another size by now.
+        to_its_end = reply.status == 200 and content_length(reply.headers) is None
+        while stop is None or at < stop or body.changes or to_its_end:
             self._shared.check(self._is_done)
             most = rate.chunk
             if body.changes:
                 most = min(most, MOST_CODED)
-            elif stop is not None:
+            elif stop is not None and not to_its_end:
                 most = min(most, stop - at)
             data, self._begun = self._begun or self._read(reply, most), b""
             if not data:
@@ -277,9 +283,7 @@ class RangeRequest:
             rate.spend(len(data), lambda s: self._shared.pause(s, self._is_done))
             plain = body.file_bytes(data)
             if stop is not None and at + len(plain) > stop:
-                raise RetryLater(
-                    self._server_error(f"sent more than the {stop} bytes that were announced")
-                )
+                raise StartOver(self._other_size(reply, f"sends more bytes than the {stop} that"))
             while not self._state.has_room(at, at + len(plain)):
                 self._shared.pause(_WAIT_S, self._is_done)
             self._state.put(at, plain, overwrites=self._streaming)

@@ -231,16 +231,19 @@ def test_no_other_file_waits_for_a_server_that_asks_for_a_day(
     assert time.monotonic() - begun < 10
 
 
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    ("known", "digest"), [(True, None), (True, SHA), (False, SHA)], ids=["size", "both", "digest"]
+)
 @pytest.mark.parametrize("framing", ["chunked", "close", "length"])
-def test_more_than_was_published_is_not_taken(
-    web: FaultyServer, tmp_path: Path, framing: str, known: bool
+@pytest.mark.parametrize("data", [DATA + b"m", DATA[:-1]], ids=["more", "fewer"])
+def test_another_number_of_bytes_than_was_published_is_not_taken(
+    web: FaultyServer, tmp_path: Path, data: bytes, framing: str, known: bool, digest: Digest | None
 ) -> None:
-    web.put(PATH, DATA + b"more")
+    web.put(PATH, data)
     if framing != "length":
         web.fail(PATH, faults.no_length(framing) & faults.ignore_range(None))  # type: ignore[arg-type]
-    with pytest.raises(SourceError, match=r"more than|announces|downloaded file has"):
-        fetch(web.url(PATH), tmp_path / "out", size=len(DATA) if known else None, digest=SHA)
+    with pytest.raises(SourceError, match=r"more bytes|early|announces|downloaded file has"):
+        fetch(web.url(PATH), tmp_path / "out", size=len(DATA) if known else None, digest=digest)
     assert not (tmp_path / "out").exists()
 
 
