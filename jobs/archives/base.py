@@ -84,6 +84,10 @@ class Archive:
         """Warnings about the members of the part that ``members`` yielded last."""
         return ()
 
+    def names(self) -> Iterator[tuple[bytes, MemberKind]]:
+        """Names and kinds of all members, without their content; only of a tar or zip."""
+        return iter(())
+
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
 

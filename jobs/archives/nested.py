@@ -11,12 +11,13 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives import detect
-from jobs.archives.base import Archive, label_of
+from jobs.archives.base import Archive, MemberKind, label_of
+from jobs.archives.member_index import normalized
 from jobs.archives.registry import member_index, open_archive
 from jobs.errors import ArchiveError, Cause, with_message
 from jobs.formats import magic
-from jobs.model import Fetched, Part, Plan, Shard, ShardKind, SourceFile
-from jobs.storage.safe_paths import text_of
+from jobs.model import Fetched, Layout, Part, Plan, Shard, ShardKind, SourceFile
+from jobs.storage.safe_paths import junk_kind, text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
@@ -73,6 +74,29 @@ def shard_of(shard: Shard, path: bytes) -> Shard:
     name = text_of(path)[0]
     file = SourceFile(f"{shard.name}: {name}", name)
     return Shard(f"{shard.id}/{name}", ShardKind.ARCHIVE, (file,))
+
+
+def own_folder(archive: Archive, path: bytes, layout: Layout) -> bytes:
+    """The folder, with a final slash, for the files of the nested ``archive`` at ``path``.
+
+    Files that are in no folder of their archive get one with its name, which may be their label.
+    Without such a folder (empty) are archives in which all files have that name themselves
+    (``labels.csv.zip``), and data with records, which name the images of several archives as those
+    of one folder.
+    """
+    name = path[path.rfind(b"/") + 1 :]
+    stem = name[: -len(magic.ending(name.decode("utf-8", "surrogateescape")))]
+    if layout.has_records or stem.startswith(b"."):
+        return b""
+    is_needed = False
+    for raw, kind in archive.names():
+        member = normalized(raw)
+        if not member or junk_kind(member):
+            continue
+        if kind is MemberKind.FOLDER or b"/" in member:
+            return b""
+        is_needed = is_needed or not (member + b".").startswith(stem + b".")
+    return stem + b"/" if is_needed else b""
 
 
 def plan_of(plan: Plan) -> Plan:

@@ -249,7 +249,7 @@ class _Pass:
             )
 
     def _nested(self, path: bytes, member: Member) -> None:
-        """Extract a nested archive, beside it or into a folder with its name."""
+        """Extract a nested archive, in its place or into a folder with its name."""
         work, ordinal = self._work, member.ordinal
         self._nested_names.add(member.name, ordinal)
         shard = nested.shard_of(work.shard, path)
@@ -265,7 +265,10 @@ class _Pass:
         ):
             names = MemberPaths(plan, shard, top=archive.top)
             names.left_out = self._names.left_out
-            below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]
+            below = b""
+            if not names.is_per_shard:
+                folder = nested.own_folder(archive, path, self._options.layout)
+                below = path[: path.rfind(b"/") + 1] + folder
             inner = text_of(path)[0]
             source = OpenArchive(
                 archive, nested.whole_part(shard), names, records, shard.name, below, ordinal, inner

@@ -175,15 +175,18 @@ class FinalizeContext:
         return self.packs and registry.packed(self.plan.options.output).of_records
 
     @property
+    def with_layout_files(self) -> str:
+        """How to publish all files as they are."""
+        if self.packs_records:
+            return "launch with --layout files and --output files or zip"
+        if self.records_apart or self.plan.options.nested:
+            return "launch with --layout files"
+        return "run `resume` with --layout files"
+
+    @property
     def without_records(self) -> str:
         """What to do where there are no records."""
-        if self.packs_records:
-            how = "launch with --layout files and --output files or zip"
-        elif self.records_apart:
-            how = "launch with --layout files"
-        else:
-            how = "run `resume` with --layout files"
-        return f"to publish files without records, {how}"
+        return f"to publish files without records, {self.with_layout_files}"
 
     @property
     def reads_records(self) -> bool:

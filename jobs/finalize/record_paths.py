@@ -379,8 +379,8 @@ class BareNames:
             f"the field {quoted(field)} of {piece.shard.name} seems to name images without their "
             f"endings: {len(names)} of {of} values that were compared, such as {quoted(names[0])} "
             f"for {quoted(self._images[names[0]])}; launch with complete names in it (the endings "
-            "appended, and --image-field), or publish the images and the table as they are: run "
-            "`resume` with --layout files"
+            "appended, and --image-field), or publish the images and the table as they are: "
+            f"{self._context.with_layout_files}"
         )
 
 

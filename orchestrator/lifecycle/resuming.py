@@ -415,6 +415,8 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
             raise _differs(f"{_name(plan, part.shard)} contains {name}")
     if plan.options.on_collision is OnCollision.PER_SHARD:
         raise _differs("the folders of --on-collision per-shard depend on the layout")
+    if amendments.layout and plan.options.nested:
+        raise _differs("the folders of archives in archives (--nested) depend on the layout")
     return structs.replace(plan.options, layout=layout, strip_components=_stripped(folder, plan))
 
 

@@ -186,6 +186,17 @@ def test_samples_whose_records_extraction_made_keep_their_layout(cli: Cli, tmp_p
     cli.run("resume", "--expect-records", "3")
 
 
+def test_the_folders_of_archives_in_archives_keep_their_layout(cli: Cli, tmp_path: Path) -> None:
+    inner = write(tmp_path / "inner", {"n01.tar": pictures("{}.png")}) / "n01.tar"
+    source = write(tmp_path / "source", {"train.tar": {"n01.tar": inner.read_bytes()}})
+    words = (*LOCAL, "--local-path", source, "--dest", tmp_path / "data", "--nested")
+    said = cli.run(*words, rc=VERIFICATION)
+    assert "launch with --layout files" in " ".join((said.out + said.err).split())
+    assert "(--nested) depend on the layout" in cli.run("resume", "--layout", "files", rc=USAGE).err
+    cli.run(*words, "--layout", "files", "--overwrite")
+    assert (tmp_path / "data" / "n01" / "0.png").exists()
+
+
 def test_a_published_dataset_keeps_its_options(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "source", PLAIN)
     cli.run(*LOCAL, "--local-path", source, "--dest", tmp_path / "data", "--layout", "files")

@@ -26,7 +26,7 @@ KEEP, OWN = ("--on-collision", "keep-first"), ("--on-collision", "per-shard")
 Pack = Callable[[Mapping[str, bytes]], bytes]
 
 ONE, TWO = png(1), png(2)
-IMAGENET = {"n01.tar": tarred({"0001.png": ONE}), "n02.tar": tarred({"0001.png": TWO})}
+TREES = {"n01.tar": tarred({"d/1.png": ONE}), "n02.tar": tarred({"d/1.png": TWO})}
 
 
 def stored(files: Mapping[str, bytes]) -> bytes:
@@ -44,7 +44,7 @@ def nested(
 def test_inner_archives_that_hold_other_bytes_under_one_path_collide(
     tmp_path: Path, pack: Pack, size: str
 ) -> None:
-    source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
+    source = nested(tmp_path, TREES, pack, "o.tar" if pack is tarred else "o.zip")
     brought = complete_run(tmp_path, source, *FILES, "--part-size", size)
     assert (len(brought.plan.parts()) > 1) is (size == "1K")
     assert "1 path has different bytes in two archives" in brought.text
@@ -56,27 +56,27 @@ def test_inner_archives_that_hold_other_bytes_under_one_path_collide(
 @pytest.mark.parametrize("pack", [tarred, stored])
 @pytest.mark.parametrize("size", ["512M", "1K"])
 def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str) -> None:
-    source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
+    source = nested(tmp_path, TREES, pack, "o.tar" if pack is tarred else "o.zip")
     kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP, "--part-size", size)
     assert kept.problems == []
-    assert kept.files == {"0001.png": ONE}
+    assert kept.files == {"d/1.png": ONE}
     assert "1 path is in several archives; the first archive's file was kept" in kept.text
     own = complete_run(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
     assert own.problems == []
-    assert own.files == {"0000-o/n01.tar/0001.png": ONE, "0000-o/n02.tar/0001.png": TWO}
+    assert own.files == {"0000-o/n01.tar/d/1.png": ONE, "0000-o/n02.tar/d/1.png": TWO}
 
 
 def test_the_order_in_which_parts_are_extracted_changes_nothing(tmp_path: Path) -> None:
-    source = nested(tmp_path, {**IMAGENET, "0001.png": png(3)})
+    source = nested(tmp_path, {**TREES, "d/1.png": png(3)})
     folder, plan = planned(tmp_path, source, *FILES, *KEEP, "--part-size", "1K")
     run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     brought = finished(folder, plan, list(reversed(plan.parts())))
     assert brought.problems == []
-    assert brought.files == {"0001.png": ONE}
+    assert brought.files == {"d/1.png": ONE}
 
 
 def test_a_resume_finds_the_collision_that_was_extracted_before(tmp_path: Path) -> None:
-    source = nested(tmp_path, IMAGENET)
+    source = nested(tmp_path, TREES)
     folder, plan = planned(tmp_path, source, *FILES, "--part-size", "1K", "--no-overlap")
     run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     first, *rest = plan.parts()
@@ -85,7 +85,7 @@ def test_a_resume_finds_the_collision_that_was_extracted_before(tmp_path: Path) 
 
 
 def test_the_same_bytes_in_two_inner_archives_are_fine(tmp_path: Path) -> None:
-    inner = {"LICENSE": b"MIT\n", "0001.png": ONE}
+    inner = {"LICENSE": b"MIT\n", "d/1.png": ONE}
     source = nested(tmp_path, {"a.tar": tarred(inner), "b.zip": zipped(inner), "LICENSE": b"MIT\n"})
     brought = complete_run(tmp_path, source, *FILES)
     assert brought.problems == []
@@ -94,27 +94,27 @@ def test_the_same_bytes_in_two_inner_archives_are_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_an_inner_archive_and_the_outer_ones_own_file_collide(tmp_path: Path, first: bool) -> None:
-    own = {"0001.png": TWO}
-    inner = {"a.tar": tarred({"0001.png": ONE})}
+    own = {"d/1.png": TWO}
+    inner = {"a.tar": tarred({"d/1.png": ONE})}
     source = nested(tmp_path, {**own, **inner} if first else {**inner, **own})
     assert (
         "different bytes in two archives" in complete_run(tmp_path / "error", source, *FILES).text
     )
     kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP)
-    assert kept.files == {"0001.png": TWO if first else ONE}
+    assert kept.files == {"d/1.png": TWO if first else ONE}
     own_folders = complete_run(tmp_path / "own", source, *FILES, *OWN)
-    assert own_folders.files == {"0000-o/0001.png": TWO, "0000-o/a.tar/0001.png": ONE}
+    assert own_folders.files == {"0000-o/d/1.png": TWO, "0000-o/a.tar/d/1.png": ONE}
 
 
 def test_inner_archives_of_two_outer_ones_collide(tmp_path: Path) -> None:
-    put(tmp_path / "source" / "p.tar", tarred({"a.tar": tarred({"1.png": ONE})}))
-    source = put(tmp_path / "source" / "q.tar", tarred({"a.tar": tarred({"1.png": TWO})}))
+    put(tmp_path / "source" / "p.tar", tarred({"a.tar": tarred({"d/1.png": ONE})}))
+    source = put(tmp_path / "source" / "q.tar", tarred({"a.tar": tarred({"d/1.png": TWO})}))
     assert (
         "different bytes in two archives" in complete_run(tmp_path / "error", source, *FILES).text
     )
-    assert complete_run(tmp_path / "keep", source, *FILES, *KEEP).files == {"1.png": ONE}
+    assert complete_run(tmp_path / "keep", source, *FILES, *KEEP).files == {"d/1.png": ONE}
     own = complete_run(tmp_path / "own", source, *FILES, *OWN)
-    assert own.files == {"0000-p/a.tar/1.png": ONE, "0001-q/a.tar/1.png": TWO}
+    assert own.files == {"0000-p/a.tar/d/1.png": ONE, "0001-q/a.tar/d/1.png": TWO}
 
 
 def test_archives_that_differ_in_their_ending_have_folders_of_their_own(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_within_one_archive_the_last_one_counts_inner_archives_too(
     source = put(tmp_path / "source" / f"o.{ending}", data)
     brought = complete_run(tmp_path, source, *FILES, "--part-size", size)
     assert brought.problems == []
-    assert brought.files == {"1.png": ONE, "2.png": TWO}
+    assert brought.files == {"a/1.png": ONE, "a/2.png": TWO}
 
 
 def test_records_of_inner_archives_are_merged_and_none_is_lost(tmp_path: Path) -> None:
@@ -172,31 +172,31 @@ def test_records_follow_their_images_into_the_folder_of_their_archive(tmp_path: 
 
 def test_links_of_an_inner_archive_mean_its_own_files(tmp_path: Path) -> None:
     def linked(data: bytes) -> bytes:
-        link = header(b"again.png", kind=b"1", target=b"0001.png")
-        return member(b"0001.png", data) + link + END
+        link = header(b"again.png", kind=b"1", target=b"d/1.png")
+        return member(b"d/1.png", data) + link + END
 
     source = nested(tmp_path, {"a.tar": linked(ONE), "b.tar": linked(TWO)})
     own = complete_run(tmp_path / "own", source, *FILES, *OWN)
     assert own.files == {
         f"0000-o/{name}/{file}": data
         for name, data in (("a.tar", ONE), ("b.tar", TWO))
-        for file in ("0001.png", "again.png")
+        for file in ("d/1.png", "again.png")
     }
     kept = complete_run(tmp_path / "keep", source, *FILES, *KEEP)
     assert kept.problems == []
-    assert kept.files == {"0001.png": ONE, "again.png": ONE}
+    assert kept.files == {"d/1.png": ONE, "again.png": ONE}
 
 
 def test_a_link_of_the_outer_archive_means_the_outer_file_whatever_an_inner_one_wrote(
     tmp_path: Path,
 ) -> None:
-    link = header(b"again.png", kind=b"1", target=b"1.png")
-    inner = tarred({"1.png": TWO})
-    data = member(b"1.png", ONE) + member(b"a.tar", inner) + link + END
+    link = header(b"again.png", kind=b"1", target=b"d/1.png")
+    inner = tarred({"d/1.png": TWO})
+    data = member(b"d/1.png", ONE) + member(b"a.tar", inner) + link + END
     source = put(tmp_path / "source" / "o.tar", data)
     kept = complete_run(tmp_path, source, *FILES, *KEEP)
     assert kept.problems == []
-    assert kept.files == {"1.png": ONE, "again.png": ONE}
+    assert kept.files == {"d/1.png": ONE, "again.png": ONE}
 
 
 def test_the_members_of_a_shard_in_parts_are_counted_without_those_within(tmp_path: Path) -> None:
@@ -212,6 +212,55 @@ def test_an_inner_archives_files_are_written_next_to_it(tmp_path: Path) -> None:
     files = {"zips/v0.zip": one, "zips/v1.zip": zipped({"v1/1.png": TWO})}
     brought = complete_run(tmp_path, nested(tmp_path, files), *FILES)
     assert sorted(brought.files) == ["zips/v0/1.png", "zips/v0/2.png", "zips/v1/1.png"]
+
+
+@pytest.mark.parametrize("pack", [tarred, zipped])
+@pytest.mark.parametrize(
+    ("name", "inner", "published"),
+    [
+        ("train/n01", ["n01_1.png", "n01_2.png"], ["train/n01/n01_1.png", "train/n01/n01_2.png"]),
+        ("n01", ["1.png"], ["n01/1.png"]),
+        ("n01", ["./1.png", ".DS_Store", "__MACOSX/._1.png"], ["n01/1.png"]),
+        ("part1", ["1.png", "img/2.png"], ["1.png", "img/2.png"]),
+        ("labels.csv", ["labels.csv"], ["labels.csv"]),
+        ("roads", ["roads.shp", "roads.dbf"], ["roads.dbf", "roads.shp"]),
+        (".incoming", ["1.png"], ["1.png"]),
+        (".", ["1.png"], ["1.png"]),
+    ],
+)
+def test_files_that_are_in_no_folder_of_their_archive_get_one_with_its_name(
+    tmp_path: Path, pack: Pack, name: str, inner: list[str], published: list[str]
+) -> None:
+    archive = {f"{name}.{'tar' if pack is tarred else 'zip'}": pack(dict.fromkeys(inner, ONE))}
+    brought = complete_run(tmp_path, nested(tmp_path, archive), *FILES)
+    assert brought.problems == []
+    assert sorted(brought.files) == published
+
+
+@pytest.mark.parametrize("other", ["n01/1.png", "n01"])
+def test_a_folder_with_an_archives_name_replaces_no_file(tmp_path: Path, other: str) -> None:
+    files = {"n01.tar": tarred({"1.png": ONE}), other: TWO}
+    brought = complete_run(tmp_path, nested(tmp_path, files), *FILES)
+    assert "different bytes in two archives" in brought.text or "a folder" in brought.text
+    assert brought.files == {}
+
+
+@pytest.mark.parametrize(
+    "archives", [{"a.tar": range(4)}, {"a.tar": range(2), "b.zip": range(2, 4)}]
+)
+def test_records_name_images_of_several_archives_as_those_of_one_folder(
+    tmp_path: Path, archives: Mapping[str, range]
+) -> None:
+    files = {"prompts.jsonl": b"".join(line(f"{n}.png") for n in range(4))}
+    for name, numbers in archives.items():
+        pack = tarred if name.endswith(".tar") else zipped
+        files[name] = pack({f"{n}.png": png(n) for n in numbers})
+    brought = complete_run(tmp_path, nested(tmp_path, files), "--nested")
+    assert brought.problems == []
+    assert brought.files == {
+        **{f"{n}.png": png(n) for n in range(4)},
+        "prompts.jsonl": files["prompts.jsonl"],
+    }
 
 
 PICTURES = {f"images/{number}.png": png(number) for number in range(4)}
@@ -294,7 +343,7 @@ def test_archives_among_images_are_refused_with_the_option_that_extracts_them(
 
 
 def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
-    source = nested(tmp_path, {**IMAGENET, "n03.npz": b"PK", "n04.csv.gz": b"x"})
+    source = nested(tmp_path, {**TREES, "n03.npz": b"PK", "n04.csv.gz": b"x"})
     brought = complete_run(tmp_path, source, "--layout", "files")
     assert brought.problems == []
     assert "2 files are archives themselves" in brought.text
@@ -308,7 +357,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path)
     brought = complete_run(tmp_path, nested(tmp_path, files), *FILES)
     assert brought.problems == []
     del files["d.tbz"]
-    assert brought.files == {"1.png": ONE, **files}
+    assert brought.files == {"d/1.png": ONE, **files}
     assert "5 files inside it stay packed" in brought.text
     assert "unpack the archive and launch with --local-path on the folder" in brought.text
 
@@ -339,7 +388,7 @@ def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it
 
 
 def test_the_manifest_names_the_nested_archive_of_each_file(tmp_path: Path) -> None:
-    folder, plan = planned(tmp_path, nested(tmp_path, IMAGENET), *FILES)
+    folder, plan = planned(tmp_path, nested(tmp_path, TREES), *FILES)
     run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     finished(folder, plan, list(plan.parts()))
     [part] = plan.parts()
@@ -350,10 +399,10 @@ def test_the_manifest_names_the_nested_archive_of_each_file(tmp_path: Path) -> N
 
 
 def test_a_path_that_is_a_file_here_and_a_folder_there_names_its_remedy(tmp_path: Path) -> None:
-    files = {"a.tar": tarred({"1.png": ONE}), "b.tar": tarred({"1.png/2.png": TWO})}
+    files = {"a.tar": tarred({"d/1.png": ONE}), "b.tar": tarred({"d/1.png/2.png": TWO})}
     source = nested(tmp_path, files)
     brought = complete_run(tmp_path / "error", source, *FILES)
     assert "is both a file and a folder" in brought.text
     assert "--on-collision per-shard" in brought.text
     own = complete_run(tmp_path / "own", source, *FILES, *OWN)
-    assert own.files == {"0000-o/a.tar/1.png": ONE, "0000-o/b.tar/1.png/2.png": TWO}
+    assert own.files == {"0000-o/a.tar/d/1.png": ONE, "0000-o/b.tar/d/1.png/2.png": TWO}

@@ -46,6 +46,12 @@ class TarArchive(Archive):
             self._known = (self._top_of_head(),)
         return self._known[0]
 
+    def names(self) -> Iterator[tuple[bytes, MemberKind]]:
+        """See ``Archive.names``."""
+        with self._reader(headers_only=True) as reader:
+            for member in reader.members():
+                yield member.name, member.kind
+
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         if part.count == 1:

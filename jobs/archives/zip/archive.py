@@ -88,6 +88,12 @@ class ZipArchive(Archive):
         fact = f"{what} not UTF-8 and decoded as {self._options.zip_encoding}"
         return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
 
+    def names(self) -> Iterator[tuple[bytes, MemberKind]]:
+        """See ``Archive.names``."""
+        for ordinal in range(len(self._directory)):
+            entry = self._directory.entry(ordinal)
+            yield entry.name, entry.kind or MemberKind.FILE
+
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         members = self._inflated(part)
