@@ -76,7 +76,7 @@ def content_etag(content: bytes | Path) -> str:
     return f'"{_sha1(content)}"'
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=8)
 def _sha1(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
@@ -115,7 +115,7 @@ def spoil(answer: Answer, fault: Fault, request: Request) -> Answer:
     return Answer(fault.status or answer.status, body, kept, is_file)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=8)
 def _digest_header(name: str, data: bytes) -> str:
     def b64(algorithm: str) -> str:
         return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -546,10 +547,10 @@ def _large_zip(link: str = "") -> bytes:
 @pytest.mark.parametrize(
     ("kind", "data", "fault", "fact"),
     [
-        ("tar", _large(link="notes/0.bin"), None, "the target of a link"),
-        ("zip", _large_zip("0.bin"), None, "has to be read twice"),
-        ("tar", _large_zip(), None, "its directory is too large"),
-        ("zip", _large_zip(), faults.ignore_range(None), "does not support range requests"),
+        ("tar", partial(_large, link="notes/0.bin"), None, "the target of a link"),
+        ("zip", partial(_large_zip, "0.bin"), None, "has to be read twice"),
+        ("tar", _large_zip, None, "its directory is too large"),
+        ("zip", _large_zip, faults.ignore_range(None), "does not support range requests"),
     ],
     ids=["a link in a tar", "a link in a zip", "a zip named as a tar", "a zip without ranges"],
 )
@@ -557,18 +558,19 @@ def test_what_has_to_be_stored_is_reported_with_the_limit_that_it_needs(
     tmp_path: Path,
     web: FaultyServer,
     kind: str,
-    data: bytes,
+    data: Callable[[], bytes],
     fault: faults.Fault | None,
     fact: str,
 ) -> None:
-    run = _large_run(tmp_path, web, data, kind, links=Links.COPY)
+    archive = data()
+    run = _large_run(tmp_path, web, archive, kind, links=Links.COPY)
     if fault is not None:
         web.fail(f"/a.{kind}", fault)
     (item,) = run.download(WINDOW)
     assert item.problem is not None and item.problem.cause is Cause.TOO_LARGE
     assert fact in item.problem.message
-    assert f"--temp-limit {len(data)}" in item.problem.message
-    assert run.download(len(data), attempt=2)[0].outcome is Outcome.OK
+    assert f"--temp-limit {len(archive)}" in item.problem.message
+    assert run.download(len(archive), attempt=2)[0].outcome is Outcome.OK
     run.assert_extracted()
 
 

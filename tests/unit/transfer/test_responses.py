@@ -36,7 +36,7 @@ from tests.support.servers.wire import Answer, Request, file_answer
 MB = 1 << 20
 
 
-DATA = random.Random(11).randbytes(20 * MB)
+DATA = random.Random(11).randbytes(12 * MB)
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 
 

@@ -24,9 +24,9 @@ from tests.support.servers.faults import Fault
 from tests.support.servers.webserver import FaultyServer
 
 MB = 1 << 20
-DATA = random.Random(7).randbytes(20 * MB)
+DATA = random.Random(7).randbytes(12 * MB)
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
-OTHER = random.Random(8).randbytes(20 * MB)
+OTHER = random.Random(8).randbytes(12 * MB)
 PATH = "/a/shard.bin"
 
 
