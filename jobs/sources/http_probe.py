@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import Cause, SourceError
@@ -24,7 +25,6 @@ from jobs.transfer.responses import (
     Validator,
     content_length,
     content_range,
-    encoding,
     is_page,
     may_refuse_range,
     refused,
@@ -233,8 +233,10 @@ def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:
         if error:
             raise error
         version = Validator.of(reply.headers).if_range or None
-        head = _head(reply, name, most)
-        return Probe(_size(reply), name_in_header, head, is_page(reply.headers), version)
+        body = DecodedBody(reply.headers, name=name_in_header or name)
+        head = _head(reply, body, name, most)
+        size = None if body.changes else _size(reply)
+        return Probe(size, name_in_header, head, is_page(reply.headers), version)
     finally:
         _end(reply)
 
@@ -261,13 +263,12 @@ def _size(reply: HttpResponse) -> int | None:
     if reply.status == 206:
         found = content_range(reply.headers)
         return found.total if found else None
-    return None if encoding(reply.headers) else content_length(reply.headers)
+    return content_length(reply.headers)
 
 
-def _head(reply: HttpResponse, name: str, most: int) -> bytes:
+def _head(reply: HttpResponse, body: DecodedBody, name: str, most: int) -> bytes:
     from jobs.transfer.connection import CONNECTION_ERRORS, connection_error
 
-    body = DecodedBody(reply.headers, name=name, size=None)
     head = bytearray()
     try:
         while len(head) < most and (data := reply.read(min(most, MOST_CODED))):
@@ -288,6 +289,9 @@ def _disposition(headers: Mapping[str, str]) -> str | None:
         message["Content-Disposition"] = value.encode("latin-1").decode("utf-8")
     except UnicodeError:
         message["Content-Disposition"] = value
-    name = (message.get_filename() or "").replace("\\", "/").rpartition("/")[2].strip()
+    parameters = message.get_params((), "content-disposition")
+    # The extended one is the last, and counts: the other is for clients that do not know it.
+    value = ["", *(value for key, value in parameters if key.lower() == "filename")][-1]
+    name = collapse_rfc2231_value(value).replace("\\", "/").rpartition("/")[2].strip()
     printable = "".join(c for c in name if c.isprintable())
     return printable if printable not in ("", ".", "..") else None

@@ -135,11 +135,11 @@ class RangeRequest:
 
         Called before the size and version in the response, which are the page's, are used.
         """
-        length = None if encoding(reply.headers) else content_length(reply.headers)
+        length = None if self._is_coded(reply) else content_length(reply.headers)
         is_it = length is not None and length == self._state.published_size
         if reply.status != 200 or is_it or self._state.may_be_page:
             return
-        body = DecodedBody(reply.headers, name=self._state.name, size=None)
+        body = self._decoded(reply)
         head = b""
         while len(head) < _PAGE_HEAD and (data := self._read(reply, magic.HEAD)):
             self._begun += data
@@ -160,7 +160,7 @@ class RangeRequest:
             return self._check_unsatisfiable(reply)
         if reply.status == 206:
             return self._check_range(reply)
-        length = None if encoding(reply.headers) else content_length(reply.headers)
+        length = None if self._is_coded(reply) else content_length(reply.headers)
         self._check_size(reply, length)
         self._check_version(reply)
         if self._piece is not None and not self._is_from_start() and self._state.partial.total:
@@ -185,7 +185,7 @@ class RangeRequest:
         content = content_range(reply.headers)
         if self._piece is None or self._is_from_start():
             raise WrongRange(self._server_error("sent a range that was not requested"))
-        if content is None or content.start != self._piece[0] or encoding(reply.headers):
+        if content is None or content.start != self._piece[0] or self._is_coded(reply):
             raise WrongRange(self._server_error("sent a different range than requested"))
         self._check_size(reply, content.total)
         self._check_version(reply)
@@ -205,6 +205,19 @@ class RangeRequest:
             )
             raise RetryLater(error, wrong_at=0)  # in any range
         return self._piece[0], min(content.stop, self._piece[1])
+
+    def _is_coded(self, reply: HttpResponse) -> bool:
+        """Whether the response has other bytes than the file, to be decoded.
+
+        Servers label a .tar.gz as "gzip" although that is its own format: the size decides.
+        """
+        content = content_range(reply.headers)
+        length = content.total if content is not None else content_length(reply.headers)
+        return bool(encoding(reply.headers)) and (length is None or length != self._state.size)
+
+    def _decoded(self, reply: HttpResponse) -> DecodedBody:
+        headers = reply.headers if self._is_coded(reply) else {}
+        return DecodedBody(headers, name=self._state.name)
 
     def _check_size(self, reply: HttpResponse, content: int | None) -> None:
         """Compare the response's size with the published one, or with an earlier response's."""
@@ -243,7 +256,7 @@ class RangeRequest:
             )
         if state.digest is None:
             state.digest = published_digest(reply.headers, is_complete=reply.status == 200)
-        if state.partial.identity is None and size is not None and not encoding(reply.headers):
+        if state.partial.identity is None and size is not None and not self._is_coded(reply):
             state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
         self._on_response(size, not self._streaming)
 
@@ -266,7 +279,7 @@ class RangeRequest:
             raise
 
     def _receive_body(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
-        body = DecodedBody(reply.headers, name=self._state.name, size=stop)
+        body = self._decoded(reply)
         rate, at = self._shared.rate, start
         # Only its end shows how long such a body is: the file may have another size by now.
         to_its_end = reply.status == 200 and content_length(reply.headers) is None

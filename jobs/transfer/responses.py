@@ -266,20 +266,16 @@ def _s3_etag(headers: Mapping[str, str]) -> Digest | None:
 class DecodedBody:
     """Decodes a body to the bytes of the file; mostly there is nothing to decode."""
 
-    def __init__(self, headers: Mapping[str, str], *, name: str, size: int | None) -> None:
+    def __init__(self, headers: Mapping[str, str], *, name: str) -> None:
         self._name = name
         self._coding = encoding(headers)
         self._inflater: Any = None
         self._decided = not self._coding
-        # Servers label a .tar.gz as "gzip" although that is its own format: the size decides.
-        if self._coding and size is not None and content_length(headers) == size:
-            self._decided = True
-        elif self._coding and self._coding not in _CODINGS:
+        if self._coding and self._coding not in _CODINGS:
             raise SourceError(
                 f"{name}: the server sends it as {self._coding!r} although plain bytes were "
                 "requested, and this coding is not supported; use another address"
             )
-        self._asked_size = size
 
     @property
     def changes(self) -> bool:
@@ -320,7 +316,7 @@ class DecodedBody:
             return  # not coded, whatever the header says
         is_gz = self._name.lower().endswith((".gz", ".tgz"))
         # One layer of gzip and a name with that ending: the file's own format, as in browsers.
-        if is_gz and self._asked_size is None and not head.startswith(_GZIP):
+        if is_gz and not head.startswith(_GZIP):
             return
         self._inflater = zlib.decompressobj(_CODINGS[self._coding])
 

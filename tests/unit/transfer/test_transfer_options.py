@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import random
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
-from jobs.sources.base import SourceRequest
+from jobs.sources.base import RemoteSource, SourceRequest, key_of
 from jobs.sources.registry import open_source, parse_url_list
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import published_digest
@@ -146,10 +147,38 @@ def test_an_empty_archive_is_reported_at_launch(web: FaultyServer) -> None:
         opened(SourceKind.URL, web.url("/x.tar.gz"))
 
 
-def test_a_server_names_a_file_that_its_address_does_not(web: FaultyServer) -> None:
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("../up/pages.tar.gz", "pages.tar.gz"),
+        ("p_ges\"; filename*=\"UTF-8''up%2Fp%C3%A4ges.tar.gz", "päges.tar.gz"),
+    ],
+)
+def test_a_server_names_a_file_that_its_address_does_not(
+    web: FaultyServer, given: str, name: str
+) -> None:
     web.put("/download", DATA)
-    web.fail("/download", faults.attachment("../up/pages.tar.gz"))
-    assert opened(SourceKind.URL, web.url("/download") + "?id=7") == ["pages.tar.gz"]
+    web.fail("/download", faults.attachment(given))
+    assert opened(SourceKind.URL, web.url("/download") + "?id=7") == [name]
+
+
+@pytest.mark.parametrize("name", ["pages.tar.gz", "pages.jsonl"])
+def test_a_coding_of_ranges_too_is_a_files_own_by_its_name_or_undone(
+    web: FaultyServer, tmp_path: Path, name: str
+) -> None:
+    plain = random.Random(3).randbytes(9 << 20)
+    coded = gzip.compress(plain, 1)
+    web.put(f"/{name}", coded, headers={"Content-Encoding": "gzip"})
+    source = open_source(SourceRequest(SourceKind.URL, (web.url(f"/{name}"),)))
+    assert isinstance(source, RemoteSource)
+    (shard,) = source.shards()
+    web.fail(f"/{name}", faults.cut_after(1 << 20))
+    transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01)
+    source.fetch(shard.files[0], key_of(shard.id, 0), transfer, tmp_path / "out")
+    own = name.endswith(".gz")
+    assert shard.size == (len(coded) if own else None)
+    assert (tmp_path / "out").read_bytes() == (coded if own else plain)
+    assert not own or web.bytes_sent(f"/{name}") < len(coded) + 2000  # continued
 
 
 def _b64(data: bytes) -> str:
