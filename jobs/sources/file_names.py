@@ -154,8 +154,7 @@ def shard_id(index: int, count: int, name: str) -> str:
 
     Its characters are valid on every file system and need no quoting in a shell.
     """
-    last = posixpath.basename(name)
-    stem = last.removesuffix(magic.ending(last))
+    stem = name.removesuffix(magic.ending(name))
     clean = _UNSAFE.sub("-", stem).strip(".-")[:_ID_NAME].rstrip(".-")
     width = max(4, len(str(count - 1)))
     return f"{index:0{width}d}-{clean}" if clean else f"{index:0{width}d}"

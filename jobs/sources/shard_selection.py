@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -186,6 +187,7 @@ def _note_on_sets(where: str, kind: str, globs: Set[str], fact: str) -> str:
 def shards_of(found: SortedFiles, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
     """The archives in natural order, then the single files in natural order.
 
+    Ids of archives contain the folders in which they differ: the names may be those of sets.
     ``tree``: a local folder that is copied as it is; it comes last.
     """
     home = found.home
@@ -199,6 +201,8 @@ def shards_of(found: SortedFiles, *, tree: SourceFile | None = None) -> tuple[Sh
         kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
         made.append((name, kind, files))
         below[files] = _below(found, group)
+    folder = posixpath.commonpath([posixpath.dirname(name) for name, _, _ in made] or [""])
+    in_ids = {name: name.removeprefix(f"{folder}/") for name, _, _ in made}
     for file in sorted(found.loose, key=lambda file: file_names.natural_key(file.name)):
         made.append((file.name.removeprefix(home), ShardKind.FILE, (file,)))
     _check_distinct(name for name, kind, _ in made if kind is ShardKind.FILE)
@@ -206,7 +210,7 @@ def shards_of(found: SortedFiles, *, tree: SourceFile | None = None) -> tuple[Sh
         made.append((tree.name, ShardKind.TREE, (tree,)))
     return tuple(
         Shard(
-            file_names.shard_id(index, len(made), name),
+            file_names.shard_id(index, len(made), in_ids.get(name) or posixpath.basename(name)),
             kind,
             files,
             joined_name=None if len(files) == 1 and files[0].name == name else name,

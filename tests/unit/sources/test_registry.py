@@ -625,6 +625,21 @@ def test_a_note_says_which_archives_may_be_different_sets(
     assert noted in "".join(found)
 
 
+@pytest.mark.parametrize(
+    ("files", "ids"),
+    [
+        (("train/0.tar", "val/0.tar"), ["0000-train-0", "0001-val-0"]),
+        (("data/train/0.tar", "data/val.tar"), ["0000-train-0", "0001-val"]),
+        (("data/0.tar", "data/1.tar", "docs/a.md"), ["0000-0", "0001-1", "0002-a.md"]),
+    ],
+)
+def test_ids_have_the_folders_in_which_archives_differ(
+    tmp_path: Path, files: tuple[str, ...], ids: list[str]
+) -> None:
+    root = make(tmp_path / "d", {name: GZ if name.endswith("tar") else b"x" for name in files})
+    assert [shard.id for shard in opened(SourceKind.LOCAL, root).shards()] == ids
+
+
 def test_globs_choose(tmp_path: Path) -> None:
     root = make(tmp_path / "d", FILES)
     assert names(opened(SourceKind.LOCAL, root, include=("*.tar.gz",), exclude=("*-9.*",))) == [
