@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -183,12 +183,19 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
     }
 
 
-def launched(folder: RunFolder, mode: OutputMode) -> int:
-    """Print the job ids and the next commands, or how the run ended."""
+def launched(
+    folder: RunFolder, mode: OutputMode, goes_on: Callable[[], bool] = lambda: False
+) -> int:
+    """Print the job ids and the next commands, or how the run ended.
+
+    ``goes_on`` is called after the run was waited for: whether it has submitted more jobs.
+    """
     state = status_of(folder)
     waited = mode.wait and state.status is RunStatus.RUNNING
     if waited:
         state = _watched(state, folder, mode)
+    if mode.wait and goes_on():
+        waited, state = True, _watched(status_of(folder), folder, mode)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
         print_lines([_HINTS.format(run=run_list.run_word(folder))])
@@ -297,8 +304,8 @@ def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
     )
 
 
-def resume_lines(planned: Resumable) -> list[str]:
-    """What a resume will do."""
+def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
+    """What a resume will do; ``waits``: until the run has ended."""
     step = planned.step
     if planned.damage is not None:
         packs = planned.state.plan.options.packs
@@ -314,7 +321,7 @@ def resume_lines(planned: Resumable) -> list[str]:
                 )
             fact += (
                 "After that the files are checked."
-                if planned.is_local
+                if planned.is_local or waits
                 else "The files could not be checked: run `resume --deep` again after that."
             )
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]

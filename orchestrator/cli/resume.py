@@ -70,6 +70,7 @@ def command(
     from orchestrator.cli import exit_codes, messages
     from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
+    from orchestrator.lifecycle.resuming import repair_after
 
     changes = options.slurm_changes(values)
     amendments = _amendments(ctx, values)
@@ -88,7 +89,10 @@ def command(
         messages.print_lines([messages.engine_line(planned)])
     if not mode.quiet:
         messages.print_lines(
-            [*messages.resume_lines(planned), *options.without_effect(ctx, planned.is_local)]
+            [
+                *messages.resume_lines(planned, waits=mode.wait),
+                *options.without_effect(ctx, planned.is_local),
+            ]
         )
     if mode.dry_run:
         if mode.as_json:
@@ -97,9 +101,18 @@ def command(
     idle = not planned.step.tasks and planned.damage is None
     if idle and not (mode.wait or mode.quiet):
         return exit_codes.of_state(planned.state)
+    retries = 0 if mode.hands_out_id else None
     with progress(quiet=mode.quiet) as on_tick:
-        api.resume(planned, on_tick=on_tick, retries=0 if mode.hands_out_id else None)
-    return messages.launched(folder, mode)
+        api.resume(planned, on_tick=on_tick, retries=retries)
+
+    def repairs_more() -> bool:
+        more = None if planned.is_local else repair_after(planned)
+        if more is not None:
+            messages.print_lines([] if mode.quiet else messages.resume_lines(more, waits=True))
+            api.resume(more, retries=retries)
+        return more is not None
+
+    return messages.launched(folder, mode, repairs_more)
 
 
 def _amendments(ctx: click.Context, values: dict[str, Any]) -> Amendments | None:

@@ -74,6 +74,9 @@ class Resumable:
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
     options: Options | None = None  # in place of the run's, if requested
+    # Whether the check is deep that has to follow a repair before which none was possible, because
+    # the manifest or the receipt is damaged; None where none has to follow.
+    check_after: bool | None = None
 
     @property
     def last(self) -> Submission:
@@ -121,8 +124,8 @@ def plan_resume(
     elif planned.step.tasks and not state.live and repair.has_lost_receipt(folder, state.plan):
         report = repair.check_without_receipt(folder, state.plan, deep=deep, progress=progress)
     if report is not None and not report.ok:
-        return replace(planned, step=Recovery(), damage=report)
-    return planned
+        planned = replace(planned, step=Recovery(), damage=report)
+    return replace(planned, check_after=_check_after(planned))
 
 
 def _plan(folder: RunFolder, request: ResumeRequest) -> Resumable:
@@ -223,12 +226,11 @@ def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster)
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
     """Do what ``plan_resume`` planned; nothing if everything is finished or running.
 
-    If the manifest or the receipt is repaired, without which no file could be checked, and the work
-    ends here, the dataset is checked then, and what else is damaged is repaired too. Raises
+    If the work ends here, ``repair_after`` is repaired too. Raises
     ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError``
     if a damaged dataset is another run's.
     """
-    folder, request, check_after = planned.folder, planned.request, _check_after(planned)
+    first, folder, request = planned, planned.folder, planned.request
     if planned.damage is not None:
         # Before the receipt is withdrawn.
         engine_named(planned.engine, planned.cluster).reach()
@@ -260,18 +262,24 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
             on_tick=on_tick,
             options=planned.options,
         )
-    if check_after is not None and state_of(folder).status is RunStatus.DONE:
-        changed = {"amendments": None, "deep": check_after}
-        again = plan_resume(folder, **{**vars(request), **changed})
-        if again.damage is not None and not again.damage.is_blind:
-            resume(again, on_tick=on_tick, retries=retries)
+    if (again := repair_after(first)) is not None:
+        resume(again, on_tick=on_tick, retries=retries)
+
+
+def repair_after(done: Resumable) -> Resumable | None:
+    """The repair of what else is damaged, which only a check after the resume ``done`` finds.
+
+    None if nothing is, if the check was made before, or if the work has not ended.
+    """
+    if done.check_after is None or state_of(done.folder).status is not RunStatus.DONE:
+        return None
+    changed = {"amendments": None, "deep": done.check_after}
+    again = plan_resume(done.folder, **{**vars(done.request), **changed})
+    return again if again.damage is not None and not again.damage.is_blind else None
 
 
 def _check_after(planned: Resumable) -> bool | None:
-    """Whether the check is deep that has to follow a repair before which none was possible.
-
-    None where none has to follow.
-    """
+    """See ``Resumable.check_after``."""
     damage, deep = planned.damage, planned.request.deep
     if damage is not None:
         return damage.deep if damage.is_blind else None
