@@ -24,7 +24,8 @@ def changing(name: str) -> SourceError:
     """The error for a file that is replaced while it is downloaded."""
     return SourceError(
         f"{name}: the file is changing at its source during the download; run `resume` once it no "
-        "longer changes, or pin a revision",
+        "longer changes, or pin a revision; if only the ETags of its servers differ, launch with "
+        "its digest (--sha256)",
         cause=Cause.CHANGED,
     )
 
@@ -53,6 +54,7 @@ class DownloadState:
         self.trusts_validators = True
         self.ranged = True  # whether the server supports ranges, as far as known
         self.ranges_work = False  # whether the server has returned one
+        self.responses = 0  # with bytes of the file
         self.may_be_page = magic.is_page_name(name)
         self._window = None if arrivals is None else arrivals.window
         self.partial = PartialFile(out, self._window)
@@ -177,7 +179,7 @@ class DownloadState:
         """Whether nothing that the server sends would show that the file was replaced meanwhile."""
         known = self.partial.identity
         has_version = known is not None and bool(known.validator)
-        return self.digest is None and not has_version and (self.size or 0) > SMALL
+        return self.digest is None and not has_version and self.responses > 1
 
     def compare_head(self, head: bytes) -> None:
         """Raise ``StartOver`` if the file does not begin with ``head`` any more."""
@@ -223,6 +225,7 @@ class DownloadState:
         self._progress.add(bytes=-self.partial.total)
         self.partial.start_over()
         self._is_checked = False
+        self.responses = 0
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
         if reason.error.cause is Cause.CHANGED and self._published is not None:

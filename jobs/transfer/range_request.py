@@ -258,6 +258,7 @@ class RangeRequest:
             state.digest = published_digest(reply.headers, is_complete=reply.status == 200)
         if state.partial.identity is None and size is not None and not self._is_coded(reply):
             state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
+        state.responses += 1
         self._on_response(size, not self._streaming)
 
     def _changed(self) -> StartOver:

@@ -188,15 +188,15 @@ def test_a_file_that_changes_in_between_starts_over(
     assert fetch(web, tmp_path / "out", by=by) == DATA
 
 
+@pytest.mark.parametrize("size", [len(DATA), 2 * MB])
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_a_file_without_any_version_that_is_replaced_midway_is_never_mixed(
-    web: FaultyServer, tmp_path: Path
+    web: FaultyServer, tmp_path: Path, size: int, ranges: bool
 ) -> None:
-    web.put(PATH, OTHER)
-    web.fail(PATH, faults.fine(2), faults.changed(DATA))
-    web.fail(PATH, faults.without("ETag", "Last-Modified"))
-    assert fetch(web, tmp_path / "out", digest=None) == DATA
-    # The first bytes are requested once more, of the file that was complete and of the next one.
-    assert len([r for r in web.asked(PATH) if r.headers.get("range") == "bytes=0-65535"]) == 2
+    web.put(PATH, OTHER[:size])
+    web.fail(PATH, faults.cut_after(MB), faults.changed(DATA[:size]))
+    web.fail(PATH, faults.without("ETag", "Last-Modified") & Fault(None, ignore_range=not ranges))
+    assert fetch(web, tmp_path / "out", size=size, digest=None) == DATA[:size]
 
 
 def test_a_file_with_a_version_or_a_digest_is_not_requested_again(
