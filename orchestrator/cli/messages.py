@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -256,7 +257,12 @@ def update_lines(update: PlannedUpdate) -> list[str]:
         states = f"{before.pinned_name} → {now.revision}"
     lines = [f"Dataset   {update.planned.plan.dest}", f"Source    {now.kind.value} {states}"]
     if update.nothing_to_do:
-        return [*lines, "Nothing changed: the dataset is up to date with its source."]
+        check = f"websight-orchestrate verify {shlex.quote(update.planned.plan.dest)}"
+        return [
+            *lines,
+            "Nothing changed: the dataset is up to date with its source.",
+            f"Its published files were not checked; to do that, run: {check}",
+        ]
     fetched = (*update.changed, *update.refetched)
     lines.append(f"Reused    {_amount(update.reused)} of the published dataset")
     lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
