@@ -33,7 +33,6 @@ from jobs.extract.targets import Container
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
-from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest, latency
 from jobs.storage.blocks import read_range
 from jobs.storage.manifest import (
@@ -53,7 +52,7 @@ _NO_LINK = frozenset(
 )
 
 
-def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSummary:
+def carry_part(work: PartJob, carried: Carried) -> PartSummary:
     """Link or copy the files of a part, and write its manifest.
 
     Raises ``ArchiveError`` (``CHANGED``) if a published file does not match its manifest, or that
@@ -64,7 +63,7 @@ def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSumma
     carrier = _PackedCarrier if work.plan.options.packs else _FileCarrier
     try:
         with own_writing(path), ManifestWriter(path) as manifest:
-            return carrier(work, carried, progress, manifest).run()
+            return carrier(work, carried, manifest).run()
     except RunFolderError as error:  # it was not durable before a crash of the launching machine
         raise ArchiveError(
             f"{work.shard.name}: {quoted(str(work.folder.carried(work.part)))}, which lists its "
@@ -74,12 +73,10 @@ def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSumma
 
 
 class _Carrier:
-    def __init__(
-        self, work: PartJob, carried: Carried, progress: Progress, manifest: ManifestWriter
-    ) -> None:
+    def __init__(self, work: PartJob, carried: Carried, manifest: ManifestWriter) -> None:
         self._work = work
         self._carried = carried
-        self._progress = progress
+        self._progress = work.progress
         self._manifest = manifest
         self._options = work.plan.options
         self._staging = Staging(work.plan)

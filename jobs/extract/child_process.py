@@ -39,7 +39,7 @@ from jobs.extract.messages import (
     Stream,
     unfinished,
 )
-from jobs.extract.part import extract_part
+from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
@@ -80,9 +80,9 @@ class PartExtractor:
             work = self._work(part)
             carried = work.fetched.carried
             if carried is not None and (carried.parts is None or part.index in carried.parts):
-                summary = carry_part(work, carried, self._progress)
+                summary = carry_part(work, carried)
             else:
-                summary = extract_part(work, self._archive(work), self._progress)
+                summary = write_part(work, self._archive(work)).finish()
             result = ItemResult(
                 part.id, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
             )
@@ -121,7 +121,8 @@ class PartExtractor:
         if not self._has_folders:  # once: of many small shards that takes longer than the rest
             Staging(self._plan).make_folders()
             self._has_folders = True
-        return PartJob(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
+        shard = self._plan.shard(part.shard)
+        return PartJob(self._folder, self._plan, shard, fetched, part, self._progress)
 
     def _archive(self, work: PartJob) -> Archive:
         if self._open is None or self._open[0] != work.shard.id:

@@ -22,18 +22,12 @@ from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind, Span
 from jobs.outputs.files import own_writing
-from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 
 # The reader corrects the top folder at most twice; which nested archives are replaced is known
 # after one reading.
 _MOST_CORRECTIONS = 3
-
-
-def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSummary:
-    """Extract a part and write its manifest; raises as ``write_part`` does."""
-    return write_part(work, archive, progress).finish()
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class WrittenPart:
         self._open.close()
 
 
-def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPart:
+def write_part(work: PartJob, archive: Archive) -> WrittenPart:
     """Write the members of a part; the archive may be read on before the part is finished.
 
     Raises ``ArchiveError`` for a fault of the archive, ``StorageError`` for a fault of a disk, and
@@ -66,7 +60,7 @@ def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPa
     replaced: frozenset[int] = frozenset()
     for _ in range(_MOST_CORRECTIONS):
         try:
-            return _written(work, archive, progress, replaced)
+            return _written(work, archive, replaced)
         except TopChanged:
             if work.stream is not None:
                 raise  # the stream has to be read again from its start
@@ -76,18 +70,16 @@ def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPa
                     "nested archives with the same name"
                 ) from found
             replaced = found.ordinals
-    return _written(work, archive, progress, replaced)
+    return _written(work, archive, replaced)
 
 
-def _written(
-    work: PartJob, archive: Archive, progress: Progress, replaced: frozenset[int]
-) -> WrittenPart:
+def _written(work: PartJob, archive: Archive, replaced: frozenset[int]) -> WrittenPart:
     """Write a part in one pass; an error removes its temporary files, but not data files."""
     manifest = work.folder.manifest(work.part)
     # Only errors of the manifest: the others are converted where they occur.
     with own_writing(manifest), ExitStack() as stack:
-        writer = stack.enter_context(closing(PartWriter(work, progress)))
-        one = stack.enter_context(closing(_Pass(work, archive, progress, replaced, writer)))
+        writer = stack.enter_context(closing(PartWriter(work)))
+        one = stack.enter_context(closing(_Pass(work, archive, replaced, writer)))
         try:
             one.read()
         except (TopChanged, Replaced):
@@ -107,12 +99,7 @@ class _Pass:
     """
 
     def __init__(
-        self,
-        work: PartJob,
-        archive: Archive,
-        progress: Progress,
-        replaced: frozenset[int],
-        writer: PartWriter,
+        self, work: PartJob, archive: Archive, replaced: frozenset[int], writer: PartWriter
     ) -> None:
         self._work = work
         self._writer = writer
@@ -122,7 +109,7 @@ class _Pass:
         self._plan = work.plan
         self._label = work.shard.name
         self._archive = archive
-        self._progress = progress
+        self._progress = work.progress
         self._options = work.plan.options
         self._staging = staging = Staging(work.plan)
         self._names = MemberPaths(work.plan, work.shard, top=archive.top)
@@ -134,7 +121,7 @@ class _Pass:
         records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
             self._options,
-            progress,
+            self._progress,
         )
         below = os.fsencode(work.shard.below)
         self._source = OpenArchive(archive, work.part, self._names, records, self._label, below)

@@ -13,6 +13,7 @@ from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Fetched, Inner, Part, Plan, Shard, Span
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
@@ -26,6 +27,7 @@ class PartJob:
     shard: Shard
     fetched: Fetched
     part: Part
+    progress: Progress
     # The part's source while ``fetched`` is not final.
     stream: ArchiveStream | None = None
 

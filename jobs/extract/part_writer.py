@@ -12,7 +12,6 @@ from jobs.extract.part_job import OpenArchive, PartJob
 from jobs.extract.paths import DuplicatePaths, PathFilter
 from jobs.extract.targets import Whole, target_for
 from jobs.model import Entry, PartSummary
-from jobs.runtime.progress import Progress
 from jobs.storage.latency import WriteBehind
 from jobs.storage.manifest import ManifestWriter
 
@@ -27,11 +26,11 @@ class PartWriter:
     source, which calls ``put_batch`` at its end.
     """
 
-    def __init__(self, work: PartJob, progress: Progress) -> None:
+    def __init__(self, work: PartJob) -> None:
         self._path = work.folder.manifest(work.part)
         self._container: int | None = None  # bytes of the part's container, where it has one
         self._options = work.plan.options
-        self._progress = progress
+        self._progress = work.progress
         self._batch: list[Whole] = []  # small files that are not written yet
         self._batch_bytes = 0
         self._seen = PathFilter()

@@ -271,10 +271,10 @@ class ShardStream:
     def _extract(self, stream: ArchiveStream, archive: Archive, part: Part) -> None:
         """Extract a part; ``ArchiveError`` for one that is left to an extract task."""
         fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
-        work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)
+        work = PartJob(self._folder, self._plan, self._shard, fetched, part, self._progress, stream)
         self._on_part(part)
         try:
-            written = write_part(work, archive, self._progress)
+            written = write_part(work, archive)
         finally:
             self._on_part(None)
         try:

@@ -22,7 +22,7 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import extract_part
+from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import PathFilter, key_of
 from jobs.model import (
@@ -72,8 +72,9 @@ class PartRun(Run):
     ) -> PartSummary:
         shard = self.plan.shards[0]
         fetched = Fetched(shard.id, Format.TAR, (), (), (), ())
-        work = PartJob(self.folder, self.plan, shard, fetched, Part(shard.id, part, count))
-        return extract_part(work, archive, progress or Progress())
+        one = Part(shard.id, part, count)
+        work = PartJob(self.folder, self.plan, shard, fetched, one, progress or Progress())
+        return write_part(work, archive).finish()
 
 
 @pytest.fixture
@@ -530,9 +531,9 @@ def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
     path.write_bytes(b"now it is so long")
     shard = run.plan.shards[0]
     fetched = Fetched(shard.id, Format.TAR, (str(path),), (3,), (), (0,), in_place=True)
-    work = PartJob(run.folder, run.plan, shard, fetched, Part(shard.id, 0, 1))
+    work = PartJob(run.folder, run.plan, shard, fetched, Part(shard.id, 0, 1), Progress())
     with pytest.raises(OrchestrateError) as caught:
-        extract_part(work, FakeArchive([file("a", b"1")]), Progress())
+        write_part(work, FakeArchive([file("a", b"1")])).finish()
     assert caught.value.cause is Cause.CHANGED
     assert list(run.folder.manifests.iterdir()) == []
 
