@@ -11,7 +11,6 @@ from jobs.archives import nested
 from jobs.errors import OrchestrateError
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of
 from jobs.finalize.cross_check import Conflict
-from jobs.finalize.findings import Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part, Shard
 from jobs.storage.blocks import blocks
@@ -22,7 +21,7 @@ _ByOrdinal = dict[int, Conflict]  # by the ordinal of the member in its archive
 _OVERWRITTEN = "another archive has overwritten one of its files"
 
 
-def resolve(context: FinalizeContext, conflicts: Iterable[Conflict], findings: Findings) -> None:
+def resolve(context: FinalizeContext, conflicts: Iterable[Conflict]) -> None:
     """Make sure that each path in ``conflicts`` has the content of the file that wins.
 
     Parts run at the same time, so the path has the content of the part that finished last. Where
@@ -40,19 +39,19 @@ def resolve(context: FinalizeContext, conflicts: Iterable[Conflict], findings: F
         context.progress.check()
         fetched = context.folder.load_fetched(part.shard)
         if fetched is not None and fetched.carried is not None:
-            _copy_published(context, part, Path(fetched.carried.dataset), lost, findings)
+            _copy_published(context, part, Path(fetched.carried.dataset), lost)
         elif fetched is not None and all(Path(file).exists() for file in fetched.files):
-            _resolve_part(context, part, fetched, lost, findings)
+            _resolve_part(context, part, fetched, lost)
         elif context.repair_state is not None:
             # Only the loser was extracted again; the winner is in the published dataset.
             for conflict in lost:
                 _place(context, conflict).unlink()
         else:
-            forget_manifest(context, part, _OVERWRITTEN, findings)
+            forget_manifest(context, part, _OVERWRITTEN)
 
 
 def _copy_published(
-    context: FinalizeContext, part: Part, dataset: Path, lost: list[Conflict], findings: Findings
+    context: FinalizeContext, part: Part, dataset: Path, lost: list[Conflict]
 ) -> None:
     """Restore files that were taken from the published dataset."""
     for conflict in lost:
@@ -63,22 +62,22 @@ def _copy_published(
             continue  # the part is extracted again
         _replace(context, conflict, blocks(fd))
     if not all(_is_on_disk(context, conflict) for conflict in lost):
-        forget_manifest(context, part, _OVERWRITTEN, findings)
+        forget_manifest(context, part, _OVERWRITTEN)
 
 
 def _resolve_part(
-    context: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict], findings: Findings
+    context: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict]
 ) -> None:
     try:
         _extract(context, part, fetched, lost)
     except OrchestrateError as error:
-        forget_manifest(context, part, error.message, findings)
+        forget_manifest(context, part, error.message)
         return
     left = [conflict for conflict in lost if not _is_on_disk(context, conflict)]
     if left:
         _copy(context, part.shard, left)
     if not all(_is_on_disk(context, conflict) for conflict in left):
-        forget_manifest(context, part, _OVERWRITTEN, findings)
+        forget_manifest(context, part, _OVERWRITTEN)
 
 
 def _place(context: FinalizeContext, conflict: Conflict) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+from jobs.finalize.findings import Findings
 from jobs.finalize.record_forms import FoundRecords
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
@@ -105,6 +108,41 @@ class RepairState:
 
 
 @dataclass
+class Totals:
+    """What the passes count and collect."""
+
+    records: int = 0  # lines that are not blank
+    by_shard: Counter[str] = field(default_factory=Counter)  # records of each shard
+    files: int = 0
+    images: int = 0
+    bytes: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    members: int = 0
+    archives: int = 0  # files that are archives by their names
+    archive_example: str = ""
+    nested_images: str | None = None  # an image below an images folder that is not on top
+    moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
+    moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
+    bad_lines: array[int] = field(default_factory=lambda: array("Q"))
+    replaced_lines: array[int] = field(default_factory=lambda: array("Q"))  # of samples
+    skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
+
+    def add(self, other: Totals) -> None:
+        """Add what a later piece of the work counted."""
+        for name in ("records", "files", "images", "bytes", "members", "archives"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.by_shard.update(other.by_shard)
+        self.left_out.update(other.left_out)
+        self.moved.update(other.moved)
+        self.moved_example = {**other.moved_example, **self.moved_example}
+        self.archive_example = other.archive_example or self.archive_example
+        self.nested_images = self.nested_images or other.nested_images
+        self.bad_lines += other.bad_lines
+        self.replaced_lines += other.replaced_lines
+        self.skipped += other.skipped
+
+
+@dataclass
 class FinalizeContext:
     """The run, and the numbers of its files and lines.
 
@@ -116,6 +154,8 @@ class FinalizeContext:
     folder: RunFolder
     plan: Plan
     progress: Progress
+    findings: Findings = field(init=False)  # of the audit, once it has begun
+    totals: Totals = field(default_factory=Totals)
     parts: tuple[Part, ...] = ()
     pieces: tuple[RecordsPiece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end

@@ -16,7 +16,7 @@ from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
 from jobs.finalize.context import shown_key
 from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
-from jobs.finalize.findings import Finding, FindingKind
+from jobs.finalize.findings import FindingKind
 from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
 from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
@@ -60,7 +60,7 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
     for found in audit.context.shared(work):
         audit.take(found)
         if found.several is not None and not several:
-            audit.findings.add(Finding(FindingKind.NO_RECORDS, found.several))
+            audit.context.findings.add(FindingKind.NO_RECORDS, found.several)
             several = True
         yield found
 
@@ -128,11 +128,11 @@ class _Bucket:
 
     def _report_file(self, kind: FindingKind, fact: str, number: int) -> None:
         shard = self._context.part_of(number).shard
-        self._found.findings.add(Finding(kind, fact, shard))
+        self._found.findings.add(kind, fact, shard)
 
     def _report_line(self, kind: FindingKind, fact: str, number: int) -> None:
         piece, line = self._context.line_of(number)
-        self._found.findings.add(Finding(kind, fact, piece.shard.id, None, line))
+        self._found.findings.add(kind, fact, piece.shard.id, None, line)
 
     # Files -------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class _Bucket:
         elif ours:
             self._found.removed.append(key)
             fact = f"{shown_key(key)} was not written by any part and is removed"
-            self._found.findings.add(Finding(FindingKind.STRAY, fact))
+            self._found.findings.add(FindingKind.STRAY, fact)
 
     # References --------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class _Bucket:
         member = key.partition("\0")[0]
 
         def report(kind: FindingKind, fact: str) -> None:
-            self._found.findings.add(Finding(kind, fact, part.shard, member))
+            self._found.findings.add(kind, fact, part.shard, member)
 
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):

@@ -1,4 +1,4 @@
-"""What the audit found: each finding in ``audit.jsonl``, counts in memory, and their messages."""
+"""What the audit found: each finding in ``audit.jsonl``, counts in memory, and words for them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from jobs.errors import Cause
-from jobs.finalize.context import FinalizeContext
-from jobs.finalize.record_forms import Form
-from jobs.model import OnBadRecord, OnCollision, Problem, Verify
+from jobs.model import OnBadRecord
 from jobs.storage import atomic
 from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import quoted
@@ -76,9 +74,6 @@ BAD = {
     FindingKind.BAD_IMAGE: Cause.BAD_IMAGE,
 }
 
-# Kinds of records whose image is not in the dataset.
-_UNUSABLE = (FindingKind.BAD_RECORD, FindingKind.OUTSIDE, FindingKind.MISSING_IMAGE)
-
 
 class Finding(NamedTuple):
     """One thing that the audit found."""
@@ -103,14 +98,26 @@ class _Counted:
         self.counts: Counter[FindingKind] = Counter()
         self.examples: dict[FindingKind, list[Finding]] = {}
 
-    def _count(self, finding: Finding) -> bytes:
-        """Count a finding; returns its line for ``audit.jsonl``."""
-        self.counts[finding.kind] += 1
-        shown = self.examples.setdefault(finding.kind, [])
+    def add(
+        self,
+        kind: FindingKind,
+        message: str,
+        shard: str | None = None,
+        member: str | None = None,
+        line: int | None = None,
+    ) -> None:
+        """Add a ``Finding``."""
+        finding = Finding(kind, message, shard, member, line)
+        self.counts[kind] += 1
+        shown = self.examples.setdefault(kind, [])
         if len(shown) < EXAMPLES:
             shown.append(finding)
-        line = {name: value for name, value in finding._asdict().items() if value is not None}
-        return msgspec.json.encode(line) + b"\n"
+        known = {name: value for name, value in finding._asdict().items() if value is not None}
+        self.write(msgspec.json.encode(known) + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Write lines for ``audit.jsonl``."""
+        raise NotImplementedError
 
 
 class Batch(_Counted):
@@ -124,10 +131,10 @@ class Batch(_Counted):
         self.path = path
         self._file: BinaryIO | None = None
 
-    def add(self, finding: Finding) -> None:
+    def write(self, data: bytes) -> None:
         if self._file is None:
             self._file = self.path.open("wb")
-        self._file.write(self._count(finding))
+        self._file.write(data)
 
     def flush(self) -> None:
         """Write everything to the file; nothing can be added afterwards."""
@@ -136,15 +143,12 @@ class Batch(_Counted):
             self._file = None
 
 
-class Findings(_Counted, atomic.GrowingFile):
+class Findings(atomic.GrowingFile, _Counted):
     """Collects findings; writes ``audit.jsonl``, which gets its name when ``publish`` is called."""
 
     def __init__(self, path: Path) -> None:
         _Counted.__init__(self)
         atomic.GrowingFile.__init__(self, path)
-
-    def add(self, finding: Finding) -> None:
-        self.write(self._count(finding))
 
     def take(self, batch: Batch) -> None:
         """Add the findings of a batch, and remove its file."""
@@ -210,129 +214,3 @@ def counted(kind: FindingKind, count: int) -> str:
 def fails(kind: FindingKind, policy: OnBadRecord) -> bool:
     """Whether a finding of that kind keeps the dataset from being published."""
     return kind in FATAL or (kind in BAD and policy is OnBadRecord.ERROR)
-
-
-def lines_of(
-    context: FinalizeContext, findings: Findings, *, records: int, images: int, files: int
-) -> tuple[str, ...]:
-    """What finalize prints: counts, a line for each kind of finding, whether it passed."""
-    options = context.plan.options
-    lines: list[str] = []
-    if options.layout.has_records:
-        lines += _count_lines(context, findings, records=records, images=images)
-    failed = False
-    warnings: list[str] = []
-    for kind in FindingKind:
-        if count := findings.counts[kind]:
-            bad = fails(kind, options.on_bad_record)
-            failed |= bad
-            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(context, findings, kind)}"
-            (lines if bad else warnings).append(text)
-    if failed:
-        return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
-    if not (options.layout.has_records or context.packs):
-        lines.append(f"✓ Found {files} {'file' if files == 1 else 'files'}")
-    if options.verify is Verify.NONE:
-        return (*warnings, *lines, "! Images and records were not verified (--skip-verify)")
-    return (*warnings, *lines, PASSED)
-
-
-def _count_lines(
-    context: FinalizeContext, findings: Findings, *, records: int, images: int
-) -> list[str]:
-    mark = "✗" if findings.counts[FindingKind.NO_RECORDS] else "✓"
-    expected = context.plan.options.expect_records
-    name = context.records_path
-    if expected is not None and expected != records:
-        mark = "✗"
-    return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
-
-
-def _tail(context: FinalizeContext, findings: Findings, kind: FindingKind) -> str:
-    """The first examples of a kind, to follow its count."""
-    shown = findings.examples.get(kind, [])
-    more = " …" if findings.counts[kind] > EXAMPLES else ""
-    places = [_place(context, finding) for finding in shown]
-    facts = {finding.message for finding in shown}
-    if len(shown) > 1 and len(facts) == 1 and all(places):
-        return f": {'; '.join(places)}{more}: {facts.pop()}"
-    texts = [_text(context, finding) for finding in shown]
-    return f": {'; '.join(texts)}{more}" if texts else ""
-
-
-def _text(context: FinalizeContext, finding: Finding) -> str:
-    place = _place(context, finding)
-    return f"{place}: {finding.message}" if place else finding.message
-
-
-def _place(context: FinalizeContext, finding: Finding) -> str:
-    form = {piece.shard.id: piece.found.form for piece in context.pieces}.get(finding.shard or "")
-    unit = "line" if form in (None, Form.LINES) else "record"
-    return finding.place(context.name_of(finding.shard), unit=unit)
-
-
-def _aim(context: FinalizeContext) -> str:
-    return "published" if context.repair_state is None else "repaired"
-
-
-def problem_of(context: FinalizeContext, findings: Findings, *, records: int) -> Problem | None:
-    """The worst finding as the run's problem; None where nothing fails.
-
-    ``records``: how many there are, valid or not.
-    """
-    policy = context.plan.options.on_bad_record
-    bad = [kind for kind in FindingKind if findings.counts[kind] and fails(kind, policy)]
-    if not bad:
-        return None
-    first = findings.examples[bad[0]][0]
-    facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
-    cause = {**FATAL, **BAD}[bad[0]]
-    remedy = _remedy(context, bad, cause, first)
-    if findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(
-        kind in BAD for kind in bad
-    ):
-        remedy = f"; {context.without_records}"
-    elif FindingKind.MISSING_IMAGE in bad or FindingKind.OUTSIDE in bad:
-        advice = _advice(context, findings)
-        if advice is None and sum(findings.counts[kind] for kind in _UNUSABLE) >= records:
-            advice = context.without_records  # as without these records none may be left
-        remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
-    message = (
-        f"nothing was {_aim(context)}: {facts}; first: {_text(context, first)}; all findings are "
-        f"in {context.folder.audit.name}{remedy}"
-    )
-    return Problem(cause, message, first.shard, first.member)
-
-
-def _advice(context: FinalizeContext, findings: Findings) -> str | None:
-    """The first remedy for missing images that another finding names; None where none does."""
-    hints = [
-        *findings.examples.get(FindingKind.HINT, []),
-        *findings.examples.get(FindingKind.WARNING, []),
-    ]
-    texts = (_text(context, finding) for finding in hints if " with --" in finding.message)
-    return next(texts, None)
-
-
-def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, first: Finding) -> str:
-    """The next step; empty if the finding itself names one."""
-    if cause is Cause.NOT_FETCHED:
-        return "; `resume` extracts these parts again"
-    if bad[0] is FindingKind.COLLISION:
-        keep = "keep-first (the first archive's file counts)"
-        is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
-        own = "" if is_per_shard else ", or launch with per-shard (a folder for each archive)"
-        return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"
-    if bad[0] is FindingKind.TWO_KINDS:
-        return "; if two archives differ in this, launch with --on-collision per-shard"
-    if bad[0] is FindingKind.BAD_FORM:
-        return f"; correct the file at its source, then launch again; {context.without_records}"
-    if bad[0] is FindingKind.COUNT and context.reads_records and "`resume`" not in first.message:
-        return (
-            "; check that the source is complete, or run `resume` with another --records-file if "
-            "that was wrong"
-        )
-    if all(kind in BAD for kind in bad):
-        keep = "" if context.packs_records else ", or keep to publish them too"
-        return f"; run `resume` with --on-bad-record drop to publish without these{keep}"
-    return ""

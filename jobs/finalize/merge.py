@@ -21,9 +21,8 @@ from jobs.checks import records
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.disk_partitions import Rewrites
-from jobs.finalize.findings import Finding, FindingKind, Findings
+from jobs.finalize.findings import FindingKind
 from jobs.finalize.record_paths import placed
-from jobs.finalize.scan import Totals
 from jobs.model import Entry, OnCollision, Part
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
@@ -70,11 +69,7 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
 
 
 def merge_records(
-    context: FinalizeContext,
-    totals: Totals,
-    dropped: array[int],
-    rewrites: Rewrites,
-    findings: Findings,
+    context: FinalizeContext, dropped: array[int], rewrites: Rewrites
 ) -> Merged | None:
     """Write the records of all pieces, in plan order, into the staged dataset.
 
@@ -89,7 +84,7 @@ def merge_records(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = context.scratch / "merged"
     form = record_forms.published_form([piece.found for piece in context.pieces], target.name)
-    _report_forms(context, form, findings)
+    _report_forms(context, form)
     published = _PublishedLines(context, dropped, rewrites)
     if published.may_change:
         file = _written(context, record_forms.framed(published.lines(), form), temporary)
@@ -97,7 +92,7 @@ def merge_records(
         file = _written(context, _unchanged(context, published, form), temporary)
     temporary.replace(target)
     lost = Counter(context.line_of(line)[0].shard_id for line in dropped)
-    by_shard = totals.by_shard - lost
+    by_shard = context.totals.by_shard - lost
     return Merged(file, by_shard.total(), len(dropped), by_shard, published.changed)
 
 
@@ -142,13 +137,11 @@ def _blocks(context: FinalizeContext, path: Path) -> Iterator[bytes]:
         yield data
 
 
-def _report_forms(
-    context: FinalizeContext, form: record_forms.FoundRecords, findings: Findings
-) -> None:
+def _report_forms(context: FinalizeContext, form: record_forms.FoundRecords) -> None:
     for piece in context.pieces:
         if piece.found.description != form.description:
             fact = f"contains {piece.found.description}, is published as {form.description}"
-            findings.add(Finding(FindingKind.FORM, fact, piece.shard.id))
+            context.findings.add(FindingKind.FORM, fact, piece.shard.id)
 
 
 class _PublishedLines:

@@ -17,7 +17,7 @@ from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
-from jobs.finalize.findings import Finding, FindingKind, Findings
+from jobs.finalize.findings import FindingKind
 from jobs.finalize.scan import forget_manifest
 from jobs.formats import magic
 from jobs.formats.pictures import from_table, may_be_named
@@ -108,7 +108,7 @@ class _OtherFiles:
         return fact
 
 
-def find_pieces(context: FinalizeContext, summaries: list[PartSummary], findings: Findings) -> None:
+def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
     """Find the records of each shard, in plan order, as JSON lines.
 
     Where no shard has the records file in its top folder, those in other folders are used, whose
@@ -118,13 +118,13 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary], findings
     """
     context.records_apart = any(summary.has_records for summary in summaries)
     if context.records_apart:
-        _check_samples(context, summaries, findings)
-        sources = _extracted_apart(context, summaries, findings) if context.reads_records else []
+        _check_samples(context, summaries)
+        sources = _extracted_apart(context, summaries) if context.reads_records else []
     else:
-        sources = list(_among_data(context, findings))
+        sources = list(_among_data(context))
     found = []
-    kinds = _kinds_of(context, sources, _samples(context, summaries, findings))
-    distinct = list(_distinct(context, sources, kinds, findings))
+    kinds = _kinds_of(context, sources, _samples(context, summaries))
+    distinct = list(_distinct(context, sources, kinds))
     begun = latency.each(partial(_beginning, context), distinct, is_small=_is_small)
     for number, (source, begins) in enumerate(zip(distinct, begun, strict=True)):
         context.progress.check()
@@ -140,18 +140,14 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary], findings
                 begun=begins,
             )
         except record_forms.FormError as error:
-            findings.add(
-                Finding(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
-            )
+            context.findings.add(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
             continue
         kind = kinds[source.shard.id]
         found.append(RecordsPiece(source.shard, lines, source.folder, {}, *kind))
     context.pieces = tuple(found)
 
 
-def _samples(
-    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
-) -> frozenset[str]:
+def _samples(context: FinalizeContext, summaries: list[PartSummary]) -> frozenset[str]:
     """Ids of the shards whose files became samples, which are reported."""
     pairs = zip(context.parts, summaries, strict=True)
     samples = frozenset(part.shard for part, summary in pairs if summary.samples)
@@ -159,7 +155,7 @@ def _samples(
     as_files = "; to leave them as they are, launch with --layout files" if is_auto else ""
     for shard in sorted(samples):
         fact = f"files with the same key became an image and its record{as_files}"
-        findings.add(Finding(FindingKind.SAMPLES, fact, shard))
+        context.findings.add(FindingKind.SAMPLES, fact, shard)
     return samples
 
 
@@ -174,10 +170,7 @@ def _is_small(source: _Source) -> bool:
 
 
 def _distinct(
-    context: FinalizeContext,
-    sources: list[_Source],
-    kinds: Mapping[str, _Kind],
-    findings: Findings,
+    context: FinalizeContext, sources: list[_Source], kinds: Mapping[str, _Kind]
 ) -> Iterator[_Source]:
     """The sources without copies of another one, whose records would be in the dataset twice.
 
@@ -201,7 +194,7 @@ def _distinct(
                     f"its records are the same as those of {context.name_of(other)} and are "
                     "counted once"
                 )
-                findings.add(Finding(FindingKind.SAME, fact, source.shard.id))
+                context.findings.add(FindingKind.SAME, fact, source.shard.id)
                 continue
         yield source
 
@@ -243,9 +236,7 @@ def _kind(
     return _Kind(made, is_placed, is_samples)
 
 
-def _check_samples(
-    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
-) -> None:
+def _check_samples(context: FinalizeContext, summaries: list[PartSummary]) -> None:
     """Refuse records of samples together with a records file: they may describe the same images."""
     by_kind: dict[bool, str] = {}
     for part, summary in zip(context.parts, summaries, strict=True):
@@ -257,19 +248,17 @@ def _check_samples(
             f"provides {context.records_path}; `--layout websight` uses that file as the "
             "records and the samples as files; `--layout webdataset` uses both"
         )
-        findings.add(Finding(FindingKind.NO_RECORDS, fact, by_kind[True]))
+        context.findings.add(FindingKind.NO_RECORDS, fact, by_kind[True])
 
 
-def _extracted_apart(
-    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
-) -> list[_Source]:
+def _extracted_apart(context: FinalizeContext, summaries: list[PartSummary]) -> list[_Source]:
     sources: dict[str, _Source] = {}
     pairs = list(zip(context.parts, summaries, strict=True))
     present = latency.each(lambda pair: list(_sources_of(context, *pair)), pairs)
     for part, found in zip(context.parts, present, strict=True):
         for source in found:
             if source is None:
-                forget_manifest(context, part, "its records are missing", findings)
+                forget_manifest(context, part, "its records are missing")
                 break
             sources.setdefault(source.path.name, source)
     return list(sources.values())
@@ -297,10 +286,10 @@ def _source(shard: Shard, path: Path, folder: str = "") -> _Source | None:
         return None
 
 
-def _among_data(context: FinalizeContext, findings: Findings) -> Iterator[_Source]:
+def _among_data(context: FinalizeContext) -> Iterator[_Source]:
     """Move records files out of the data."""
     taken: set[str] = set()
-    for index, file in enumerate(_choose(context, findings)):
+    for index, file in enumerate(_choose(context)):
         context.records_path = file.name
         context.records_among_data[file.number] = file.part.id
         if not context.reads_records or file.path in taken:
@@ -316,7 +305,7 @@ def _among_data(context: FinalizeContext, findings: Findings) -> Iterator[_Sourc
         if source is not None:
             yield source
         else:
-            forget_manifest(context, file.part, "its records are missing", findings)
+            forget_manifest(context, file.part, "its records are missing")
 
 
 def _taken_to(context: FinalizeContext, index: int) -> Path:
@@ -334,7 +323,7 @@ def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
         os.close(fd)
 
 
-def _choose(context: FinalizeContext, findings: Findings) -> list[_DataFile]:
+def _choose(context: FinalizeContext) -> list[_DataFile]:
     """The records files among the data: those with the first name that exists.
 
     In the ``auto`` layout a file of another name is used if it is the only one that can contain
@@ -355,7 +344,7 @@ def _choose(context: FinalizeContext, findings: Findings) -> list[_DataFile]:
         [[only, *copies]] = others.likely.values()
         if _names_images(context, only):
             fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
-            findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
+            context.findings.add(FindingKind.WARNING, fact, only.part.shard)
             files = [only, *copies]
     if not files:
         problem = f"{others.message(names)}; {context.without_records}"
@@ -375,8 +364,8 @@ def _choose(context: FinalizeContext, findings: Findings) -> list[_DataFile]:
         )
     if problem is None:
         return files
-    findings.add(
-        Finding(FindingKind.WARNING if unverified else FindingKind.NO_RECORDS, problem, shard)
+    context.findings.add(
+        FindingKind.WARNING if unverified else FindingKind.NO_RECORDS, problem, shard
     )
     return []
 

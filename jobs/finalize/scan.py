@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +11,9 @@ from itertools import accumulate, islice
 
 from jobs.archives import nested
 from jobs.errors import RunFolderError
-from jobs.finalize.context import FinalizeContext, key_of, keys_of_bytes
+from jobs.finalize.context import FinalizeContext, Totals, key_of, keys_of_bytes
 from jobs.finalize.disk_partitions import Buckets
-from jobs.finalize.findings import Batch, Finding, FindingKind, Findings
+from jobs.finalize.findings import Batch, FindingKind
 from jobs.finalize.join_rows import JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
@@ -23,41 +22,6 @@ from jobs.storage.manifest import entry_blocks, read_summary
 from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk
-
-
-@dataclass
-class Totals:
-    """What the passes count and collect."""
-
-    records: int = 0  # lines that are not blank
-    by_shard: Counter[str] = field(default_factory=Counter)  # records of each shard
-    files: int = 0
-    images: int = 0
-    bytes: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    members: int = 0
-    archives: int = 0  # files that are archives by their names
-    archive_example: str = ""
-    nested_images: str | None = None  # an image below an images folder that is not on top
-    moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
-    moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
-    bad_lines: array[int] = field(default_factory=lambda: array("Q"))
-    replaced_lines: array[int] = field(default_factory=lambda: array("Q"))  # of samples
-    skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
-
-    def add(self, other: Totals) -> None:
-        """Add what a later piece of the work counted."""
-        for name in ("records", "files", "images", "bytes", "members", "archives"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.by_shard.update(other.by_shard)
-        self.left_out.update(other.left_out)
-        self.moved.update(other.moved)
-        self.moved_example = {**other.moved_example, **self.moved_example}
-        self.archive_example = other.archive_example or self.archive_example
-        self.nested_images = self.nested_images or other.nested_images
-        self.bad_lines += other.bad_lines
-        self.replaced_lines += other.replaced_lines
-        self.skipped += other.skipped
 
 
 @dataclass
@@ -78,8 +42,6 @@ class Audit:
 
     context: FinalizeContext
     rows: Buckets
-    findings: Findings
-    totals: Totals = field(default_factory=Totals)
     folders: set[str] = field(default_factory=set)  # of the files, if these are packed
 
     def batch(self, name: str) -> Batch:
@@ -88,13 +50,11 @@ class Audit:
 
     def take(self, found: AuditShare) -> None:
         """Add what a piece found."""
-        self.findings.take(found.findings)
-        self.totals.add(found.totals)
+        self.context.findings.take(found.findings)
+        self.context.totals.add(found.totals)
 
 
-def read_summaries(
-    context: FinalizeContext, totals: Totals, findings: Findings
-) -> list[PartSummary]:
+def read_summaries(context: FinalizeContext) -> list[PartSummary]:
     """Every part's last line, in plan order; damaged manifests become findings and are removed.
 
     Numbers the files, and checks that the parts of each shard together are the complete shard.
@@ -111,20 +71,20 @@ def read_summaries(
     for part, summary in zip(context.parts, latency.each(read, context.parts), strict=True):
         context.part_starts.append(start)
         if isinstance(summary, RunFolderError):
-            forget_manifest(context, part, summary.message, findings)
+            forget_manifest(context, part, summary.message)
             continue
         if context.packs and not _is_complete(context, part, summary):
-            forget_manifest(context, part, "its members are gone from disk", findings)
+            forget_manifest(context, part, "its members are gone from disk")
             continue
         summaries.append(summary)
         start += summary.files
-        totals.left_out.update(summary.left_out)
-        totals.members += summary.members
+        context.totals.left_out.update(summary.left_out)
+        context.totals.members += summary.members
         for warning in summary.warnings:
-            findings.add(Finding(FindingKind.WARNING, warning, part.shard))
+            context.findings.add(FindingKind.WARNING, warning, part.shard)
     context.part_starts.append(start)
     if len(summaries) == len(context.parts):
-        _check_completeness(context, summaries, findings)
+        _check_completeness(context, summaries)
     return summaries
 
 
@@ -138,9 +98,7 @@ def _is_complete(context: FinalizeContext, part: Part, summary: PartSummary) -> 
         return False
 
 
-def _check_completeness(
-    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
-) -> None:
+def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) -> None:
     """Check that the parts of each shard have all its members and the cuts in ``Fetched``."""
     of_shard: dict[str, list[tuple[Part, PartSummary]]] = defaultdict(list)
     for part, summary in zip(context.parts, summaries, strict=True):
@@ -151,13 +109,11 @@ def _check_completeness(
             continue
         for part, summary in pairs:
             if not _fits(part, summary, fetched):
-                forget_manifest(
-                    context, part, "it was cut at other positions than the other parts", findings
-                )
+                forget_manifest(context, part, "it was cut at other positions than the other parts")
         members = sum(summary.members for _, summary in pairs)
         if fetched.members is not None and fetched.members != members:
             fact = f"its parts contain {members} of {fetched.members} members"
-            findings.add(Finding(FindingKind.COUNT, fact, shard_id))
+            context.findings.add(FindingKind.COUNT, fact, shard_id)
 
 
 def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
@@ -168,7 +124,7 @@ def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
     return (summary.span.start, summary.span.end) == cuts
 
 
-def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings: Findings) -> None:
+def forget_manifest(context: FinalizeContext, part: Part, reason: str) -> None:
     """Remove a part's manifest, so that the next attempt extracts the part again.
 
     A task that packs before finalize leaves that to finalize.
@@ -176,7 +132,7 @@ def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings:
     if context.pack_task is None:
         context.folder.manifest(part).unlink(missing_ok=True)
     where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
-    findings.add(Finding(FindingKind.PARTS, where + reason, part.shard))
+    context.findings.add(FindingKind.PARTS, where + reason, part.shard)
 
 
 @dataclass
@@ -208,7 +164,7 @@ def scan_files(audit: Audit) -> None:
         audit.take(found)
         audit.folders.update(found.folders)
         for place, fact in found.damaged:
-            forget_manifest(context, context.parts[place], fact, audit.findings)
+            forget_manifest(context, context.parts[place], fact)
         if sample is not None and found.seen is not None:
             sample.take(found.seen)
         context.progress.add(files=found.files, items=found.parts)
@@ -305,7 +261,7 @@ def _published(
         path = entries[number - first].path
         if path in reserved and number not in among_data:
             fact = "is left out, because this tool writes a file of that name"
-            found.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, path))
+            found.findings.add(FindingKind.RESERVED, fact, part.shard, path)
     kept = sorted(set(numbers).difference(left_out))
     return kept, [entries[number - first] for number in kept]
 

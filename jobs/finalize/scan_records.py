@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise, product
 
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
-from jobs.finalize.findings import Finding, FindingKind
+from jobs.finalize.findings import FindingKind
 from jobs.finalize.join_rows import (
     How,
     JoinRow,
@@ -82,7 +82,7 @@ def scan_records(audit: Audit) -> int:
     for place, kind in product(sorted({place for place, _ in odd}), _ODD):
         if count := odd[place, kind]:
             fact = _ODD[kind].format(count)
-            audit.findings.add(Finding(kind, fact, context.pieces[place].shard.id))
+            audit.context.findings.add(kind, fact, context.pieces[place].shard.id)
     return starts[-1]
 
 
@@ -190,7 +190,7 @@ def _add_rows(
     audit.rows.add(JoinRow.ID, ids)
     for number, kind, fact in sorted(bad, key=lambda each: each[0]):
         found.totals.bad_lines.append(number)
-        found.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
+        found.findings.add(kind, fact, piece.shard.id, None, number - start + 1)
 
 
 def _references(

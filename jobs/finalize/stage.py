@@ -19,15 +19,15 @@ from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError
 from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
-from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, Totals, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
-from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
+from jobs.finalize.findings import FindingKind, Findings
 from jobs.finalize.finished_shards import FinishedShards
 from jobs.finalize.merge import section, sections_of_files, write_manifest
-from jobs.finalize.new_receipt import made_receipt
 from jobs.finalize.record_files import find_pieces
 from jobs.finalize.scan_records import scan_records
+from jobs.finalize.summary import lines_of, made_receipt, problem_of
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
@@ -144,11 +144,11 @@ def run_pack(
         return
     _make_scratch(context)
     audit = context.scratch / "audit.jsonl"
-    with Findings(audit) as findings, _no_collection(), ExitStack() as stack:
-        totals, lines = _scan(context, findings, stack)
-        if problem_of(context, findings, records=totals.records) is not None:
+    with Findings(audit) as context.findings, _no_collection(), ExitStack() as stack:
+        lines = _scan(context, stack)
+        if problem_of(context) is not None:
             return
-        contents = _contents(context, totals, lines, findings)
+        contents = _contents(context, lines)
         with suppress(pack.ChangedError):
             pack.pack_share(context, contents, share)
     shutil.rmtree(context.scratch, ignore_errors=True)
@@ -187,25 +187,24 @@ def _audit(context: FinalizeContext) -> tuple[Summary, Problem | None, publish.J
     if context.packs:
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
-    with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
-        totals, lines = _scan(context, findings, stack)
-        problem = problem_of(context, findings, records=totals.records)
+    with Findings(context.folder.audit) as context.findings, _no_collection(), ExitStack() as stack:
+        lines = _scan(context, stack)
+        problem = problem_of(context)
         journal = None
         if problem is None:
             try:
-                journal, totals = _prepare(context, totals, lines, findings)
+                journal = _prepare(context, lines)
             except pack.ChangedError as error:
-                scan.forget_manifest(context, error.part, error.message, findings)
-                problem = problem_of(context, findings, records=totals.records)
-        findings.publish()
+                scan.forget_manifest(context, error.part, error.message)
+                problem = problem_of(context)
+        context.findings.publish()
+    totals = context.totals
     summary = Summary(
         records=totals.records,
         images=totals.images,
         files=totals.files,
         bytes=totals.bytes,
-        lines=lines_of(
-            context, findings, records=totals.records, images=totals.images, files=totals.files
-        ),
+        lines=lines_of(context),
     )
     return summary, problem, journal
 
@@ -227,22 +226,19 @@ class _Lines(NamedTuple):
     placements: Placements | None  # if files are packed by record
 
 
-def _scan(
-    context: FinalizeContext, findings: Findings, stack: ExitStack
-) -> tuple[scan.Totals, _Lines]:
+def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
     """Read everything, join records and files, and correct files with another archive's content.
 
     ``stack`` closes what is returned.
     """
     options = context.plan.options
-    totals = scan.Totals()
-    summaries = scan.read_summaries(context, totals, findings)
+    summaries = scan.read_summaries(context)
     if len(summaries) < len(context.parts):
-        return totals, _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
+        return _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
     if options.layout.has_records:
-        find_pieces(context, summaries, findings)
+        find_pieces(context, summaries)
     if context.repair_state is not None and not context.reads_records:
-        totals.records = context.repair_state.receipt.counts["records"]
+        context.totals.records = context.repair_state.receipt.counts["records"]
     files = sum(part.files for part in summaries)
     conflicts: list[Conflict] = []
     absent: set[int] = set()
@@ -250,7 +246,7 @@ def _scan(
         Buckets(context.scratch, rows=3 * files) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
-        audit = scan.Audit(context, buckets, findings, totals)
+        audit = scan.Audit(context, buckets)
         scan.scan_files(audit)
         count = scan_records(audit)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
@@ -264,30 +260,30 @@ def _scan(
     for place in sorted(absent):
         context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
-        collisions.resolve(context, conflicts, findings)
-    _check_totals(context, totals, findings)
-    return totals, _Lines(rewrites, placements)
+        collisions.resolve(context, conflicts)
+    _check_totals(context)
+    return _Lines(rewrites, placements)
 
 
-def _dropped(context: FinalizeContext, totals: scan.Totals) -> array[int]:
+def _dropped(context: FinalizeContext) -> array[int]:
     """Numbers of the lines that are not published."""
-    drops = context.plan.options.on_bad_record is OnBadRecord.DROP
+    totals, drops = context.totals, context.plan.options.on_bad_record is OnBadRecord.DROP
     return merge.sorted_numbers(totals.replaced_lines + (totals.bad_lines if drops else array("Q")))
 
 
-def _check_totals(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
+def _check_totals(context: FinalizeContext) -> None:
     """Add the findings that need all totals."""
-    options = context.plan.options
+    options, totals = context.plan.options, context.totals
     if context.reads_records:
-        _check_counts(context, totals, findings)
+        _check_counts(context)
     if not (totals.files or context.pieces or options.layout.has_records):
         fact = "the source contains no file; is it the right source, and complete?"
-        findings.add(Finding(FindingKind.COUNT, fact))
+        context.findings.add(FindingKind.COUNT, fact)
     if totals.archives:
-        findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
+        context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
 
 
-def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
+def _archives_hint(totals: Totals, *, nested: bool) -> str:
     """The hint about files that are archives themselves."""
     many = totals.archives > 1
     what = f"{totals.archives} files are archives themselves" if many else "1 file is an archive"
@@ -300,33 +296,31 @@ def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
     return f"{what}, such as {quoted(totals.archive_example)}; {remedy}"
 
 
-def _check_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
+def _check_counts(context: FinalizeContext) -> None:
     """Add findings on records: wrong counts, images missing because a folder is too deep."""
-    options = context.plan.options
+    options, totals, findings = context.plan.options, context.totals, context.findings
     layout, expected = options.layout, options.expect_records
-    kept = totals.records - len(_dropped(context, totals))
+    kept = totals.records - len(_dropped(context))
     if context.pieces and not totals.records:
-        findings.add(Finding(FindingKind.COUNT, f"{context.records_path} contains no record"))
+        findings.add(FindingKind.COUNT, f"{context.records_path} contains no record")
     elif context.pieces and not kept:
-        findings.add(Finding(FindingKind.COUNT, f"none of the {totals.records} records is valid"))
+        findings.add(FindingKind.COUNT, f"none of the {totals.records} records is valid")
     if findings.counts[FindingKind.MISSING_IMAGE] and totals.nested_images and context.pieces:
         above = totals.nested_images.partition(f"/{layout.images}/")[0]
         hint = _strip_hint(context, above)
-        findings.add(
-            Finding(FindingKind.HINT, f"there are images in {totals.nested_images!r}; {hint}")
-        )
+        findings.add(FindingKind.HINT, f"there are images in {totals.nested_images!r}; {hint}")
     if findings.counts[FindingKind.MISSING_IMAGE] or findings.counts[FindingKind.BAD_RECORD]:
         for fact in context.unclear:
-            findings.add(Finding(FindingKind.HINT, fact))
+            findings.add(FindingKind.HINT, fact)
     for shard, number in sorted(totals.moved.items()):
         fact = f"{number} images, such as {totals.moved_example[shard]}"
-        findings.add(Finding(FindingKind.MOVED, fact, shard))
+        findings.add(FindingKind.MOVED, fact, shard)
     if expected is not None and expected != kept:
         fact = (
             f"{kept} records, but {expected} were expected (--expect-records); if all {kept} are "
             f"there, run `resume` with --expect-records {kept}"
         )
-        findings.add(Finding(FindingKind.COUNT, fact))
+        findings.add(FindingKind.COUNT, fact)
 
 
 def _strip_hint(context: FinalizeContext, above: str) -> str:
@@ -338,26 +332,22 @@ def _strip_hint(context: FinalizeContext, above: str) -> str:
     return f"`--strip-components {number}` strips {which}"
 
 
-def _contents(
-    context: FinalizeContext, totals: scan.Totals, lines: _Lines, findings: Findings
-) -> pack.Contents:
+def _contents(context: FinalizeContext, lines: _Lines) -> pack.Contents:
     """What is published; writes the merged records, except in a task that does not need them."""
-    dropped = _dropped(context, totals)
+    dropped = _dropped(context)
     merged = None
     if context.reads_records and not (context.pack_task and context.packs_records):
-        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings)
+        merged = merge.merge_records(context, dropped, lines.rewrites)
     elif context.repair_state is not None:
         merged = repair.records_as_published(context.repair_state)
-    skipped = merge.sorted_numbers(totals.skipped)
+    skipped = merge.sorted_numbers(context.totals.skipped)
     return pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
 
 
-def _prepare(
-    context: FinalizeContext, totals: scan.Totals, lines: _Lines, findings: Findings
-) -> tuple[publish.Journal, scan.Totals]:
+def _prepare(context: FinalizeContext, lines: _Lines) -> publish.Journal:
     """Write records, manifest and receipt into staging, then the journal."""
     _remove_listed(context)
-    contents = _contents(context, totals, lines, findings)
+    contents = _contents(context, lines)
     merged, packed = contents.merged, None
     if context.packs:
         packed, published = pack.pack(context, contents)
@@ -375,18 +365,19 @@ def _prepare(
         )
         journal = publish.Journal(context.plan.run_id, (), (), ready, repairs=True)
     else:
+        totals = context.totals
         totals.files, totals.bytes = proof.files, proof.bytes
         totals.records = merged.records if merged else 0
         names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(context.staging.data))
         entries = (*names, *ready)
-        content = made_receipt(context, totals, findings, merged, proof, packed, entries)
+        content = made_receipt(context, merged, proof, packed, entries)
         old = publish.old_names(context, entries)
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
     # That of a publication whose cleanup was cut off would be taken for this one's.
     context.staging.journal.unlink(missing_ok=True)
     (context.ready / RECEIPT).write_bytes(atomic.dumps(content))
     publish.begin(context, journal)
-    return journal, totals
+    return journal
 
 
 def _remove_listed(context: FinalizeContext) -> None:

@@ -460,8 +460,8 @@ def test_a_full_disk_is_no_reason_to_extract_a_reused_part_again(
 
     monkeypatch.setattr(collisions, "_replace", full)
     lost = [Conflict(0, "a", 5, "00000000")]
-    with Findings(run.folder.audit) as findings, pytest.raises(OSError, match="No space left"):
-        collisions._copy_published(context, run.parts[0], tmp_path / "old", lost, findings)
+    with Findings(run.folder.audit) as context.findings, pytest.raises(OSError, match="No space"):
+        collisions._copy_published(context, run.parts[0], tmp_path / "old", lost)
     assert run.folder.manifest(run.parts[0]).exists()
 
 
