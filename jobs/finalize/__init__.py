@@ -5,9 +5,9 @@ and writes their forms, ``record_paths`` reads their paths. ``scan`` reads manif
 folder, ``scan_records`` the records, all into ``disk_partitions`` of ``join_rows``; ``cross_check``
 compares those of one path; ``findings`` collects what is wrong; ``collisions`` restores the right
 bytes of a path that several archives wrote. ``merge`` writes the records, the manifest and the
-sums, ``pack`` shards instead of files, with the ``shard_members`` in their order, of which
-``finished_shards`` are not written again, ``summary`` the receipt and what finalize reports;
-``publish`` renames everything into place, ``cleanup`` removes what is no longer needed.
+sums, ``pack`` the ``packed_shards`` instead of files, except those that are finished, ``summary``
+the receipt and what finalize reports; ``publish`` renames everything into place, ``cleanup``
+removes what is no longer needed.
 
 ``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what it, or an
 update, can take from the dataset, ``published_places`` where that is in its shards, and which of

@@ -23,12 +23,11 @@ from typing import NamedTuple
 import msgspec
 
 from jobs.errors import OrchestrateError, StorageError
-from jobs.finalize import shard_members
+from jobs.finalize import packed_shards
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placements, Rewrites
-from jobs.finalize.finished_shards import FinishedShards, WrittenShard
 from jobs.finalize.merge import Merged, published_records
-from jobs.finalize.shard_members import Member
+from jobs.finalize.packed_shards import FinishedShards, Member, WrittenShard
 from jobs.model import Part
 from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
@@ -211,17 +210,17 @@ def _write_shards(
     merged, dropped, skipped, rewrites, placements = contents
     packing = _Packing(context, names.output, FinishedShards(context), share)
     if placements is None:
-        files = shard_members.files(context, skipped)
+        files = packed_shards.files(context, skipped)
         if names.output.with_records and merged is not None:
-            files = chain([[shard_members.records_file(merged.line)]], files)
+            files = chain([[packed_shards.records_file(merged.line)]], files)
         return packing.write_all(files, names.shard, "shards"), None
     in_samples = bytearray(context.part_starts[-1])
     records = published_records(context, dropped, rewrites)
     with _Containers(context) as containers:
-        samples = shard_members.samples(context, records, placements, containers.of, in_samples)
+        samples = packed_shards.samples(context, records, placements, containers.of, in_samples)
         most = context.plan.options.shard_records or MOST_UNITS
         shards = packing.write_all(samples, names.shard, "shards", most=most)
-    unnamed = shard_members.files(context, skipped, in_samples)
+    unnamed = packed_shards.files(context, skipped, in_samples)
     return shards, packing.write_all(unnamed, names.other, "others", even_empty=False)
 
 

@@ -23,8 +23,8 @@ from jobs.finalize.context import FinalizeContext, Totals, bytes_of, key_of_byte
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import FindingKind, Findings
-from jobs.finalize.finished_shards import FinishedShards
 from jobs.finalize.merge import section, sections_of_files, write_manifest
+from jobs.finalize.packed_shards import FinishedShards
 from jobs.finalize.record_files import find_pieces
 from jobs.finalize.scan_records import scan_records
 from jobs.finalize.summary import lines_of, made_receipt, problem_of

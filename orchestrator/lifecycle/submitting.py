@@ -12,7 +12,6 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped, with_message
-from jobs.finalize import finished_shards
 from jobs.model import Cluster, Options, Plan, Resources, Stage, Submission, Task, utc_now
 from jobs.runtime.process import ProcessId, cores
 from jobs.storage import atomic
@@ -283,7 +282,9 @@ def submit_chain(
     handles: list[JobHandle] = []
     with _all_or_nothing(folder, submission, engine, handles):
         if options is not None:
-            finished_shards.remove_with_other_options(Staging(folder.load_plan()), options)
+            from jobs.finalize import packed_shards  # with all of finalize's code
+
+            packed_shards.remove_with_other_options(Staging(folder.load_plan()), options)
             atomic.write_json(folder.options, options)
         for spec in specs(folder, submission):
             _check_not_cancelled(folder)

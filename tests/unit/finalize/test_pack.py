@@ -19,7 +19,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.finalize import pack
-from jobs.finalize.finished_shards import WrittenShard
+from jobs.finalize.packed_shards import WrittenShard
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
 from jobs.runtime import forks

@@ -13,8 +13,8 @@ from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.finalize import pack
-from jobs.finalize.finished_shards import FinishedShards
 from jobs.finalize.pack import Share
+from jobs.finalize.packed_shards import FinishedShards
 from jobs.finalize.stage import run_pack
 from jobs.model import OnBadRecord, Options, Output
 from jobs.runtime.progress import Progress

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.finalize import pack
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.finished_shards import (
+from jobs.finalize.packed_shards import (
     FinishedShards,
     WrittenShard,
     remove_with_other_options,
