@@ -1,7 +1,9 @@
-"""The packages of the extras of ``setup.cfg``: what needs them, and the error without them."""
+"""Libraries that not every Python has: the packages of the extras of ``setup.cfg``, and zstd."""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import NamedTuple
 
 from jobs.errors import UsageError
@@ -38,3 +40,12 @@ BLAKE3 = Extra("blake3", "blake3", "blake3", "--digest blake3")
 S3 = Extra("cloud", "botocore", "botocore", "an s3:// URL")
 GCS = Extra("cloud", "google-auth", "google.auth", "a gs:// URL")
 AZURE = Extra("cloud", "azure-storage-blob", "azure.storage.blob", "an az:// URL")
+
+
+def zstd() -> ModuleType:
+    """Python's module for zstd, or its backport before Python 3.14; imported when it is needed."""
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd

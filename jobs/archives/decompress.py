@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
+from jobs import extras
 from jobs.archives.base import UNPACK, damaged, unsupported
 from jobs.archives.limits import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
-from jobs.formats import magic, zstd_library
+from jobs.formats import magic
 from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes of output
@@ -195,7 +196,7 @@ def _streams(
     compression: str, source: Readable, archive: str, memory: Memory
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
-    zstd_error = zstd_library.zstd().ZstdError
+    zstd_error = extras.zstd().ZstdError
     errors = (*stream_errors(), zstd_error, RuntimeError)  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
@@ -265,8 +266,8 @@ class _ZstdFrame:
     """
 
     def __init__(self, memory: Memory, archive: str) -> None:
-        options = {zstd_library.zstd().DecompressionParameter.window_log_max: _LARGEST_WINDOW}
-        self._frame = zstd_library.zstd().ZstdDecompressor(options=options)
+        options = {extras.zstd().DecompressionParameter.window_log_max: _LARGEST_WINDOW}
+        self._frame = extras.zstd().ZstdDecompressor(options=options)
         self._archive = archive
         self._memory = memory
         self._most = memory.most - memory.most // 9  # bytes of a window: 64 MiB in 72

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.errors import OrchestrateError, UsageError
+from jobs.extras import zstd
 from jobs.formats import pictures
-from jobs.formats.zstd_library import zstd
 from jobs.model import Options
 from jobs.outputs.base import PackedOutput, ShardWriter, Stored, create
 from jobs.outputs.squashfs_tables import (

@@ -19,7 +19,7 @@ from jobs.archives.zip.archive import ZipArchive
 from jobs.archives.zip.entry import XZ, ZSTD
 from jobs.download.stage import run_download
 from jobs.errors import ArchiveError, Cause
-from jobs.formats.zstd_library import zstd
+from jobs.extras import zstd
 from jobs.model import Layout, Options, Output, Part
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic

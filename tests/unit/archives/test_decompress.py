@@ -18,7 +18,7 @@ from jobs.archives import limits
 from jobs.archives.decompress import inflated
 from jobs.archives.limits import LITTLE, Memory, free_memory, memory_for
 from jobs.errors import ArchiveError, Cause
-from jobs.formats.zstd_library import zstd
+from jobs.extras import zstd
 from jobs.model import Format
 from tests.support.archives.rawstreams import xz_with_dictionary, zst_with_window
 from tests.support.archives.rawtar import END, member
