@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +28,11 @@ from jobs.model import (
     shard_of,
 )
 from jobs.storage import atomic, latency
+from jobs.storage.staging import FileIn
 
 T = TypeVar("T")
 
+_file = partial(FileIn, "path")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
 _ASK_ITS_OWNER = "ask its owner, who alone can show, continue or cancel the run"
 
@@ -40,83 +43,42 @@ class RunFolder:
 
     path: Path
 
+    plan = _file("plan.json")
+    private = _file("private.json")  # locators with their secrets, by ``SHARD_ID#FILE_INDEX``
+    submissions = _file("submissions")
+    events = _file("events.jsonl")
+    options = _file("options.json")  # in place of the plan's, if a resume has changed some
+    results = _file("results")
+    shards = _file("shards")
+    manifests = _file("manifests")
+    carried_manifests = _file("carried")
+    progress = _file("progress")
+    audit = _file("audit.jsonl")
+    receipt = _file("receipt.json")  # a copy of the published receipt, for a repair
+    report = _file("report.html")
+
     @property
     def run_id(self) -> str:
         return self.path.name
 
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def private(self) -> Path:
-        """Locators with their secrets (signed URLs), by ``SHARD_ID#FILE_INDEX``."""
-        return self.path / "private.json"
-
-    @property
-    def submissions(self) -> Path:
-        return self.path / "submissions"
-
     def submission(self, number: int) -> Path:
         return self.submissions / f"{number:04d}.json"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def options(self) -> Path:
-        """The options in place of the plan's, if a resume has changed some."""
-        return self.path / "options.json"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results"
 
     def result(self, stage: Stage, task: int, attempt: int) -> Path:
         return self.results / stage.value / f"{task}.{attempt}.json"
 
-    @property
-    def shards(self) -> Path:
-        return self.path / "shards"
-
     def fetched(self, shard_id: str) -> Path:
         return self.shards / f"{shard_id}.json"
 
-    @property
-    def manifests(self) -> Path:
-        return self.path / "manifests"
-
     def manifest(self, part: Part) -> Path:
         return self.manifests / f"{part.id}.jsonl"
-
-    @property
-    def carried_manifests(self) -> Path:
-        return self.path / "carried"
 
     def carried(self, part: Part) -> Path:
         """The manifest of a part whose files come from the published dataset."""
         return self.carried_manifests / f"{part.id}.jsonl"
 
-    @property
-    def progress(self) -> Path:
-        return self.path / "progress"
-
     def heartbeat(self, stage: Stage, task: int) -> Path:
         return self.progress / f"{stage.value}-{task}.json"
-
-    @property
-    def audit(self) -> Path:
-        return self.path / "audit.jsonl"
-
-    @property
-    def receipt(self) -> Path:
-        """A copy of the published receipt, for a repair."""
-        return self.path / "receipt.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
 
     def submitit(self, attempt: int, stage: Stage, batch: int = 0) -> Path:
         """submitit's folder; ``batch``: number of the array, if a stage has several."""

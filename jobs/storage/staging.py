@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -47,6 +48,20 @@ class Repair:
     deep: bool = False  # check all content afterwards, which was not possible before
 
 
+class FileIn:
+    """Makes an attribute of a class the path of a file or folder in ``folder``, another one."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        self._folder, self._name = folder, name
+
+    def __get__(self, owner: object, kind: type | None = None) -> Path:
+        folder: Path = getattr(owner, self._folder)
+        return folder / self._name
+
+
+_file = partial(FileIn, "root")
+
+
 class _Owner(msgspec.Struct):
     """The field of a claim that says which run made it."""
 
@@ -58,6 +73,15 @@ class Staging:
     """``DEST/.incoming/RUN_ID``: the files of a run before they are published."""
 
     plan: Plan
+
+    data = _file("data")  # the dataset before it is published, on the destination's file system
+    containers = _file("members")  # the members of each part in one file, where they are packed
+    packed = _file("packed")  # notes on the shards that are packed completely
+    records = _file("records")  # the records files of the shards, until finalize merges them
+    repair = _file(REPAIR)  # marks that finalize has to repair the published dataset (``Repair``)
+    replaced = _file("replaced")  # the old dataset while the new one replaces it
+    ready = _file("ready")  # manifest and receipt before they are published
+    journal = _file("publish.json")  # the renames of the publication, written before the first
 
     @property
     def dest(self) -> Path:
@@ -90,29 +114,9 @@ class Staging:
                     "remove the link, then run `resume`"
                 )
 
-    @property
-    def data(self) -> Path:
-        """The dataset before it is published, on the destination's file system."""
-        return self.root / "data"
-
-    @property
-    def containers(self) -> Path:
-        """The members of each part in one file, where they are packed."""
-        return self.root / "members"
-
-    @property
-    def packed(self) -> Path:
-        """Notes on the shards that are packed completely."""
-        return self.root / "packed"
-
     def container(self, part: Part) -> Path:
         """The members of a part, one after the other; its manifest has their offsets."""
         return self.containers / part.id
-
-    @property
-    def records(self) -> Path:
-        """The records files of the shards, until finalize merges them."""
-        return self.root / "records"
 
     def shard_records(self, shard_id: str) -> Path:
         return self.records / f"{shard_id}.jsonl"
@@ -128,29 +132,9 @@ class Staging:
         return self.records / f"{part.id}.{ordinal}.jsonl"
 
     @property
-    def repair(self) -> Path:
-        """Marks that finalize has to repair the published dataset (``Repair``)."""
-        return self.root / REPAIR
-
-    @property
-    def replaced(self) -> Path:
-        """The old dataset while the new one replaces it."""
-        return self.root / "replaced"
-
-    @property
     def kept(self) -> Path:
         """Files from the old dataset's folders that were not part of it."""
         return self.dest / f"kept-{self.plan.run_id}"
-
-    @property
-    def ready(self) -> Path:
-        """Manifest and receipt before they are published."""
-        return self.root / "ready"
-
-    @property
-    def journal(self) -> Path:
-        """The renames of the publication, written before the first of them."""
-        return self.root / "publish.json"
 
     @property
     def has_published(self) -> bool:
