@@ -41,7 +41,7 @@ def test_a_field_with_names_without_endings_is_named_with_the_numbers(
     assert problem is not None
     assert "the field 'id' of a.tar seems to name images without their endings: 16 of 16" in said
     assert f"such as '00beef' for '{folder}/00beef.png'; launch with complete names" in said
-    assert "run `resume` with --layout files" in said
+    assert "launch with --layout files" in said
 
 
 def test_numbers_are_names_too(tmp_path: Path) -> None:
