@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import structs
 
-from jobs.errors import RunFolderError
+from jobs.errors import PreflightError, RunFolderError
 from jobs.model import (
     SCHEMA,
     Fetched,
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 _file = partial(FileIn, "path")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _ASK_ITS_OWNER = "ask its owner, who alone can show, continue or cancel the run"
 
 
@@ -86,13 +88,25 @@ class RunFolder:
         return self.path / "submitit" / f"{attempt:04d}-{stage.value}{suffix}"
 
     def create(self, plan: Plan) -> None:
-        """Create the folder (mode 0700) and write the plan; ``RunFolderError`` if it exists."""
+        """Create the folder (mode 0700) and write the plan.
+
+        ``RunFolderError`` if it exists; ``PreflightError`` if ``check`` would refuse it, as on a
+        file system without permissions, or one that has another owner for every file.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
         except FileExistsError as error:
             raise RunFolderError(f"{self.path} exists already; launch again") from error
-        self.path.chmod(0o700)  # independent of the umask
+        with suppress(OSError):  # some file systems refuse it
+            self.path.chmod(0o700)  # independent of the umask
+        status = self.path.lstat()
+        if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE:
+            self.path.rmdir()
+            raise PreflightError(
+                f"the file system of {self.path.parent} does not keep the owner and the mode of "
+                "a folder, so others could write to the run; choose another --log-dir"
+            )
         self.make_subfolders()
         atomic.create_json(self.plan, plan)
 
@@ -133,7 +147,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} belongs to user {status.st_uid}, not to you; {_ASK_ITS_OWNER}"
             )
-        if status.st_mode & 0o022:
+        if status.st_mode & _OTHERS_WRITE:
             raise RunFolderError(
                 f"{self.path} is writable by others, so its contents cannot be trusted; inspect "
                 f"it, then run `chmod 700 {self.path}`"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import PreflightError
 from jobs.storage import run_folder
 from jobs.storage.run_folder import RunFolder
+from tests.support.builders.runs import RunBuilder
 
 
 def names(folder: RunFolder) -> set[str]:
@@ -64,3 +66,17 @@ def test_folders_that_are_gone_or_full_are_left_as_they_are(
 
     monkeypatch.setattr(Path, "touch", full)
     assert not folder.has_news()
+
+
+@pytest.mark.parametrize("lost", ["mode", "owner"])
+def test_a_file_system_without_permissions_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    plan = RunBuilder().plan
+    if lost == "mode":
+        monkeypatch.setattr(Path, "chmod", lambda path, mode: os.chmod(path, 0o777))  # noqa: PTH101
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(PreflightError, match="choose another --log-dir"):
+        RunFolder(tmp_path / plan.run_id).create(plan)
+    assert list(tmp_path.iterdir()) == []
