@@ -158,10 +158,12 @@ def _pack(
 ) -> Ended:
     from jobs.finalize.pack import Share
     from jobs.finalize.stage import run_pack
+    from jobs.storage.staging import Staging
 
     share = Share(task.number, len(submission.of_stage(Stage.PACK)))
     name = f"pack-{submission.number}-{task.number}"
-    run_pack(folder, plan, share, progress, name=name)
+    with atomic.naming(Staging(plan).root):
+        run_pack(folder, plan, share, progress, name=name)
     return (), None, None
 
 
@@ -169,8 +171,10 @@ def _finalize(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
     from jobs.finalize.stage import run_finalize
+    from jobs.storage.staging import Staging
 
-    summary, problem = run_finalize(folder, plan, progress)
+    with atomic.naming(Staging(plan).root):  # it writes almost everything there
+        summary, problem = run_finalize(folder, plan, progress)
     return (), summary, problem
 
 

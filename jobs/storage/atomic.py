@@ -185,18 +185,21 @@ class GrowingFile:
         self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
+        with naming(self._path):
+            self._file.write(data)
 
     def flushed(self) -> Path:
         """Flush; returns the path under which the content so far can be read."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
         return self._temporary
 
     def publish(self) -> None:
         """Make the file durable under its final name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         self._temporary.replace(self._path)
         self._is_published = True
         fsync_folder(self._path.parent)

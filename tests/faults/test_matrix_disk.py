@@ -95,6 +95,22 @@ def test_a_destination_that_fills_up_is_reported_and_resume_continues_once_there
     _check(here)
 
 
+@pytest.mark.parametrize("output", ["webdataset", "zip"])
+def test_a_destination_that_fills_up_while_it_is_packed_is_named(
+    scene: Stage, mounting: Shop, output: str
+) -> None:
+    here = scene(at=mounting)
+    _mounted(here, here.dest, "size=200k")
+    ended = here.launch("--output", output, rc=1)
+    said = " ".join(ended.out.split())
+    assert f"finalize task 0, at '{here.dest / '.incoming'}" in said
+    assert "no space left; free some space, then run `resume`" in said
+    mounting.do("mount", "-o", "remount,size=50m", here.dest)
+    kept = here.manifests()
+    here.resume()
+    assert here.manifests() == kept
+
+
 def test_a_destination_with_too_little_room_is_refused_with_what_is_needed_and_free(
     scene: Stage, mounting: Shop
 ) -> None:
