@@ -21,7 +21,7 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
     "--wait-s",
     metavar="SECONDS",
     help="How long to wait for the test job.",
-    type=click.FloatRange(min=1),
+    type=options.Number(min=1, max=86400),
     default=120.0,
 )
 @click.option(

@@ -208,7 +208,7 @@ _verification = options.stack(
     click.option(
         "--max-expansion",
         help="Maximum ratio of extracted to archived bytes (against archive bombs).",
-        type=options.Number(min=1),
+        type=options.Number(min=1, max=10**9),
         default=200.0,
     ),
     click.option(
@@ -248,7 +248,7 @@ _running = options.stack(
     click.option(
         "--connections",
         help="Number of connections for all downloads together.",
-        type=options.POSITIVE,
+        type=click.IntRange(1, 1000),
         default=8,
     ),
     click.option("--max-rate", help="Maximum bytes per second, such as 50M.", type=options.SIZE),
@@ -257,7 +257,7 @@ _running = options.stack(
         "stall_s",
         metavar="SECONDS",
         help="Seconds without data after which a connection is closed.",
-        type=options.Number(min=0.1),
+        type=options.Number(min=0.1, max=86400),
         default=60.0,
     ),
     click.option(

@@ -155,6 +155,6 @@ def _check_packs(name: str, output: Output) -> None:
 def _strip(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal():
-        raise UsageError("--strip-components takes auto or a number")
+    if not text.isdecimal() or len(text) > 3:
+        raise UsageError("--strip-components takes auto or a number from 0 to 999")
     return int(text)

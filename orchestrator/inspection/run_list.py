@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LOG_DIR = Path("logs")
 SCHEMA = 1
+_SHOWN = 5  # runs in a message
 _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
 
 
@@ -47,8 +48,10 @@ class Run(RunFolder):
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
     """The run with that id (a unique prefix is enough), folder or destination; None: the newest.
 
-    Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous.
+    Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous or empty.
     """
+    if run == "":
+        raise UsageError("the name of the run is empty; is a variable not set?")
     base = log_dir.expanduser().absolute()
     folder = _folder(run, base) if run else None
     if folder is not None:
@@ -57,8 +60,10 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
     if run:
         names = [name for name in names if name.startswith(run)]
         if len(names) > 1:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             raise UsageError(
-                f"several runs begin with {run}: {', '.join(names)}; give more characters"
+                f"several runs begin with {run}: {', '.join(names[:_SHOWN])}{more}; give more "
+                "characters"
             )
     if not names:
         which = f"run {run}" if run else "run"

@@ -108,7 +108,8 @@ def tail(path: Path, lines: int) -> list[str]:
             text = file.read().decode("utf-8", "backslashreplace")
     except OSError:
         return []
-    return list(deque((clean(line) for line in text.splitlines()), maxlen=lines))
+    last = min(lines, _TAIL_BYTES)
+    return list(deque((clean(line) for line in text.splitlines()), maxlen=last))
 
 
 def reason(path: Path) -> str:

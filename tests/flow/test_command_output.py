@@ -82,6 +82,12 @@ def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
     assert "download task 0" in done.run("logs", good, "shard-0001.tar.gz").out
     assert "no task has failed" in done.run("logs", good, "--failed").err
     assert "has no task nonsense" in done.run("logs", good, "nonsense", rc=2).err
+    assert done.run("logs", good, "-n", "9" * 20).out == done.run("logs", good).out
+
+
+@pytest.mark.parametrize("command", ["status", "resume", "cancel", "logs", "report"])
+def test_the_name_of_a_run_that_is_empty_is_not_the_newest_run(done: Cli, command: str) -> None:
+    assert "is a variable not set?" in done.run(command, "", rc=2).err
 
 
 def test_logs_of_a_task_alone_are_the_newest_runs(done: Cli) -> None:
@@ -247,8 +253,11 @@ SECRET = "hf_secret"
         (["--dest", "~nobody-of-that-name/x"], "home folder is unknown"),
         (["--dest", b"bad\xff"], "is not UTF-8"),
         (["--stall", "nan"], "not a finite number"),
-        (["--max-expansion", "inf"], "not a finite number"),
         (["--max-expansion", "0"], "not in the range"),
+        (["--max-expansion", "inf"], "not in the range"),
+        (["--stall", "1e308"], "not in the range"),
+        (["--connections", "9" * 20], "not in the range"),
+        (["--strip-components", "9" * 20], "a number from 0 to 999"),
         (["--url-list", "utf16"], "cannot be read as UTF-8"),
         (["--url-list", "gone"], "cannot be read: No such file or directory; check the path"),
         (["--local-path", "pipe"], "neither a file nor a folder"),
