@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -11,6 +12,7 @@ from typing import TypeVar
 from jobs import rlimits
 
 E = TypeVar("E", bound="OrchestrateError")
+_FORMS = re.compile(r"\[(.*?)\|(.*?)\]")
 MORE_MEMORY = "run `resume`, which on Slurm requests more; on one machine, free some memory before"
 
 
@@ -280,6 +282,12 @@ def as_storage_error(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os_error(error, doing=doing) from error
+
+
+def counted(number: int, words: str) -> str:
+    """``1 file``, ``2 files``; where a verb follows: ``[file is|files are]``."""
+    words = words if "[" in words else f"[{words}|{words}s]"
+    return f"{number} {_FORMS.sub(lambda forms: forms[1 if number == 1 else 2], words)}"
 
 
 def with_message(error: E, message: str) -> E:

@@ -24,6 +24,7 @@ from jobs.archives.base import (
     unsupported,
 )
 from jobs.archives.member_index import normalized
+from jobs.errors import counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
@@ -125,8 +126,8 @@ class Samples(Archive):
         """See ``Archive.part_warnings``."""
         if not self._without:
             return self._archive.part_warnings
-        what = "1 sample has" if self._without == 1 else f"{self._without} samples have"
-        fact = f"{what} no image and are published as files, such as {quoted(self._example)}"
+        what = counted(self._without, "[sample has no image and is|samples have no image and are]")
+        fact = f"{what} published as files, such as {quoted(self._example)}"
         return (*self._archive.part_warnings, fact)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from jobs.checks.base import WARNING
+from jobs.errors import counted
 
 _BOX = struct.Struct(">I4s")  # length with this header, type
 _LARGE = struct.Struct(">Q")
@@ -107,7 +108,8 @@ class Boxes:
         if missing := self._missing():
             return f"{self._format}: truncated: no {missing} box"
         if self._trailing or (self._walks and self._size > self._end):
-            return f"{WARNING}{self._format}: {self._size - self._end} bytes after the end"
+            trailing = counted(self._size - self._end, "byte")
+            return f"{WARNING}{self._format}: {trailing} after the end"
         return None
 
 

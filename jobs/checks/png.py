@@ -7,6 +7,7 @@ import struct
 from isal import isal_zlib
 
 from jobs.checks.base import WARNING
+from jobs.errors import counted
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">I4s")  # of a chunk: length, type
@@ -113,7 +114,7 @@ class Png:
             where = f"chunk {self._last.decode()}" if self._last else "the signature"
             return f"PNG: truncated in or after {where}"
         if self._trailing:
-            return f"{WARNING}PNG: {self._trailing} bytes after the end"
+            return f"{WARNING}PNG: {counted(self._trailing, 'byte')} after the end"
         return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.archives import nested
 from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import TARS
-from jobs.errors import ArchiveError, Cause
+from jobs.errors import ArchiveError, Cause, counted
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Fetched, Inner, Part, Plan, Shard, Span
@@ -95,8 +95,9 @@ class MemberCounts:
         if not self.packed:
             return []
         fact = (
-            f"{self.packed} files inside it stay packed, because archives in pieces, tables and "
-            f"some formats are not opened inside archives: {quoted(self.packed_example)}"
+            f"{counted(self.packed, '[file inside it stays|files inside it stay]')} packed, "
+            "because archives in pieces, tables and some formats are not opened inside archives: "
+            f"{quoted(self.packed_example)}"
         )
         return [fact + "; unpack the archive and launch with --local-path on the folder"]
 

@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jobs.errors import UnsafeMemberError
+from jobs.errors import UnsafeMemberError, counted
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
 from jobs.storage.safe_paths import (
     is_folder_itself,
@@ -220,10 +220,10 @@ class DuplicatePaths:
         lines = []
         if self.replaced:
             example = f", such as {quoted(self.example)}" if self.example else ""
-            lines.append(
-                f"{self.replaced} members were replaced by later ones with the same path{example}"
-            )
+            what = counted(self.replaced, "[member was|members were]")
+            lines.append(f"{what} replaced by later ones with the same path{example}")
         if self.cases:
             one, two = map(quoted, self.case_example)
-            lines.append(f"{self.cases} paths differ from another only in case: {one} and {two}")
+            what = counted(self.cases, "[path differs|paths differ]")
+            lines.append(f"{what} from another only in case: {one} and {two}")
         return lines

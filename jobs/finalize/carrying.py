@@ -20,7 +20,7 @@ from msgspec import structs
 
 from jobs.checks import records
 from jobs.checks.base import is_warning
-from jobs.errors import RunFolderError, VerificationError, fact_of
+from jobs.errors import RunFolderError, VerificationError, counted, fact_of
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
@@ -435,8 +435,8 @@ def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
             at += len(line)
     if seen != sum(counts):
         raise VerificationError(
-            f"{path} has {seen} records, but {RECEIPT} counts {sum(counts)} for its shards; launch "
-            "again with --overwrite"
+            f"{path} has {counted(seen, 'record')}, but {RECEIPT} counts {sum(counts)} for its "
+            "shards; launch again with --overwrite"
         )
     return [*cuts, at]
 

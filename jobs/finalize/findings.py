@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from jobs.errors import Cause
+from jobs.errors import Cause, counted
 from jobs.model import OnBadRecord
 from jobs.storage import atomic
 from jobs.storage.blocks import blocks
@@ -187,7 +186,7 @@ _WORDS = {
     FindingKind.DUPLICATE_ID: "[record has|records have] the same id as another",
     FindingKind.CASE: "[name differs from another|names differ from others] only in case "
     "or Unicode form",
-    FindingKind.WARNING: "[warning|warnings]",
+    FindingKind.WARNING: "warning",
     FindingKind.STRAY: "[file|files] that no part wrote [was|were] removed",
     FindingKind.RESERVED: "[file was left out: its name is|files were left out: their names are] "
     "reserved",
@@ -200,15 +199,14 @@ _WORDS = {
     FindingKind.NO_NEWLINE: "records [file does|files do] not end with a newline",
     FindingKind.KEPT_FIRST: "[path is in several archives; the first archive's file was kept|"
     "paths are in several archives; the first archive's files were kept]",
-    FindingKind.HINT: "[hint|hints]",
+    FindingKind.HINT: "hint",
     FindingKind.SAME: "[file is|files are] in two archives with the same content",
 }
-_CHOICE = re.compile(r"\[(.*?)\|(.*?)\]")
 
 
-def counted(kind: FindingKind, count: int) -> str:
+def in_words(kind: FindingKind, count: int) -> str:
     """ "3 images are damaged"."""
-    return f"{count} {_CHOICE.sub(lambda words: words[1 if count == 1 else 2], _WORDS[kind])}"
+    return counted(count, _WORDS[kind])
 
 
 def fails(kind: FindingKind, policy: OnBadRecord) -> bool:

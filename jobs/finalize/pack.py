@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs.errors import OrchestrateError, StorageError
+from jobs.errors import OrchestrateError, StorageError, counted
 from jobs.finalize import packed_shards
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placements, Rewrites
@@ -448,21 +448,17 @@ def _write_index(
 def lines_of_packed(packed: Packed) -> tuple[str, ...]:
     """The lines for the user about the shards, with the code that reads them."""
     what = (
-        _counted(packed.files or 0, "file")
+        counted(packed.files or 0, "file")
         if packed.samples is None
-        else _counted(packed.samples, "sample")
+        else counted(packed.samples, "sample")
     )
-    shards = f"{_counted(packed.count, 'shard')}, {' to '.join(packed.shards)}"
+    shards = f"{counted(packed.count, 'shard')}, {' to '.join(packed.shards)}"
     if registry.made(packed.shards[0]).single:
         shards = packed.shards[0]
     lines = [f"✓ Packed {what} into {shards}"]
     if packed.others:
         where = packed.others[0] if len(packed.others) == 1 else f"{len(packed.others)} tars"
         verb = "is" if packed.files_in_others == 1 else "are"
-        files = _counted(packed.files_in_others, "file")
+        files = counted(packed.files_in_others, "file")
         lines.append(f"! {files} that no record names {verb} in {where}")
     return (*lines, *(f"→ {code}" for code in packed.read))
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

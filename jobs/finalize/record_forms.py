@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from jobs.checks import records
+from jobs.errors import counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, extension
 
@@ -325,7 +326,7 @@ class _Table:
             if len(row) > len(self.columns):
                 raise FormError(
                     f"has {len(row)} fields in line {self._reader.line_num}, but "
-                    f"{len(self.columns)} columns in its first line"
+                    f"{counted(len(self.columns), 'column')} in its first line"
                 )
             if row:
                 missing = [None] * (len(self.columns) - len(row))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import structs
 
-from jobs.errors import Cause, OrchestrateError
+from jobs.errors import Cause, OrchestrateError, counted
 from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
 from jobs.finalize.context import FinalizeContext, Totals, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Conflict, check_all
@@ -60,9 +60,12 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
     is_repair = folder.receipt.exists()
     aim = "repaired" if is_repair else "published"
     total = len(plan.parts())
-    facts = [f"{len(parts)} of {total} parts are not extracted"]
+    all_parts = counted(total, "part")
+    facts = [f"{len(parts)} of {all_parts} {'is' if len(parts) == 1 else 'are'} not extracted"]
     if not_here:
-        facts.append(f"{len(not_here)} of {len(plan.shards)} shards are not downloaded")
+        verb = "is" if len(not_here) == 1 else "are"
+        all_shards = counted(len(plan.shards), "shard")
+        facts.append(f"{len(not_here)} of {all_shards} {verb} not downloaded")
     message = (
         f"{' and '.join(facts)} ({', '.join(names[shard] for shard in list(of_shards)[:_SHOWN])}"
         f"{', …' if len(of_shards) > _SHOWN else ''}); nothing was {aim} and nothing is lost; "
@@ -73,7 +76,7 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
             "; until then the published dataset is still damaged, and its receipt is withdrawn (a "
             f"copy is in {folder.receipt})"
         )
-    done = f"✗ {total - len(parts)} of {total} parts extracted: nothing was {aim}"
+    done = f"✗ {total - len(parts)} of {all_parts} extracted: nothing was {aim}"
     return Summary(lines=(*lines, done)), Problem(Cause.NOT_FETCHED, message)
 
 
@@ -304,7 +307,7 @@ def _check_counts(context: FinalizeContext) -> None:
     if context.pieces and not totals.records:
         findings.add(FindingKind.COUNT, f"{context.records_path} contains no record")
     elif context.pieces and not kept:
-        findings.add(FindingKind.COUNT, f"none of the {totals.records} records is valid")
+        findings.add(FindingKind.COUNT, f"none of {counted(totals.records, 'record')} is valid")
     if findings.counts[FindingKind.MISSING_IMAGE] and totals.nested_images and context.pieces:
         above = totals.nested_images.partition(f"/{layout.images}/")[0]
         hint = _strip_hint(context, above)
@@ -313,12 +316,12 @@ def _check_counts(context: FinalizeContext) -> None:
         for fact in context.unclear:
             findings.add(FindingKind.HINT, fact)
     for shard, number in sorted(totals.moved.items()):
-        fact = f"{number} images, such as {totals.moved_example[shard]}"
+        fact = f"{counted(number, 'image')}, such as {totals.moved_example[shard]}"
         findings.add(FindingKind.MOVED, fact, shard)
     if expected is not None and expected != kept:
         fact = (
-            f"{kept} records, but {expected} were expected (--expect-records); if all {kept} are "
-            f"there, run `resume` with --expect-records {kept}"
+            f"{counted(kept, 'record')}, but {expected} were expected (--expect-records); if all "
+            f"{kept} are there, run `resume` with --expect-records {kept}"
         )
         findings.add(FindingKind.COUNT, fact)
 

@@ -19,8 +19,8 @@ from jobs.finalize.findings import (
     PASSED,
     Finding,
     FindingKind,
-    counted,
     fails,
+    in_words,
 )
 from jobs.finalize.merge import Merged, WrittenManifest
 from jobs.finalize.pack import lines_of_packed
@@ -68,7 +68,7 @@ def lines_of(context: FinalizeContext) -> tuple[str, ...]:
         if count := context.findings.counts[kind]:
             bad = fails(kind, options.on_bad_record)
             failed |= bad
-            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(context, kind)}"
+            text = f"{'✗' if bad else '!'} {in_words(kind, count)}{_tail(context, kind)}"
             (lines if bad else warnings).append(text)
     if failed:
         return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
@@ -128,7 +128,7 @@ def problem_of(context: FinalizeContext) -> Problem | None:
     if not bad:
         return None
     first = context.findings.examples[bad[0]][0]
-    facts = ", ".join(counted(kind, context.findings.counts[kind]) for kind in bad)
+    facts = ", ".join(in_words(kind, context.findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
     remedy = _remedy(context, bad, cause, first)
     if context.findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
+from jobs.errors import Cause, SourceError, as_storage_error, counted, from_os_error
 from jobs.formats import magic
 from jobs.model import Options, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names
@@ -137,7 +137,8 @@ class LocalSource(LocalFiles):
         if not found.groups:
             left = {n: kind for n, kind in found.extras.items() if kind == file_names.LEFTOVERS}
             count = len(files) - len(left)
-            note = f"{where} is a dataset folder; its {count} files are copied unchanged"
+            files_are = counted(count, "[file is|files are]")
+            note = f"{where} is a dataset folder; its {files_are} copied unchanged"
             alone = replace(found, loose=(), extras=left)
             shards = shards_of(alone, tree=self._tree(self._root, files))
             return self._finished(alone, shards, self._root, note, *self._old_times())

@@ -15,6 +15,7 @@ from jobs.errors import (
     OrchestrateError,
     VerificationError,
     check_is_of_file,
+    counted,
     fact_of,
     from_os_error,
 )
@@ -232,7 +233,7 @@ def _report(
     if missing_lines:  # a share is missing, because the manifest's digest is right
         return _refused(
             path,
-            f"{missing_lines} of {receipt.manifest.files} files were not checked",
+            f"{missing_lines} of {counted(receipt.manifest.files, 'file')} were not checked",
             deep=deep,
             run_id=receipt.run_id,
         )
@@ -273,7 +274,10 @@ def _lines(
 ) -> tuple[str, ...]:
     lines = []
     if extra:
-        lines.append(f"! {extra} files in its folders are not in the manifest")
+        lines.append(
+            f"! {counted(extra, '[file in its folders is|files in its folders are]')} not in the "
+            "manifest"
+        )
     how = "all content read" if deep else "by name and size"
     if not found.bad:
         if receipt.layout.name != "files":
@@ -283,7 +287,7 @@ def _lines(
             lines.append(f"✓ Found {images} images")
         if receipt.verify == Verify.NONE.value:
             lines.append("! Images and records were never verified (--skip-verify)")
-        lines.append(f"✓ {found.files} files match {MANIFEST} ({how})")
+        lines.append(f"✓ {counted(found.files, '[file matches|files match]')} {MANIFEST} ({how})")
         lines.append("✓ Dataset verification passed!")
         return tuple(lines)
     for damage in found.damaged[:_SHOWN]:
@@ -293,7 +297,8 @@ def _lines(
             lines += _member_lines(path, damage.path)
     if found.bad > _SHOWN:
         lines.append(f"✗ … and {found.bad - _SHOWN} more")
-    lines.append(f"✗ Dataset verification failed for {found.bad} of {found.files} files ({how})")
+    files = counted(found.files, "file")
+    lines.append(f"✗ Dataset verification failed for {found.bad} of {files} ({how})")
     return tuple(lines)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import structs
 
-from jobs.errors import ClaimedError, EngineError, UsageError
+from jobs.errors import ClaimedError, EngineError, UsageError, counted
 from jobs.finalize import repair
 from jobs.model import (
     Cluster,
@@ -396,7 +396,7 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
     plan = state.plan
     if state.parts_left:
         raise UsageError(
-            f"{len(state.parts_left)} parts of run {folder.run_id} are not extracted yet; run "
+            f"{counted(len(state.parts_left), '[part is|parts are]')} not extracted yet; run "
             "`resume` first, and once more with another layout when all parts are extracted"
         )
     layout = plan.options.layout

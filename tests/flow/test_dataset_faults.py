@@ -649,7 +649,7 @@ def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: P
     summary, problem = run.finalize()
     assert not summary.published
     assert problem is not None
-    assert "none of the 4 records is valid" in problem.message
+    assert "none of 4 records is valid" in problem.message
 
 
 @pytest.mark.parametrize(("expected", "words"), COUNTS)

@@ -437,7 +437,7 @@ def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> No
     run = RunBuilder(made, options=Options(on_bad_record=OnBadRecord.DROP)).extracted(tmp_path)
     _, problem = run.finalize()
     assert problem is not None
-    assert "none of the 1 records is valid" in problem.message
+    assert "none of 1 record is valid" in problem.message
 
 
 def test_what_was_published_without_bad_records_can_be_repaired(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from jobs.archives.zip.entry import (
     check_local,
     unpacked,
 )
-from jobs.errors import ArchiveError, Cause
+from jobs.errors import ArchiveError, Cause, counted
 from jobs.model import Fetched, Format, Options, Part, Shard, Span
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import unsafe
@@ -84,7 +84,7 @@ class ZipArchive(Archive):
         count = self._directory.decoded
         if not count:
             return ()
-        what = "1 name is" if count == 1 else f"{count} names are"
+        what = counted(count, "[name is|names are]")
         fact = f"{what} not UTF-8 and decoded as {self._options.zip_encoding}"
         return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
 

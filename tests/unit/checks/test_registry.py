@@ -263,7 +263,7 @@ META = box(b"meta", bytes(4) + box(b"hdlr", b"x" * 24) + box(b"iloc", b"y" * 5))
         (HEIC + box(b"meta", bytes(4) + box(b"hdlr", size=99)) + b"x" * 99, "HEIC: damaged at"),
         (HEIC + bytes(80), "HEIC: damaged at byte 24"),
         (HEIC + META + box(b"mdat", b"p" * 50) + bytes(80), "warning: HEIC: 80 bytes after"),
-        (HEIC + META + box(b"mdat", b"p" * 50) + b"\n", "warning: HEIC: 1 bytes after"),
+        (HEIC + META + box(b"mdat", b"p" * 50) + b"\n", "warning: HEIC: 1 byte after"),
     ],
 )
 def test_the_boxes_of_a_picture_give_its_length(data: bytes, finding: str | None) -> None:

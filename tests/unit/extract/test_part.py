@@ -197,7 +197,7 @@ def test_of_two_members_with_one_path_the_last_counts_and_that_is_reported(run: 
     assert sorted((entry.path, entry.size) for entry in run.entries(ONLY)) == [("a", 3), ("b", 1)]
     assert (summary.files, summary.bytes) == (2, 4)
     assert summary.warnings == (
-        "1 members were replaced by later ones with the same path, such as 'a'",
+        "1 member was replaced by later ones with the same path, such as 'a'",
     )
 
 

@@ -390,7 +390,7 @@ def test_unfinished_parts_are_reported_and_nothing_is_lost(tmp_path: Path) -> No
     summary, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
-    assert "1 of 2 parts are not extracted and 1 of 2 shards are not downloaded" in problem.message
+    assert "1 of 2 parts is not extracted and 1 of 2 shards is not downloaded" in problem.message
     assert summary.lines == (
         "✗ shard-0001.tar: not downloaded",
         "✗ 1 of 2 parts extracted: nothing was published",

@@ -164,7 +164,7 @@ def test_unknown_files_are_reported(tmp_path: Path) -> None:
     report = check(run)
     assert report.ok
     assert report.extra == 1
-    assert report.lines[0] == "! 1 files in its folders are not in the manifest"
+    assert report.lines[0] == "! 1 file in its folders is not in the manifest"
 
 
 @pytest.mark.parametrize(
