@@ -28,19 +28,13 @@ from jobs.errors import (
 )
 from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
-from jobs.extract.paths import path_of
 from jobs.extract.targets import Container
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.storage import atomic, digest, latency
 from jobs.storage.blocks import read_range
-from jobs.storage.manifest import (
-    CarriedEntry,
-    ManifestWriter,
-    read_carried,
-    read_summary,
-)
+from jobs.storage.manifest import CarriedEntry, ManifestWriter, path_of, read_carried, read_summary
 from jobs.storage.safe_paths import Folders, quoted
 from jobs.storage.staging import Staging, own_names
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from jobs.archives.base import UNPACK, Archive, Member, MemberKind, unsupported
 from jobs.errors import UnsafeMemberError
-from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
 from jobs.storage.digest import Sums
+from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import quoted, safe_path, text_of, unsafe
 
 MOST_PENDING = 20_000  # links in memory until their targets are looked up

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from jobs.errors import UnsafeMemberError, counted
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
+from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import (
     is_folder_itself,
     is_ordinary,
@@ -169,11 +170,6 @@ def key_of(path: bytes) -> int:
 def _folded(path: bytes) -> bytes:
     text = path.decode("utf-8", "surrogateescape").casefold()
     return text.encode("utf-8", "surrogateescape")
-
-
-def path_of(entry: Entry) -> bytes:
-    """The bytes of an entry's path."""
-    return bytes.fromhex(entry.raw) if entry.raw is not None else entry.path.encode()
 
 
 @dataclass

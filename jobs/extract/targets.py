@@ -8,7 +8,6 @@ from pathlib import Path
 
 from jobs.archives.base import Member
 from jobs.extract.content import CheckedContent
-from jobs.extract.paths import path_of
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
 from jobs.outputs.files import (
     is_hole,
@@ -21,6 +20,7 @@ from jobs.outputs.files import (
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
 from jobs.storage.blocks import blocks, read_range
+from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 

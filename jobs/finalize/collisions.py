@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jobs.archives import nested
 from jobs.errors import OrchestrateError
-from jobs.finalize.context import FinalizeContext, bytes_of, key_of
+from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part, Shard
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
-from jobs.storage.manifest import read_manifest
+from jobs.storage.manifest import bytes_of, key_of, read_manifest
 
 _ByOrdinal = dict[int, Conflict]  # by the ordinal of the member in its archive
 _OVERWRITTEN = "another archive has overwritten one of its files"

@@ -13,51 +13,20 @@ from typing import TypeVar
 
 from jobs.finalize.findings import Findings
 from jobs.finalize.record_forms import FoundRecords
-from jobs.model import Entry, Part, Plan, Shard
+from jobs.model import Part, Plan, Shard
 from jobs.outputs import registry
 from jobs.runtime import forks
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage.manifest import PublishedFile
+from jobs.storage.manifest import bytes_of
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 
 T = TypeVar("T")
 FEW = 20_000  # files, up to which one process does everything
 _MOST_WORKERS = 8
 _PIECES = 8  # of the work for each process, so that all end at about the same time
-
-
-def key_of(entry: Entry | PublishedFile) -> str:
-    """A path as text, unique for its bytes: those that are not UTF-8 follow in hex after a NUL."""
-    return entry.path if entry.raw is None else f"{entry.path}\0{entry.raw}"
-
-
-def key_of_bytes(path: bytes) -> str:
-    text, raw = text_of(path)
-    return text if raw is None else f"{text}\0{raw}"
-
-
-def keys_of_bytes(paths: Sequence[bytes]) -> list[str]:
-    """``key_of_bytes`` of each path; one call decodes them all where they are text."""
-    try:
-        keys = b"\n".join(paths).decode("utf-8").split("\n") if paths else []
-    except UnicodeDecodeError:
-        keys = []
-    return keys if len(keys) == len(paths) else [key_of_bytes(path) for path in paths]
-
-
-def bytes_of(key: str) -> bytes:
-    """The bytes of the path (inverse of ``key_of_bytes``)."""
-    text, nul, raw = key.partition("\0")
-    return bytes.fromhex(raw) if nul else text.encode("utf-8")
-
-
-def shown_key(key: str) -> str:
-    """The path for a message, quoted on one line."""
-    return quoted(bytes_of(key))
 
 
 @dataclass(frozen=True)

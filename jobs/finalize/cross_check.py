@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
-from jobs.finalize.context import shown_key
 from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
@@ -22,6 +21,7 @@ from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Layout, OnBadRecord, OnCollision, Verify
+from jobs.storage.manifest import shown_key
 from jobs.storage.safe_paths import quoted
 
 T = TypeVar("T")

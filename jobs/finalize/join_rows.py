@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from jobs.finalize.context import FinalizeContext, shown_key
+from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import folded
 from jobs.finalize.record_paths import transcribed, unified
 from jobs.model import Match, Verify
+from jobs.storage.manifest import shown_key
 from jobs.storage.safe_paths import quoted
 
 Rows = Mapping[int, Sequence[tuple[Any, ...]]]  # by ``JoinRow``

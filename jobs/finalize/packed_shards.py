@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs.finalize.context import FinalizeContext, bytes_of, key_of
+from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placement, Placements
 from jobs.finalize.merge import extracted_files
 from jobs.formats import pictures
 from jobs.model import Options, Part
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import blocks
-from jobs.storage.manifest import PublishedFile, read_published
+from jobs.storage.manifest import PublishedFile, bytes_of, key_of, read_published
 from jobs.storage.staging import Staging
 
 _WIDTH = 9  # digits of a key

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 
 from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error, with_message
-from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
-from jobs.storage.manifest import PublishedFile
+from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
 from jobs.storage.receipt import read_receipt
 from jobs.storage.safe_paths import quoted_few
 from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in

@@ -20,7 +20,6 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import RunFolderError
-from jobs.finalize.context import key_of
 from jobs.finalize.disk_partitions import Buckets
 from jobs.model import Entry, Part, Plan, shard_of
 from jobs.outputs import published_members
@@ -28,6 +27,7 @@ from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
     entry_blocks,
+    key_of,
     read_carried,
     read_lines,
     read_published,

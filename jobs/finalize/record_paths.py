@@ -18,10 +18,11 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
-from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
+from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.formats.pictures import is_named
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage import latency
+from jobs.storage.manifest import key_of_bytes
 from jobs.storage.safe_paths import quoted
 
 _PER_PIECE = 256  # sampled lines, at most, evenly spread over a piece

@@ -11,14 +11,14 @@ from itertools import accumulate, islice
 
 from jobs.archives import nested
 from jobs.errors import RunFolderError
-from jobs.finalize.context import FinalizeContext, Totals, key_of, keys_of_bytes
+from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.disk_partitions import Buckets
 from jobs.finalize.findings import Batch, FindingKind
 from jobs.finalize.join_rows import JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.storage import latency
-from jobs.storage.manifest import entry_blocks, read_summary
+from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_summary
 from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError, counted
 from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
-from jobs.finalize.context import FinalizeContext, Totals, bytes_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import FindingKind, Findings
@@ -31,6 +31,7 @@ from jobs.finalize.summary import lines_of, made_receipt, problem_of
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
+from jobs.storage.manifest import bytes_of, key_of_bytes
 from jobs.storage.receipt import read_receipt, read_receipt_head
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted

@@ -7,7 +7,7 @@ The manifest of a published dataset has no summary; the file of sums that sha256
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -18,6 +18,7 @@ from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
 from jobs.storage import atomic
 from jobs.storage.blocks import line_blocks
+from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import MANIFEST
 
 T = TypeVar("T")
@@ -141,6 +142,41 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
         return self.path if self.raw is None else os.fsdecode(bytes.fromhex(self.raw))
 
 
+def path_of(line: Entry | PublishedFile) -> bytes:
+    """The bytes of a line's path."""
+    return line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
+
+
+def key_of(line: Entry | PublishedFile) -> str:
+    """A path as text, unique for its bytes: those that are not UTF-8 follow in hex after a NUL."""
+    return line.path if line.raw is None else f"{line.path}\0{line.raw}"
+
+
+def key_of_bytes(path: bytes) -> str:
+    text, raw = text_of(path)
+    return text if raw is None else f"{text}\0{raw}"
+
+
+def keys_of_bytes(paths: Sequence[bytes]) -> list[str]:
+    """``key_of_bytes`` of each path; one call decodes them all where they are text."""
+    try:
+        keys = b"\n".join(paths).decode("utf-8").split("\n") if paths else []
+    except UnicodeDecodeError:
+        keys = []
+    return keys if len(keys) == len(paths) else [key_of_bytes(path) for path in paths]
+
+
+def bytes_of(key: str) -> bytes:
+    """The bytes of the path (inverse of ``key_of_bytes``)."""
+    text, nul, raw = key.partition("\0")
+    return bytes.fromhex(raw) if nul else text.encode("utf-8")
+
+
+def shown_key(key: str) -> str:
+    """The path for a message, quoted on one line."""
+    return quoted(bytes_of(key))
+
+
 def read_published(path: Path) -> Iterator[PublishedFile]:
     """The lines of a published manifest; raises ``OSError`` and ``msgspec.DecodeError``."""
     return chain.from_iterable(read_lines(path, PublishedFile))
@@ -222,7 +258,7 @@ def sums_are_right(path: Path, manifest: Path, algorithm: str, manifest_sha256: 
 
 
 def _sum_line(line: PublishedFile) -> bytes:
-    name = line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
+    name = path_of(line)
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     lead = b"\\" if escaped != name else b""
     return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"

@@ -24,7 +24,7 @@ from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import blocks
-from jobs.storage.manifest import sums_are_right
+from jobs.storage.manifest import bytes_of, sums_are_right
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
@@ -191,11 +191,10 @@ def _count_files(path: Path, receipt: Receipt) -> int:
     ours = {RECEIPT, MANIFEST, receipt.sums}
     count = 0
     for key in receipt.entries:
-        text, _, raw = key.partition("\0")
-        place = os.fsencode(path) + b"/" + (bytes.fromhex(raw) if raw else text.encode())
+        place = os.fsencode(path) + b"/" + bytes_of(key)
         if os.path.isdir(place):  # noqa: PTH112  # a path in bytes
             count += _count_below(place)
-        elif text not in ours:
+        elif key not in ours:
             count += os.path.lexists(place)
     return count
 
