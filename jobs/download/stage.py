@@ -244,26 +244,12 @@ class _Downloads:
 
         The archive of a completely extracted shard may have been deleted to free space.
         """
-        if fetched.carried is not None and fetched.carried.parts is None:
-            return _bytes_of(fetched)  # its files come from the published dataset
-        if not fetched.in_place and self._space.is_extracted(shard):
-            return _bytes_of(fetched)
-        # The archive of a compressed tar may be removed once its plain copy exists.
-        files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
-        sizes: tuple[int | None, ...] = (*fetched.sizes, None)
-        for path, size in zip(files, sizes, strict=False):
-            try:
-                status = Path(path).stat()
-            except OSError:
-                return None
-            if size is not None and status.st_size != size:
-                return None
-        changed = fetched.in_place and fetched.mtimes_ns != tuple(
-            Path(path).stat().st_mtime_ns for path in fetched.files
+        is_complete = (
+            (fetched.carried is not None and fetched.carried.parts is None)  # it is published
+            or (not fetched.in_place and self._space.is_extracted(shard))
+            or _is_unchanged(fetched)
         )
-        if changed:
-            return None
-        return _bytes_of(fetched)
+        return _bytes_of(fetched) if is_complete else None
 
     def _put_away(self, shard: Shard) -> None:
         """Move the ``Fetched`` of a missing archive away, to compare the next download with it.
@@ -362,6 +348,19 @@ def _damaged_shards(folder: RunFolder, *, before: int) -> frozenset[str]:
         for item in result.items
         if item.problem is not None and item.problem.cause is Cause.BAD_ARCHIVE
     )
+
+
+def _is_unchanged(fetched: Fetched) -> bool:
+    """Whether the files are there as they were, with the plain copy of a compressed tar."""
+    try:
+        found = [Path(path).stat() for path in fetched.files]
+        if fetched.plain is not None:
+            Path(fetched.plain).stat()
+    except OSError:
+        return False
+    if fetched.in_place and tuple(each.st_mtime_ns for each in found) != fetched.mtimes_ns:
+        return False
+    return tuple(each.st_size for each in found) == fetched.sizes
 
 
 def _bytes_of(fetched: Fetched) -> int:
