@@ -312,38 +312,16 @@ def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
 
 def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
     """What a resume will do; ``waits``: until the run has ended."""
-    step = planned.step
     if planned.damage is not None:
-        packs = planned.state.plan.options.packs
-        fact = "Resume repairs it by extracting the damaged parts again."
-        if packs:
-            fact += " The members of all others are copied from the published shards."
-        if planned.damage.is_blind:
-            fact = "Resume repairs it. "
-            if packs:
-                fact = (
-                    f"Without {MANIFEST} no member of the published shards can be used again: "
-                    "resume extracts all archives again, and downloads those that are gone. "
-                )
-            fact += (
-                "After that the files are checked."
-                if planned.is_local or waits
-                else "The files could not be checked: run `resume --deep` again after that."
-            )
-        return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
-    if not step.tasks:
-        if planned.state.status is RunStatus.DONE and planned.state.remark:
-            return [f"There is nothing to do: {planned.state.remark}."]
-        checked = (
-            "all its content was checked"
-            if planned.request.deep
-            else "all its files have the right sizes (`resume --deep` checks all content too)"
+        fact = _repair(
+            blind=planned.damage.is_blind,
+            packs=planned.state.plan.options.packs,
+            checks=planned.is_local or waits,
         )
-        words = {
-            RunStatus.DONE: f"The dataset is published, and {checked}; there is nothing to do.",
-            RunStatus.RUNNING: "The run is still active; there is nothing to resume. See `status`.",
-        }
-        return [words.get(planned.state.status, "There is nothing to do.")]
+        return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
+    step = planned.step
+    if not step.tasks:
+        return [_nothing_to_do(planned)]
     work = [f"{units.plural(step.shards, 'shard')} to download"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
     work += ["pack"] if any(task.stage is Stage.PACK for task in step.tasks) else []
@@ -359,6 +337,37 @@ def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
     if step.temp_limit is not None and step.shards:
         lines.append(f"  archives: at most {units.size(step.temp_limit)} stored at a time")
     return [*lines, *(f"  {note}" for note in step.notes)]
+
+
+def _repair(*, blind: bool, packs: bool, checks: bool) -> str:
+    """How a resume repairs; ``blind``: nothing is known of the files, so it ``checks`` them then."""
+    if not blind:
+        fact = "Resume repairs it by extracting the damaged parts again."
+        copied = " The members of all others are copied from the published shards."
+        return fact + copied if packs else fact
+    fact = "Resume repairs it. "
+    if packs:
+        fact = (
+            f"Without {MANIFEST} no member of the published shards can be used again: resume "
+            "extracts all archives again, and downloads those that are gone. "
+        )
+    if checks:
+        return f"{fact}After that the files are checked."
+    return f"{fact}The files could not be checked: run `resume --deep` again after that."
+
+
+def _nothing_to_do(planned: Resumable) -> str:
+    status, remark = planned.state.status, planned.state.remark
+    if status is RunStatus.RUNNING:
+        return "The run is still active; there is nothing to resume. See `status`."
+    if status is not RunStatus.DONE:
+        return "There is nothing to do."
+    if remark:
+        return f"There is nothing to do: {remark}."
+    checked = "all its files have the right sizes (`resume --deep` checks all content too)"
+    if planned.request.deep:
+        checked = "all its content was checked"
+    return f"The dataset is published, and {checked}; there is nothing to do."
 
 
 def resume_json(planned: Resumable) -> None:
