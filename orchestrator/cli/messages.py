@@ -340,7 +340,7 @@ def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
 
 
 def _repair(*, blind: bool, packs: bool, checks: bool) -> str:
-    """How a resume repairs; ``blind``: nothing is known of the files, so it ``checks`` them then."""
+    """How a resume repairs; ``blind``: nothing is known of the files, unless it ``checks`` them."""
     if not blind:
         fact = "Resume repairs it by extracting the damaged parts again."
         copied = " The members of all others are copied from the published shards."
