@@ -107,7 +107,10 @@ class UrlSource(RemoteSource):
             except SourceError as error:
                 return error
             if probe.size == 0:
-                return SourceError(f"{redact(address.url)} is an empty file; contact its publisher")
+                return SourceError(
+                    f"{redact(address.url)}: the file is empty; contact its publisher, or launch "
+                    "without this address"
+                )
             return probe
 
         answers = background.map_interruptible(ask, self._addresses, _PARALLEL)

@@ -22,7 +22,7 @@ from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes, progress
 from orchestrator.cli.options import OutputMode
 from orchestrator.display import status_screen, terminal
-from orchestrator.inspection import run_list, status_json
+from orchestrator.inspection import metrics, pending_reasons, run_list, status_json
 from orchestrator.inspection.state import RunState, RunStatus
 
 DRY_RUN = "Dry run: nothing was submitted or written."
@@ -321,7 +321,7 @@ def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     step = planned.step
     if not step.tasks:
-        return [_nothing_to_do(planned)]
+        return [_nothing_to_do(planned), *_stuck(planned.state)]
     work = [f"{units.plural(step.shards, 'shard')} to download"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
     work += ["pack"] if any(task.stage is Stage.PACK for task in step.tasks) else []
@@ -368,6 +368,15 @@ def _nothing_to_do(planned: Resumable) -> str:
     if planned.request.deep:
         checked = "all its content was checked"
     return f"The dataset is published, and {checked}; there is nothing to do."
+
+
+def _stuck(state: RunState) -> list[str]:
+    """What a run waits for that never ends by itself, such as a job that is held."""
+    return [
+        f"  {group.stage.value} waits: {pending_reasons.explain(group.reason, group.job_ids)}"
+        for group in metrics.waiting(state, utc_now())
+        if pending_reasons.will_never_start(group.reason)
+    ]
 
 
 def resume_json(planned: Resumable) -> None:

@@ -326,6 +326,7 @@ def test_a_job_that_does_not_start_says_why_and_what_to_do(
         [waiting] = [w for w in site.status()["waiting"] if w["stage"] == "download"]
         assert waiting["reason"] == "JobHeldUser"
         assert "scontrol release" in site.cli.run("status").out
+        assert "scontrol release" in site.cli.run("resume").err
         site.slurm.run("scontrol", "release", *site.status()["jobs"], check=True)
     site.check_published(tmp_path / "data", pages)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -205,6 +206,13 @@ class Queue:
         except EngineError as error:
             log.info("no accounting: %s", error.message)
             return None
+
+    def end_command(self, ids: Sequence[str], names: Sequence[str]) -> str:
+        """The command line that cancels jobs."""
+        at = ["-M", self._way.at] if self._way.at else []
+        by_name = [["scancel", *at, f"--name={name}"] for name in names]
+        by_id = [["scancel", *at, *ids]] if ids else []
+        return "; ".join(shlex.join(words) for words in (*by_id, *by_name))
 
     def end(self, ids: Sequence[str]) -> None:
         """Cancel jobs; ``EngineError`` if Slurm refuses."""

@@ -298,6 +298,18 @@ class SlurmEngine:
         """See ``base.Engine``; cancels only jobs of this run that are in the queue."""
         if not job_ids and not names:
             return
+        try:
+            self._end(folder, job_ids, names)
+        except KeyboardInterrupt:
+            log.warning(
+                "interrupted before all jobs were cancelled: %s may still be in Slurm's queue; to "
+                "cancel them, run: %s",
+                ", ".join([*job_ids, *names]),
+                self._queue.end_command(job_ids, names),
+            )
+            raise
+
+    def _end(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str]) -> None:
         known = self._targets(folder, job_ids, names)
         if not known and self._way.doubt:
             raise OtherClusterError(self._way.doubt)

@@ -143,7 +143,7 @@ def test_a_file_of_unknown_size_is_downloaded_whatever_its_size(
 
 def test_an_empty_archive_is_reported_at_launch(web: FaultyServer) -> None:
     web.put("/x.tar.gz", b"")
-    with pytest.raises(SourceError, match="empty file"):
+    with pytest.raises(SourceError, match="is empty; contact its publisher, or launch without"):
         opened(SourceKind.URL, web.url("/x.tar.gz"))
 
 

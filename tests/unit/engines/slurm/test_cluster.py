@@ -263,3 +263,14 @@ def test_the_next_jobs_go_where_the_last_went_unless_the_user_chooses(
     monkeypatch.setenv("SLURM_CLUSTERS", env)
     assert cluster_after(ALPHA) == next_
     assert cluster_after(None) is None
+
+
+def test_an_interrupt_while_jobs_are_cancelled_names_them_and_the_command(
+    shell: Shell, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = f"echo '{row(RUN.run_id)}'"
+    shell(scontrol=controller(ALPHA), squeue=rows, scancel="kill -INT $PPID; sleep 0.1")
+    with pytest.raises(KeyboardInterrupt):
+        SlurmEngine(ALPHA).cancel(RUN, ["7"], ["lab a"])
+    assert "7, lab a may still be in Slurm's queue" in caplog.text
+    assert "run: scancel 7; scancel '--name=lab a'" in caplog.text
