@@ -75,6 +75,8 @@ class DownloadState:
             known = None
         if known is not None and self.published_size not in (None, known.size):
             known = None
+        if known is not None and known.size is None:
+            known = None  # only a response that is complete shows whether everything is here
         if known is None:
             self.partial.start_over()
         else:
@@ -188,7 +190,7 @@ class DownloadState:
 
     def finish(self) -> Received:
         """Verify the complete file and rename it."""
-        size = self.partial.total if self.size is None else self.size
+        assert self.size is not None  # a complete response shows it
         self._check_head(is_complete=True)
         self._report()
         digests = self.hashing().finish()
@@ -200,7 +202,7 @@ class DownloadState:
                     "file that is larger than --temp-limit; run `resume` with a larger one",
                     cause=Cause.TOO_LARGE,
                 )
-            late = RunningHash(self.partial, want, size)
+            late = RunningHash(self.partial, want, self.size)
             digests = late.finish()
         if want is not None and digests[want.algorithm] != want:
             raise StartOver(
@@ -212,8 +214,8 @@ class DownloadState:
             )
         if self._arrivals is not None:
             self._arrivals.finish()  # readers need not wait until it is durable
-        self.partial.finish(size)
-        return Received(size, digests["sha256"], verified=want is not None)
+        self.partial.finish(self.size)
+        return Received(self.size, digests["sha256"], verified=want is not None)
 
     def start_over(self, reason: StartOver) -> None:
         """Discard all bytes; raises the reason's error if that happened too often."""

@@ -256,7 +256,7 @@ class RangeRequest:
             )
         if state.digest is None:
             state.digest = published_digest(reply.headers, is_complete=reply.status == 200)
-        if state.partial.identity is None and size is not None and not self._is_coded(reply):
+        if state.partial.identity is None and not self._is_coded(reply):
             state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
         state.responses += 1
         self._on_response(size, not self._streaming)

@@ -67,7 +67,10 @@ class RangeScheduler:
     # Pieces -----------------------------------------------------------------------------
 
     def _take(self, *, leads: bool) -> Range | None:
-        """The next range; None once the file is complete. Waits while others may return ranges."""
+        """The next range; None once the file is complete. Waits while others may return ranges.
+
+        Raises ``NoRanges`` if the server reports no size.
+        """
         with self._changed:
             while True:
                 self.shared.check(self.is_done)
@@ -84,6 +87,8 @@ class RangeScheduler:
                     self._working += 1
                     return piece
                 if piece is None and not self._working:
+                    if self.state.size is None:
+                        raise NoRanges  # only the end of a complete response shows the size
                     return None
                 self._changed.wait(0.1)
 

@@ -30,6 +30,7 @@ from jobs.transfer.responses import RetryLater, Validator, refused
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
+from tests.support.servers.faults import Fault
 from tests.support.servers.webserver import FaultyServer
 from tests.support.servers.wire import Answer, Request, file_answer
 
@@ -247,11 +248,26 @@ def test_another_number_of_bytes_than_was_published_is_not_taken(
     assert not (tmp_path / "out").exists()
 
 
-def test_chunks_that_end_early_are_no_end_of_the_file(web: FaultyServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranges", "cut"), [(True, MB), (False, 9 * MB)], ids=["ranges", "no ranges"]
+)
+def test_chunks_that_end_early_are_no_end_of_the_file(
+    web: FaultyServer, tmp_path: Path, ranges: bool, cut: int
+) -> None:
     web.put(PATH, DATA)
-    web.fail(PATH, faults.no_length("chunked"))
-    web.fail(PATH, faults.cut_after(MB, 3))
+    web.fail(PATH, faults.no_length("chunked") & Fault(None, ignore_range=not ranges))
+    web.fail(PATH, faults.cut_after(cut, 3))
     assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
+def test_a_file_of_unknown_size_that_is_replaced_midway_is_never_mixed(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA[: 9 * MB] + bytes(MB))
+    web.fail(PATH, faults.no_length("chunked") & faults.ignore_range(None))
+    web.fail(PATH, faults.cut_after(9 * MB), faults.changed(DATA[:MB] + DATA))
+    assert fetch(web.url(PATH), tmp_path / "out").size == len(DATA) + MB
+    assert (tmp_path / "out").read_bytes() == DATA[:MB] + DATA
 
 
 def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> None:
