@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.errors import SourceError
+from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.download_state import DownloadState
 from jobs.transfer.ordered_bytes import Listener
@@ -77,14 +78,13 @@ class Transfer(TransferSession):
                 state.resolve(), headers, name=state.name, check=self.progress.check
             )
             with contextlib.closing(reply), self.watched(reply, lambda: False):
-                while reply.status in (200, 206) and len(head) < len(state.head):
-                    data = reply.read(len(state.head) - len(head))
-                    if not data or encoding(reply.headers) or is_page(reply.headers):
-                        break
+                is_file = reply.status in (200, 206) and not encoding(reply.headers)
+                while is_file and (data := reply.read(len(state.head) - len(head))):
                     head += data
         except (RetryLater, SourceError, *CONNECTION_ERRORS):
             return
-        state.compare_head(head)
+        if state.may_be_page or not magic.is_page(head, labelled=is_page(reply.headers)):
+            state.compare_head(head)
 
     def _bring(self, state: DownloadState) -> None:
         """Download all bytes, in ranges if the server supports them correctly."""
