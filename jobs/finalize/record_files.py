@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted, sample_key
 
 _SHOWN = 3  # of these in a message
+_CHECKED = 64 << 20  # bytes; of larger files the first record is not read for a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
 _SMALL = 1 << 20  # bytes of a records file, at most, for which a thread reads ahead
 _MOST = 10_000  # records files among the data, at most
@@ -85,7 +86,7 @@ class _OtherFiles:
             self._last, self._last_key = raw, key
         return lower.endswith(magic.RECORDS) and len(self.likely) <= _FEW
 
-    def message(self, names: tuple[str, ...]) -> str:
+    def message(self, names: tuple[str, ...], names_images: Callable[[_DataFile], bool]) -> str:
         """The message that none of ``names`` exists, with a remedy."""
         *others, last = names
         either = f"{', '.join(others)} or " if others else ""
@@ -96,8 +97,12 @@ class _OtherFiles:
         elif 0 < len(self.likely) <= _FEW:
             files = [first for first, *_ in self.likely.values()]
             files.sort(key=lambda file: (-file.entry.size, file.path))
-            largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
-            fact += f"; if the records are in {largest}, run `resume` with --records-file"
+            usable = [f for f in files if f.entry.size > _CHECKED or names_images(f)]
+            if usable:
+                largest = " or ".join(quoted(file.path) for file in usable[:_SHOWN])
+                fact += f"; if the records are in {largest}, run `resume` with --records-file"
+            else:
+                fact += f"; the first record of {quoted(files[0].path)} names no image"
         elif self._table and self._is_packed:
             fact += (
                 f"; the table {quoted(self._table)} provides none, because it is inside an archive "
@@ -347,7 +352,8 @@ def _choose(context: FinalizeContext) -> list[_DataFile]:
             context.findings.add(FindingKind.WARNING, fact, only.part.shard)
             files = [only, *copies]
     if not files:
-        problem = f"{others.message(names)}; {context.without_records}"
+        fact = others.message(names, partial(_names_images, context))
+        problem = f"{fact}; {context.without_records}"
     elif len(files) > _MOST:
         problem = (
             f"there are {len(files)} files named {files[0].name}, too many to merge; run `resume` "
