@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -172,20 +172,25 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         why_local=choice.why_local,
         carry=carry(planned) if carry else None,
     )
+    return _with_limit(made, source.notes())
+
+
+def _with_limit(made: Planned, notes: Sequence[str]) -> Planned:
+    """``made`` with a limit of the stored archives; ``notes``: on the source, before all others."""
+    planned, request = made.plan, made.request
     here = request.download_on == "login"  # nobody expects extraction there
     limit = space.choose_limit(planned, request.temp_limit, made.left, automatic=not here)
     chosen = space.limit_note(planned, limit, request.temp_limit, made.left)
     if chosen and request.download_tasks > 1:
         chosen += "; so there is one download task"
-    notes = preflight.notes(
+    found = preflight.notes(
         planned,
         made.folder.path,
-        on_slurm=not choice.is_local,
+        on_slurm=not made.is_local,
         sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
         download_here=here,
     )
-    notes = [*source.notes(), *notes, *filter(None, [chosen])]
-    return replace(made, temp_limit=limit, notes=tuple(notes))
+    return replace(made, temp_limit=limit, notes=(*notes, *found, *filter(None, [chosen])))
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:

@@ -85,22 +85,6 @@ def _parameters(
 ) -> dict[str, Any]:
     """The parameters for submitit; ``parallel``: tasks of this array at a time."""
     requested = spec.resources
-    additional: dict[str, Any] = {
-        # The working folder is first on sys.path, so it must not be a folder with the user's code.
-        "chdir": spec.run_dir,
-        "requeue": True,
-        "signal": _signal(requested.time_min),
-    }
-    if requested.mem_mb is not None:
-        additional["mem"] = f"{requested.mem_mb}M"
-    if requested.reservation is not None:
-        additional["reservation"] = requested.reservation
-    waits = [":".join([after.kind, *after.job_ids])] if after is not None else []
-    waits += [f"afterany:{after_array}"] if after_array is not None else []
-    if waits:
-        additional["dependency"] = ",".join(waits)
-        # Otherwise jobs whose afterok can never be satisfied, and finalize, would wait forever.
-        additional["kill-on-invalid-dep"] = "yes"
     return {
         "job_name": spec.name,
         "time": requested.time_min,
@@ -125,8 +109,30 @@ def _parameters(
             "--export=ALL",
             *_container(requested),
         ],
-        "additional_parameters": additional,
+        "additional_parameters": _additional(spec, after, after_array),
     }
+
+
+def _additional(spec: JobSpec, after: Dependency | None, after_array: str | None) -> dict[str, Any]:
+    """The parameters that submitit passes on to sbatch as they are."""
+    requested = spec.resources
+    additional: dict[str, Any] = {
+        # The working folder is first on sys.path, so it must not be a folder with the user's code.
+        "chdir": spec.run_dir,
+        "requeue": True,
+        "signal": _signal(requested.time_min),
+    }
+    if requested.mem_mb is not None:
+        additional["mem"] = f"{requested.mem_mb}M"
+    if requested.reservation is not None:
+        additional["reservation"] = requested.reservation
+    waits = [":".join([after.kind, *after.job_ids])] if after is not None else []
+    waits += [f"afterany:{after_array}"] if after_array is not None else []
+    if waits:
+        additional["dependency"] = ",".join(waits)
+        # Otherwise jobs whose afterok can never be satisfied, and finalize, would wait forever.
+        additional["kill-on-invalid-dep"] = "yes"
+    return additional
 
 
 def _signal(time_min: int) -> str:
