@@ -253,6 +253,7 @@ def _value(extension: str, data: bytes) -> bytes:
         return b'"' + b" ".join(data.splitlines()) + b'"'
     if _kind(extension) in _JSON:
         return json_text.on_one_line(text.strip()).encode()
-    if _kind(extension) in _NUMBERS and text.strip().isdecimal():
-        return str(int(text)).encode()
+    digits = text.strip()
+    if _kind(extension) in _NUMBERS and digits.isascii() and digits.isdecimal():
+        return (digits.lstrip("0") or "0").encode()  # of any length
     return json.dumps(text, ensure_ascii=False).encode()

@@ -13,13 +13,13 @@ from functools import cached_property
 
 from jobs.formats import magic
 
-_OF = re.compile(r"^[._-]?of[._-]?(\d+)", re.IGNORECASE)  # after a mark: the number of pieces
+_OF = re.compile(r"^[._-]?of[._-]?(\d{1,18})", re.IGNORECASE)  # after a mark: the number of pieces
 _TOTAL = re.compile(r"\d[._-]?of[._-]?$", re.IGNORECASE)  # before that number
 _WORD = re.compile(
     r"(?:part|(?:^|[._ -])(?:chunk|piece|split|segment|seg|slice|vol|volume))$", re.IGNORECASE
 )
 _SEPARATORS = "._- "
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d{1,1000}")  # Python converts at most 4,300 to an integer
 _SPANNED = re.compile(r"(?P<stem>.+)\.z(?P<mark>\d{2,3})", re.IGNORECASE)
 _MOST_MARK = 4  # letters in a mark, at most
 _FEWEST_HEX = 11  # pieces; with fewer, hexadecimal and decimal marks are the same

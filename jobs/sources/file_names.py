@@ -27,7 +27,7 @@ _OF_THE_HUB = ".cache/huggingface/"  # files of the Hub's client in a download f
 _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
 _PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
 _GIT = re.compile(r"(^|/)\.git(/|$|attributes$|ignore$|modules$)")
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"(\d{1,1000})")  # Python converts at most 4,300 to an integer
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_NAME = 60  # characters of a name in an id, at most; the id is used in file names
 _NEAR = 3  # names in a message, at most
@@ -47,7 +47,7 @@ _ALGORITHM = re.compile(r"md5|sha\d+|b3", re.IGNORECASE)  # in the name of a lis
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key with ``part2`` before ``part10``, and numbers before text."""
     pieces = _DIGITS.split(name)
-    return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in pieces if p)
+    return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in pieces if p)
 
 
 def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from jobs.transfer.target import origin_of, redact
 
 MOST = 100_000  # addresses, at most; more are a mistake
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})(?:\.\.(\d{1,18}))?")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
 _HUB_PAGE = re.compile(r"/(?:datasets/|spaces/)?[^/]+/[^/]+(?:/(?:tree|viewer)(?:/.*)?)?/?")

@@ -26,7 +26,7 @@ def backoff_s(failures: int, base_s: float) -> float:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds in ``Retry-After`` (RFC 9110, 10.2.3), or until a spent rate limit is reset."""
     value = headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
         return float(value)
     if value:
         until = _date_s(value)
@@ -46,7 +46,7 @@ def rate_limit_s(headers: Mapping[str, str]) -> float | None:
     field = headers.get("RateLimit", "")
     waits = [
         float(match["t"])
-        for match in re.finditer(r"r=(?P<r>\d+)\s*;\s*t=(?P<t>\d+)", field)
+        for match in re.finditer(r"r=(?P<r>\d{1,18})\s*;\s*t=(?P<t>\d{1,9})", field)
         if int(match["r"]) == 0
     ]
     if waits:
@@ -54,7 +54,7 @@ def rate_limit_s(headers: Mapping[str, str]) -> float | None:
     for prefix in ("", "X-"):
         left = headers.get(f"{prefix}RateLimit-Remaining", "").strip()
         reset = headers.get(f"{prefix}RateLimit-Reset", "").strip()
-        if left == "0" and re.fullmatch(r"\d+(\.\d+)?", reset):
+        if left == "0" and re.fullmatch(r"\d{1,12}(\.\d+)?", reset):
             seconds = float(reset)
             return max(0.0, seconds - time.time()) if seconds > 1e9 else seconds
     return None

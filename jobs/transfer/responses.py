@@ -114,7 +114,8 @@ class ContentRange:
 def content_range(headers: Mapping[str, str]) -> ContentRange | None:
     """The parsed field; None if it is missing or invalid."""
     match = re.fullmatch(
-        r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", "").strip()
+        r"bytes\s+(?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)",
+        headers.get("Content-Range", "").strip(),
     )
     if not match:
         return None
@@ -131,7 +132,7 @@ def content_range(headers: Mapping[str, str]) -> ContentRange | None:
 def content_length(headers: Mapping[str, str]) -> int | None:
     """The announced length of the body in bytes; None if there is none."""
     text = headers.get("Content-Length", "").strip()
-    return int(text) if re.fullmatch(r"\d+", text) else None
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
 
 
 def encoding(headers: Mapping[str, str]) -> str:

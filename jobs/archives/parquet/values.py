@@ -1,7 +1,9 @@
-"""Converts a column to Python values; nanoseconds, which Python cannot represent, to text.
+"""Converts a column to Python values, which become JSON; what is not exact there, to text.
 
-pyarrow converts nanoseconds to other values if pandas is installed, and refuses them otherwise.
-What its exceptions mean is here too: damage, or something that this pyarrow does not support.
+That is nanoseconds, which Python cannot represent, and an offset from UTC with seconds, as time
+zones had until about 1970: msgspec omits the seconds. pyarrow converts nanoseconds to other values
+if pandas is installed, and refuses them otherwise. What its exceptions mean is here too: damage, or
+something that this pyarrow does not support.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ def contains(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
 
 
 def python_values(column: pa.Array) -> list[Any]:
-    """The column's values; a time or duration with a fraction of a microsecond as ISO 8601 text."""
+    """The column's values; times and durations that would not stay exact as ISO 8601 text."""
     import pyarrow as pa
 
     kind = column.type
-    if not contains(kind, _has_nanoseconds):
+    if not contains(kind, _may_need_text):
         return column.to_pylist()  # type: ignore[no-any-return]
     if isinstance(kind, pa.BaseExtensionType):
         return python_values(column.storage)
@@ -91,6 +93,12 @@ def _maps(column: pa.Array) -> list[Any]:
     ]
 
 
+def _may_need_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return _has_nanoseconds(kind) or (pa.types.is_timestamp(kind) and kind.tz is not None)
+
+
 def _has_nanoseconds(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
@@ -102,6 +110,8 @@ def _times(column: pa.Array) -> list[Any]:
     import pyarrow as pa
 
     kind = column.type
+    if not _has_nanoseconds(kind):
+        return list(map(_exact, column.to_pylist()))
     if pa.types.is_timestamp(kind):
         whole = pa.timestamp("us", kind.tz)
     else:
@@ -109,9 +119,15 @@ def _times(column: pa.Array) -> list[Any]:
     nano = column.cast(pa.int64()).to_pylist()
     micro = pa.array([None if at is None else at // 1000 for at in nano], pa.int64())
     return [
-        _with_nanoseconds(value, at) if at is not None and at % 1000 else value
+        _with_nanoseconds(value, at) if at is not None and at % 1000 else _exact(value)
         for value, at in zip(micro.cast(whole).to_pylist(), nano, strict=True)
     ]
+
+
+def _exact(value: Any) -> Any:
+    """``value``; a time whose offset from UTC has seconds as text."""
+    offset = value.utcoffset() if isinstance(value, datetime) else None
+    return value.isoformat() if offset and offset % timedelta(minutes=1) else value
 
 
 def _with_nanoseconds(value: datetime | time | timedelta, nano: int) -> str:

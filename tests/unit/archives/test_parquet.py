@@ -50,6 +50,9 @@ def written(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+KOLKATA = Path("/usr/share/zoneinfo/Asia/Kolkata")
+
+
 def images(data: Sequence[bytes | None]) -> pa.Array:
     rows = [None if one is None else {"bytes": one, "path": f"{n}.x"} for n, one in enumerate(data)]
     return pa.array(rows, IMAGE)
@@ -547,9 +550,19 @@ def test_times_keep_their_nanoseconds(tmp_path: Path, written: Callable[..., Pat
             [[["a", "PT0.000000001S"], ["b", None]], None, [], [["c", "PT0.000000001S"]]],
             id="map",
         ),
+        *(
+            pytest.param(
+                [[None, -2_524_521_600 * second, 0]],
+                pa.list_(pa.timestamp(unit, "Asia/Kolkata")),
+                [[None, "1890-01-01T05:21:10+05:21:10", "1970-01-01T05:30:00+05:30"]],
+                marks=pytest.mark.skipif(not KOLKATA.exists(), reason="no zones here"),
+                id=f"an offset with seconds, {unit}",
+            )
+            for unit, second in (("s", 1), ("us", 10**6), ("ns", 10**9))
+        ),
     ],
 )
-def test_nanoseconds_are_kept_in_every_type(
+def test_times_are_exact_in_every_type(
     tmp_path: Path, written: Callable[..., Path], values: list[Any], kind: pa.DataType, texts: Any
 ) -> None:
     column = pa.array(values, kind)

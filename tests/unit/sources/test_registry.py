@@ -14,7 +14,10 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Layout, Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
 from jobs.sources.base import LocalFiles, Source, SourceRequest
+from jobs.sources.families import families
+from jobs.sources.file_names import natural_key
 from jobs.sources.registry import open_source
+from jobs.sources.url_lists import expand_braces
 from jobs.transfer import responses
 from tests.support.servers import faults
 from tests.support.servers.hubserver import HubServer
@@ -638,6 +641,14 @@ def test_ids_have_the_folders_in_which_archives_differ(
 ) -> None:
     root = make(tmp_path / "d", {name: GZ if name.endswith("tar") else b"x" for name in files})
     assert [shard.id for shard in opened(SourceKind.LOCAL, root).shards()] == ids
+
+
+def test_names_have_any_digits(tmp_path: Path) -> None:
+    listed = ["m٣.tar", "m²2.tar", "m²10.tar"]
+    root = make(tmp_path / "d", dict.fromkeys(reversed(listed), GZ))
+    assert names(opened(SourceKind.LOCAL, root)) == listed
+    assert natural_key("9" * 5000) and families([f"a.{'9' * 5000}", f"a.{'8' * 5000}"]) == []
+    assert expand_braces(pattern := f"http://h/{{0..{'9' * 5000}}}") == [pattern]
 
 
 def test_globs_choose(tmp_path: Path) -> None:

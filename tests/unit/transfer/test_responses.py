@@ -26,7 +26,14 @@ from jobs.transfer import ranges
 from jobs.transfer.connection import MOST_REDIRECTS
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
-from jobs.transfer.responses import RetryLater, Validator, refused
+from jobs.transfer.rate_limits import retry_after_s
+from jobs.transfer.responses import (
+    RetryLater,
+    Validator,
+    content_length,
+    content_range,
+    refused,
+)
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -42,6 +49,13 @@ SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 
 
 PATH = "/shard.bin"
+
+
+def test_a_number_with_thousands_of_digits_is_none() -> None:
+    long = "9" * 5000
+    assert content_length({"Content-Length": long}) is None
+    assert content_range({"Content-Range": f"bytes 0-1/{long}"}) is None
+    assert retry_after_s({"Retry-After": long, "RateLimit": f'"api";r={long};t=1'}) is None
 
 
 def fetch(
