@@ -395,7 +395,11 @@ def test_a_shard_is_not_cut_within_a_sample_but_within_a_numbered_row() -> None:
 
 
 def test_a_number_may_have_more_digits_than_python_converts(tmp_path: Path) -> None:
-    files = {"a.png": png(1), "a.id": b"0" + 5000 * b"7", "a.count": b"00\n"}
+    files: dict[bytes | str, bytes] = {
+        "a.png": png(1),
+        "a.id": b"0" + 5000 * b"7",
+        "a.count": b"00\n",
+    }
     run, _, problem = run_over(tmp_path, files)
     assert problem is None
     text = (run.staging.dest / "prompts.jsonl").read_bytes()
