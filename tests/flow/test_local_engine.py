@@ -236,6 +236,7 @@ def test_a_killed_task_is_reported_while_the_others_continue(
     assert launcher.wait(30) == 0
     killed = [state for state in states(folder).values() if state.cause is Cause.KILLED]
     assert len(killed) <= 1
+    assert all("because memory ran out" in state.raw for state in killed)
     assert [task for kind, task, _ in payload.events(folder.path) if kind == "end"][-1] == (
         "finalize.0"
     )

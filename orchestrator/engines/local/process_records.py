@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import signal
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -98,9 +99,13 @@ class ProcessRecord:
         else:
             state, raw = EngineState.PENDING, "pending"
         code = self.returncode
+        if code is not None and code < 0:
+            raw = f"signal {-code}"
+        if code == -signal.SIGKILL:  # the kernel sends it; so may a user
+            raw += ", most likely because memory ran out"
         return TaskState(
             state=state,
-            raw=raw if code is None or code >= 0 else f"signal {-code}",
+            raw=raw,
             cause=self.cause,
             node=host if self.started else None,
             submitted=self.submitted,
