@@ -93,12 +93,15 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             _check_owner(path, os.fstat(file.fileno()))
             return tomllib.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # HOME=/dev/null of a service, for example
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}; fix its permissions, or check HOME, which "
+            "decides where your own settings are"
+        ) from error
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:

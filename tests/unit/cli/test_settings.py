@@ -57,6 +57,10 @@ def _config(*words: str, env: dict[str, str] | None = None) -> dict[str, list[st
     return {line.split()[0]: line.split()[1:] for line in lines if line}
 
 
+def test_a_home_that_is_no_folder_has_no_settings(home: Path) -> None:
+    assert _run("launch", env={"XDG_CONFIG_HOME": "/dev/null"}).output.startswith("{")
+
+
 def test_a_sites_settings_count_below_the_users(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
