@@ -35,7 +35,10 @@ class Setting:
 
 def user_file(env: Mapping[str, str]) -> Path:
     """The path of the user's settings (XDG base directories)."""
-    base = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".config")
+    home = os.path.expanduser(env.get("HOME", "~"))  # noqa: PTH111  # no error without a home
+    if home == "~":  # a uid without a name, for example in containers
+        home = "/nonexistent"
+    base = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
     return Path(base) / "websight-orchestrate" / "config.toml"
 
 

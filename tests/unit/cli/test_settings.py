@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -57,8 +58,11 @@ def _config(*words: str, env: dict[str, str] | None = None) -> dict[str, list[st
     return {line.split()[0]: line.split()[1:] for line in lines if line}
 
 
-def test_a_home_that_is_no_folder_has_no_settings(home: Path) -> None:
+def test_without_a_home_there_are_no_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _run("launch", env={"XDG_CONFIG_HOME": "/dev/null"}).output.startswith("{")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # nobody's
+    assert _run("launch", env={"XDG_CONFIG_HOME": ""}).output.startswith("{")
 
 
 def test_a_sites_settings_count_below_the_users(
