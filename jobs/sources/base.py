@@ -36,6 +36,7 @@ class SourceRequest:
     folder_times: bool = True  # of the files of a copied folder
     join: tuple[str, ...] = ()  # globs on names, each for the pieces of one archive
     nested: bool = False  # extract archives within the data in place
+    names: tuple[str, ...] = ()  # of the files at the URLs, in the same order, if they are known
 
 
 def pinned(request: SourceRequest, locator: str) -> SourceRef:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from jobs.errors import SourceError, with_message
 from jobs.formats import magic
@@ -36,7 +37,7 @@ class UrlSource(RemoteSource):
 
     @classmethod
     def open(cls, request: SourceRequest) -> UrlSource:
-        addresses = url_lists.addresses(request.locators)
+        addresses = _addresses(request)
         for address in addresses:
             url_lists.check(address.url)
             url_lists.check_no_page(address.url)
@@ -124,6 +125,15 @@ class UrlSource(RemoteSource):
         if self._request.sha256:
             return [Digest("sha256", value.lower()) for value in self._request.sha256]
         return _Beside(headers, wire).of([address.url for address in self._addresses])
+
+
+def _addresses(request: SourceRequest) -> list[ListedUrl]:
+    """The addresses of a request, without fragments, which are not sent."""
+    if request.names:
+        listed = list(map(ListedUrl, request.locators, request.names))
+    else:
+        listed = url_lists.addresses(request.locators)
+    return [replace(each, url=each.url.partition("#")[0]) for each in listed]
 
 
 class _Beside:

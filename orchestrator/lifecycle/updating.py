@@ -183,15 +183,17 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
         )
     _check_endpoint(ref)
     locators: tuple[str, ...] = (ref.locator,)
+    names: tuple[str, ...] = ()
     files = ref.files
     if ref.kind is SourceKind.STORE:
         locators, files = ref.files, ()
     if ref.kind is SourceKind.URL:
-        locators = tuple(
-            _named_url(file.name, private.get(key_of(shard.id, index), file.locator))
+        known = [
+            (private.get(key_of(shard.id, index), file.locator), file.name)
             for shard in old.shards
             for index, file in enumerate(shard.files)
-        )
+        ]
+        locators, names = (tuple(column) for column in zip(*known, strict=True))
     return SourceRequest(
         kind=ref.kind,
         locators=locators,
@@ -205,12 +207,8 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
         folder_times=options.folder_times,
         join=ref.join,
         nested=options.nested,
+        names=names,
     )
-
-
-def _named_url(name: str, url: str) -> str:
-    """A line of a URL list with the file's name; a name that contains spaces is omitted."""
-    return url if len(name.split()) > 1 else f"{name}\t{url}"
 
 
 def _check_store(old: SourceRef, new: SourceRef) -> None:

@@ -286,6 +286,21 @@ def test_killed_under_a_limit_it_is_resumed_and_the_old_state_was_complete(
     assert state(dest) == fresh(cli, dest, *words)
 
 
+def test_files_at_urls_keep_the_names_of_the_launch(
+    cli: Cli, web: FaultyServer, tmp_path: Path
+) -> None:
+    dest, words = tmp_path / "data", []
+    for n, path in enumerate(["/#a.tar", "/b/get", "/c/get", "/{d,e}.tar"]):
+        web.put(path, page_tar([n]))
+        words += ["--url", web.url(path)]
+    web.fail("/*/get", faults.attachment("x y.tar"))
+    launch(cli, dest, *words)
+    assert "Nothing changed" in update(cli, dest).out
+    web.put("/c/get", page_tar([2], "new "))
+    assert "Reused    3 shards" in update(cli, dest).err
+    assert state(dest) == fresh(cli, dest, *words)
+
+
 def test_a_doi_of_all_versions_is_updated_to_the_latest(cli: Cli, tmp_path: Path) -> None:
     dest = tmp_path / "data"
     with DoiServer() as server:

@@ -281,6 +281,13 @@ def test_a_list_of_digests_that_is_not_there_or_not_for_us_is_none(
     assert opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()[0].files[0].digest is None
 
 
+def test_the_fragment_of_an_address_is_not_sent(web: FaultyServer) -> None:
+    web.put("/s/a.tar.gz", GZ)
+    shard = opened(SourceKind.URL, web.url("/s/a.tar.gz") + "#b/c.zip").shards()[0]
+    assert (shard.name, shard.files[0].locator) == ("a.tar.gz", web.url("/s/a.tar.gz"))
+    assert len(web.asked("/s/a.tar.gz")) == 1  # and not as a list of digests
+
+
 def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
     web.put("/f", GZ, signed=True)
     web.fail("/f", faults.attachment("../../evil/websight.tar.gz"))
