@@ -221,6 +221,8 @@ class ConnectionPool:
 
 
 def _redirect_target(url: str, location: str, *, name: str) -> str:
+    with contextlib.suppress(UnicodeError):  # headers are decoded as Latin-1; servers send UTF-8
+        location = location.encode("latin-1").decode("utf-8")
     try:
         goal = urllib.parse.urljoin(url, location)
         origin_of(goal)

@@ -15,8 +15,9 @@ from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
 from jobs.transfer.rate_limits import backoff_s, rate_limit_s, retry_after_s
 
-# 511 comes from a captive portal (RFC 6585, 6).
-_TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
+# 202: the file is being prepared, or browsers have to pass a test. 511 comes from a captive portal
+# (RFC 6585, 6).
+_TRY_AGAIN = frozenset({202, 408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
 # Responses that some servers give to any request with Range, although they have the file.
 _OF_THE_RANGE = frozenset({400, 403, 405, 406, 416, 501})
 _TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
@@ -181,6 +182,7 @@ def refused(
         limited = status == 429 or (status == 503 and wait_s is not None)
         cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
         fact = "too many requests" if limited else "the server reports an error"
+        fact = "the server does not send it yet" if status == 202 else fact
         return RetryLater(
             SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s
         )

@@ -211,6 +211,12 @@ def test_two_addresses_may_redirect_to_each_other_for_a_while(
                 fetch(web.url(PATH), tmp_path / "out", connections=1)
 
 
+def test_an_address_may_be_redirected_to_one_that_is_not_escaped(tmp_path: Path) -> None:
+    with FaultyServer({"/übrig/a b.bin": DATA}) as web:
+        web.fail(PATH, faults.redirect("/übrig/a b.bin".encode().decode("latin-1")))
+        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
 @pytest.mark.parametrize("status", [400, 404, 410])
 def test_a_signed_address_that_ends_in_any_refusal_is_requested_again(
     tmp_path: Path, status: int
@@ -412,6 +418,7 @@ def test_a_version_is_another_one_if_both_are_known_and_differ(
         pytest.param(429, {}, Cause.RATE_LIMITED, None, id="too many requests"),
         pytest.param(503, {"Retry-After": "7"}, Cause.RATE_LIMITED, 7.0, id="busy, and says so"),
         pytest.param(503, {}, Cause.NETWORK, None, id="unavailable"),
+        pytest.param(202, {"Retry-After": "7"}, Cause.NETWORK, 7.0, id="not ready yet"),
         pytest.param(
             429,
             {"RateLimit": '"api";r=0;t=55, "pages";r=0;t=9, "files";r=3;t=90'},
