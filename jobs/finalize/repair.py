@@ -21,7 +21,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
-from jobs.storage.receipt import read_receipt, read_receipt_head, with_repair
+from jobs.storage.receipt import published_by, read_receipt, receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -84,19 +84,18 @@ def _is_damaged(
 
 def _check_owner(folder: RunFolder, staging: Staging) -> None:
     """Check that the receipt is this run's, or unreadable while the run folder has a copy."""
-    try:
-        owner = read_receipt_head(staging.receipt).run_id
-    except (OSError, msgspec.DecodeError):
+    there = receipt_head(staging.dest)
+    if there is None:
         if folder.receipt.exists():
             return
         raise VerificationError(
             f"{staging.dest} has no readable receipt, and run {folder.run_id} never published "
             "there; run `resume` without --deep, or launch again"
-        ) from None
-    if owner != folder.run_id:
+        )
+    if there.run_id != folder.run_id:
         raise VerificationError(
-            f"{staging.dest} contains the dataset of run {owner}, not of {folder.run_id}; run "
-            f"`resume {owner}`",
+            f"{staging.dest} contains the dataset of run {there.run_id}, not of {folder.run_id}; "
+            f"run `resume {there.run_id}`",
             cause=Cause.CLAIMED,
         )
     if not folder.receipt.exists():
@@ -191,11 +190,7 @@ def has_lost_receipt(folder: RunFolder, plan: Plan) -> bool:
     staging = Staging(plan)
     if not folder.receipt.exists() or staging.repair.exists():
         return False
-    try:
-        read_receipt_head(staging.receipt)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return True
-    return False
+    return published_by(staging.receipt) is None
 
 
 def check_without_receipt(
@@ -231,18 +226,14 @@ def repair_in_progress(context: FinalizeContext) -> RepairState | None:
         published = read_receipt(context.folder.receipt)
     except FileNotFoundError:
         return None  # never published
-    try:
-        owner = read_receipt_head(context.staging.receipt).run_id
-    except FileNotFoundError:
-        pass
-    except msgspec.DecodeError:
-        context.staging.receipt.unlink()  # damaged; its copy is not
-    else:
+    owner = published_by(context.staging.receipt)
+    if owner is not None:
         raise VerificationError(
             f"{context.staging.dest} now contains the dataset of run {owner}, which replaced this "
             "run's; launch again to publish this one",
             cause=Cause.CLAIMED,
         )
+    context.staging.receipt.unlink(missing_ok=True)  # damaged; its copy is not
     return RepairState(published, _records_needed(context, published.records))
 
 

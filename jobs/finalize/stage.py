@@ -32,7 +32,7 @@ from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import bytes_of, key_of_bytes
-from jobs.storage.receipt import read_receipt, read_receipt_head
+from jobs.storage.receipt import published_by, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, proof_names
@@ -109,7 +109,7 @@ def run_finalize(
     ``OrchestrateError`` and ``OSError``.
     """
     context = FinalizeContext(folder, plan, progress)
-    owner = _owner(context)
+    owner = published_by(context.staging.receipt)
     has_published = folder.receipt.exists() or context.staging.has_published
     if owner not in (None, plan.run_id) and has_published:
         cleanup.clean_up(context)
@@ -143,8 +143,10 @@ def run_pack(
     files. Raises ``OSError``, and ``OrchestrateError`` if the task has to stop.
     """
     context = FinalizeContext(folder, plan, progress, pack_task=name)
-    begun = publish.load(context.staging) is not None or _owner(context) == plan.run_id
-    if begun or folder.receipt.exists() or unfinished(folder, plan) is not None:
+    begun = publish.load(context.staging) is not None
+    if begun or published_by(context.staging.receipt) == plan.run_id:
+        return
+    if folder.receipt.exists() or unfinished(folder, plan) is not None:
         return
     _make_scratch(context)
     audit = context.scratch / "audit.jsonl"
@@ -162,14 +164,6 @@ def _make_scratch(context: FinalizeContext) -> None:
     context.staging.check()
     shutil.rmtree(context.scratch, ignore_errors=True)
     context.scratch.mkdir(parents=True)
-
-
-def _owner(context: FinalizeContext) -> str | None:
-    """The run whose dataset is in the destination; None without a receipt that can be read."""
-    try:
-        return read_receipt_head(context.staging.receipt).run_id
-    except (FileNotFoundError, msgspec.DecodeError):
-        return None
 
 
 def _published_summary(context: FinalizeContext) -> Summary:

@@ -143,16 +143,22 @@ def read_receipt(path: Path) -> Receipt:
     return atomic.read_json(path, Receipt)
 
 
-def read_receipt_head(path: Path) -> ReceiptHead:
-    """The head of the receipt in this file; raises as ``read_receipt`` does."""
-    return atomic.read_json(path, ReceiptHead)
-
-
 def receipt_head(dest: Path) -> ReceiptHead | None:
     """The head of the receipt in ``dest``; None if it cannot be read."""
     try:
-        return read_receipt_head(dest / RECEIPT)
+        return atomic.read_json(dest / RECEIPT, ReceiptHead)
     except (OSError, msgspec.DecodeError):
+        return None
+
+
+def published_by(path: Path) -> str | None:
+    """The run that published, by the receipt in this file; None if it is missing or damaged.
+
+    Raises ``OSError`` where that is unknown.
+    """
+    try:
+        return atomic.read_json(path, ReceiptHead).run_id
+    except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
