@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from jobs.archives.base import DamagedError
@@ -278,10 +277,7 @@ class _Downloads:
 
     def _replaced_evidence(self, shard: Shard) -> Fetched | None:
         """The ``Fetched`` that ``_put_away`` has moved."""
-        try:
-            return atomic.read_json(self._before(shard), Fetched)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return atomic.json_or_none(self._before(shard), Fetched)
 
     def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
         """``fetched``, with the cuts of ``before`` if the bytes are the same.

@@ -21,7 +21,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
-from jobs.storage.receipt import read_receipt
+from jobs.storage.receipt import Receipt
 from jobs.storage.safe_paths import quoted_few
 from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in
 
@@ -82,10 +82,8 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
 
 def names_in_receipt(dest: Path) -> set[str]:
     """Keys of the names that a dataset's receipt lists; none without a receipt."""
-    try:
-        return set(read_receipt(dest / RECEIPT).entries)
-    except (OSError, msgspec.DecodeError):
-        return set()
+    receipt = atomic.json_or_none(dest / RECEIPT, Receipt)
+    return set(receipt.entries) if receipt is not None else set()
 
 
 def _names_of_dataset(dest: Path) -> set[str]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from jobs.errors import Cause, Stopped
@@ -104,11 +103,9 @@ class Heart:
             self._beat()
 
     def _beat(self) -> None:
-        try:
-            seen = atomic.read_json(self._path, Heartbeat).owner
-        except (OSError, msgspec.DecodeError):
-            seen = self._base.owner  # not visible yet on a network file system, or removed
-        if seen != self._base.owner:
+        # None: not visible yet on a network file system, or removed.
+        seen = atomic.json_or_none(self._path, Heartbeat)
+        if seen is not None and seen.owner != self._base.owner:
             self._progress.stop(Cause.SUPERSEDED, "another process has taken over this task")
         elif self._is_superseded():
             self._progress.stop(Cause.SUPERSEDED, "a later submission has taken over this task")

@@ -171,6 +171,14 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise msgspec.DecodeError(str(error)) from error
 
 
+def json_or_none(path: Path, kind: type[T]) -> T | None:
+    """As ``read_json``; None if the file or its content cannot be read."""
+    try:
+        return read_json(path, kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 class GrowingFile:
     """A file that is written step by step under a temporary name; ``publish`` renames it.
 

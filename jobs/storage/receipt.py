@@ -145,10 +145,7 @@ def read_receipt(path: Path) -> Receipt:
 
 def receipt_head(dest: Path) -> ReceiptHead | None:
     """The head of the receipt in ``dest``; None if it cannot be read."""
-    try:
-        return atomic.read_json(dest / RECEIPT, ReceiptHead)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return atomic.json_or_none(dest / RECEIPT, ReceiptHead)
 
 
 def published_by(path: Path) -> str | None:

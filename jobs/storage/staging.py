@@ -152,10 +152,8 @@ class Staging:
     @property
     def is_claimed(self) -> bool:
         """Whether this run has claimed the destination."""
-        try:
-            return atomic.read_json(self.claim, _Owner).run_id == self.plan.run_id
-        except (OSError, msgspec.DecodeError):
-            return False
+        owner = atomic.json_or_none(self.claim, _Owner)
+        return owner is not None and owner.run_id == self.plan.run_id
 
     @property
     def receipt(self) -> Path:

@@ -15,7 +15,6 @@ from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from jobs import __version__
@@ -333,11 +332,8 @@ class _TestJob:
             time.sleep(_LOOK_EVERY_S)
 
     def _report(self) -> ProbeReport | None:
-        try:
-            report = atomic.read_json(self.folder.path / REPORT_FILE, ProbeReport)
-        except (OSError, msgspec.DecodeError):
-            return None
-        return report if report.word == self.probe.word else None
+        report = atomic.json_or_none(self.folder.path / REPORT_FILE, ProbeReport)
+        return report if report is not None and report.word == self.probe.word else None
 
     def _without_report(self, job_id: str, state: TaskState) -> CheckResult:
         """The result for a job without a report: what ended it, and the end of its log."""

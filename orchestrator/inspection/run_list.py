@@ -92,10 +92,9 @@ def _last_run_to(dest: Path, base: Path) -> Path | None:
     """The folder of the newest run to a destination, which has no receipt and no claim."""
     with suppress(RunFolderError):
         for name in run_ids(base):
-            with suppress(OSError, msgspec.DecodeError):
-                head = atomic.read_json(RunFolder(base / name).plan, _PlanHead)
-                if Path(head.dest) == dest:
-                    return base / name
+            head = atomic.json_or_none(RunFolder(base / name).plan, _PlanHead)
+            if head is not None and Path(head.dest) == dest:
+                return base / name
     return None
 
 
@@ -114,10 +113,9 @@ class _Owner(msgspec.Struct):
 def _owner(dest: Path) -> Path | None:
     """The folder of the run that is working on a destination, or has published there."""
     for path in (dest / INCOMING / CLAIM, dest / RECEIPT):
-        with suppress(OSError, msgspec.DecodeError):
-            run_dir = atomic.read_json(path, _Owner).run_dir
-            if run_dir:
-                return Path(run_dir)
+        owner = atomic.json_or_none(path, _Owner)
+        if owner is not None and owner.run_dir:
+            return Path(owner.run_dir)
     return None
 
 
@@ -173,10 +171,8 @@ def run_ids(log_dir: Path) -> list[str]:
 
 def _created(folder: Path) -> float:
     """When a run was planned, to the microsecond; 0 if its plan cannot be read."""
-    try:
-        return atomic.read_json(RunFolder(folder).plan, _Created).created.timestamp()
-    except (OSError, msgspec.DecodeError):
-        return 0.0
+    plan = atomic.json_or_none(RunFolder(folder).plan, _Created)
+    return plan.created.timestamp() if plan is not None else 0.0
 
 
 def _is_run(folder: Path) -> bool:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
-
 from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.runtime.process import ProcessId
@@ -128,10 +126,7 @@ class LocalFiles:
         atomic.write_json(self.path / f"{record.task_id}.json", record, durable=False)
 
     def read(self, task_id: str) -> ProcessRecord | None:
-        try:
-            return atomic.read_json(self.path / f"{task_id}.json", ProcessRecord)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return atomic.json_or_none(self.path / f"{task_id}.json", ProcessRecord)
 
     def running(self, jobs: Iterable[JobId]) -> list[ProcessRecord]:
         """The tasks of ``jobs`` whose processes run on this host."""
