@@ -12,6 +12,7 @@ import msgspec
 
 from jobs import __version__
 from jobs.model import Stage
+from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import units
@@ -228,11 +229,8 @@ def _efficiency(state: RunState, now: datetime) -> str:
 
 def _receipt_of(state: RunState) -> dict[str, Any] | None:
     """The published receipt, if it is this run's."""
-    try:
-        receipt = msgspec.json.decode(Staging(state.plan).receipt.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return None
-    mine = isinstance(receipt, dict) and receipt.get("run_id") == state.plan.run_id
+    receipt = atomic.json_or_none(Staging(state.plan).receipt, dict)
+    mine = receipt is not None and receipt.get("run_id") == state.plan.run_id
     return receipt if mine else None
 
 
