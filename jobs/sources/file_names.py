@@ -189,7 +189,7 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
     """
     named = _ALGORITHM.search(posixpath.basename(name))
     found = {}
-    for line in text.splitlines():
+    for line in text.removeprefix("\ufeff").splitlines():
         line = line.strip()
         if match := _BSD_DIGEST_LINE.fullmatch(line):
             own, value = match.groups()

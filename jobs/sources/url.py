@@ -175,7 +175,9 @@ class _Beside:
     def _read(self, url: str) -> Digest | None:
         """The digest in the file of the address; None if it has none, or was not asked for."""
         found = self._answer(_own(url))
-        return found.get(url_lists.last_name(url)) or found.get("")
+        # Its author may have had the file in a folder.
+        last = {name.rpartition("/")[2]: digest for name, digest in found.items()}
+        return last.get(url_lists.last_name(url)) or last.get("")
 
     def _answer(self, address: str) -> dict[str, Digest]:
         answer = self._answers.get(address, {})

@@ -266,12 +266,15 @@ def test_a_list_of_addresses_gives_names_in_either_column() -> None:
 
 
 def test_digests_beside_the_addresses_are_taken(web: FaultyServer) -> None:
-    web.put("/d/a-01.tar.gz", DATA)
-    web.put("/d/a-02.tar.gz", DATA)
-    web.put("/d/SHA256SUMS", f"{SHA.hex} *a-01.tar.gz\n{'0' * 64}  other\n".encode())
-    url = web.url("/d/") + "a-{01..02}.tar.gz"
+    for n in (1, 2, 3):
+        web.put(f"/d/a-0{n}.tar.gz", DATA)
+    lines = f"\ufeff{SHA.hex} *a-01.tar.gz\n{'0' * 64}  other\n"
+    web.put("/d/SHA256SUMS", lines.encode())
+    web.put("/d/a-02.tar.gz.sha256", f"{SHA.hex}  /home/me/a-02.tar.gz\n".encode())
+    web.put("/d/a-03.tar.gz.sha256", lines.encode())  # of other files
+    url = web.url("/d/") + "a-{01..03}.tar.gz"
     shards = open_source(SourceRequest(SourceKind.URL, (url,))).shards()
-    assert [shard.files[0].digest for shard in shards] == [SHA, None]
+    assert [shard.files[0].digest for shard in shards] == [SHA, SHA, None]
 
 
 # The Hub ----------------------------------------------------------------------------------------
