@@ -6,6 +6,7 @@ import contextlib
 import errno
 import http.client
 import logging
+import re
 import select
 import socket
 import ssl
@@ -21,7 +22,7 @@ from jobs import rlimits
 from jobs.errors import Cause, SourceError
 from jobs.runtime import background
 from jobs.transfer import certificates
-from jobs.transfer.responses import RetryLater
+from jobs.transfer.responses import PROXY_LOGIN, RetryLater
 from jobs.transfer.target import Target, origin_of, redact
 
 # As in browsers (https://fetch.spec.whatwg.org/#http-redirect-fetch). Only their number is limited:
@@ -255,6 +256,9 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
     hint = "; check the address, internet access on this node, and the proxy (HTTPS_PROXY)"
     if any(isinstance(one, socket.gaierror) for one in chain) or "NameResolution" in text:
         return f"cannot reach {site}: its name cannot be resolved{hint}"
+    if refused := re.search(r"Tunnel connection failed: (\d{3})", text):  # of http.client
+        answer = f"the proxy answers with status {refused[1]}{hint}"
+        return f"cannot reach {site}: {PROXY_LOGIN if refused[1] == '407' else answer}"
     if any(isinstance(one, requests.exceptions.ProxyError) for one in chain):
         return f"cannot reach {site}: the proxy refused the connection or is unreachable{hint}"
     if any(isinstance(one, requests.exceptions.ConnectTimeout) for one in chain):

@@ -22,6 +22,10 @@ _TRY_AGAIN = frozenset({202, 408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 5
 _OF_THE_RANGE = frozenset({400, 403, 405, 406, 416, 501})
 _TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
 _LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best first
+PROXY_LOGIN = (
+    "the proxy requires a login; add it to its address in the environment (HTTP_PROXY, "
+    "HTTPS_PROXY), as http://USER:PASSWORD@HOST:PORT"
+)
 MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand times
 _GZIP = b"\x1f\x8b"
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
@@ -202,7 +206,9 @@ def refusal(status: int, code: str, what: str) -> SourceError:
         return SourceError(
             f"{what}: the file has changed since the launch; launch again", cause=Cause.CHANGED
         )
-    if status in (401, 407):
+    if status == 407:
+        return SourceError(f"{what}: {PROXY_LOGIN}", cause=Cause.AUTHENTICATION)
+    if status == 401:
         return SourceError(
             f"{what}: a login is required; give a token with --header Authorization=VARIABLE, or "
             "your account in ~/.netrc",

@@ -304,6 +304,7 @@ def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
     [
         (faults.html(None), Cause.BAD_SOURCE, "web page"),
         (faults.status(401, None), Cause.AUTHENTICATION, "--header"),
+        (faults.status(407, None), Cause.AUTHENTICATION, "the proxy requires a login"),
         (faults.status(404, None), Cause.NOT_FOUND, "no such file"),
         (faults.redirect_loop(), Cause.BAD_SOURCE, "redirects"),
     ],

@@ -135,17 +135,24 @@ def test_a_file_of_certificates_that_cannot_be_used_is_named(
     assert caught.value.message.endswith(said)
 
 
+def failed(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
 @pytest.mark.parametrize(
-    ("number", "cause", "said"),
+    ("reason", "cause", "said"),
     [
-        (errno.EMFILE, Cause.LIMIT, "open files here (ulimit -n)"),
-        (errno.ENETUNREACH, Cause.NETWORK, "no route to the host"),
-        (errno.EPERM, Cause.NETWORK, "this machine does not allow it (a firewall?)"),
-        (errno.ECONNRESET, Cause.NETWORK, "closed the connection (ConnectionResetError)"),
+        (failed(errno.EMFILE), Cause.LIMIT, "open files here (ulimit -n)"),
+        (failed(errno.ENETUNREACH), Cause.NETWORK, "no route to the host"),
+        (failed(errno.EPERM), Cause.NETWORK, "this machine does not allow it (a firewall?)"),
+        (failed(errno.ECONNRESET), Cause.NETWORK, "closed the connection (ConnectionResetError)"),
+        (OSError("Tunnel connection failed: 407 x"), Cause.NETWORK, "the proxy requires a login"),
+        (OSError("Tunnel connection failed: 403 x"), Cause.NETWORK, "answers with status 403"),
     ],
+    ids=str,
 )
-def test_why_there_is_no_connection_is_said(number: int, cause: Cause, said: str) -> None:
-    error = requests.ConnectionError(OSError(number, os.strerror(number)))
+def test_why_there_is_no_connection_is_said(reason: OSError, cause: Cause, said: str) -> None:
+    error = requests.ConnectionError(reason)
     found = connection_error(error, name="x", url="https://host/x", stall_s=5)
     ours = found.error if isinstance(found, RetryLater) else found
     assert isinstance(ours, SourceError) and ours.cause is cause
