@@ -208,8 +208,8 @@ class DownloadState:
             raise StartOver(
                 DigestError(
                     f"{self.name}: the downloaded file has {digests[want.algorithm]}, but the "
-                    f"published digest is {want}; the published file is damaged, or a proxy "
-                    "modifies it"
+                    f"published digest is {want}; the published file is damaged or was replaced "
+                    "since (launch again), or a proxy modifies it"
                 )
             )
         if self._arrivals is not None:
