@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from enum import Enum
 from functools import cached_property
@@ -614,9 +614,13 @@ class Submission(Struct, frozen=True):
         return self.resources.get(stage.value) or self.resources[Stage.FINALIZE.value]
 
     def job_ids(self, stage: Stage | None = None) -> tuple[str, ...]:
-        """Ids of its jobs (of an array's tasks the array's) in order, or those of one stage."""
-        tasks = self.tasks if stage is None else self.of_stage(stage)
-        return tuple(dict.fromkeys(t.job_id.partition("_")[0] for t in tasks if t.job_id))
+        """Ids of its jobs in order, or those of one stage; see ``job_ids_of``."""
+        return job_ids_of(self.tasks if stage is None else self.of_stage(stage))
+
+
+def job_ids_of(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """The ids of the tasks' jobs (of an array's tasks the array's), each once."""
+    return tuple(dict.fromkeys(t.job_id.partition("_")[0] for t in tasks if t.job_id))
 
 
 def part_weights(plan: Plan) -> dict[str, int]:

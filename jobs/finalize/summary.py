@@ -31,7 +31,6 @@ from jobs.model import (
     Problem,
     Shard,
     Stage,
-    Submission,
     TaskResult,
     Verify,
     utc_now,
@@ -311,13 +310,5 @@ def _seconds(started: datetime, ended: datetime) -> float:
 def _attempts(folder: RunFolder) -> Iterator[AttemptLine]:
     for number in folder.submission_numbers():
         made = folder.load_submission(number)
-        yield AttemptLine(number, made.engine, made.created, made.host, _jobs(made))
-
-
-def _jobs(submission: Submission) -> dict[str, list[str]]:
-    """Job ids by stage; an array once, by its job id."""
-    jobs: dict[str, dict[str, None]] = defaultdict(dict)
-    for task in submission.tasks:
-        if task.job_id:
-            jobs[task.stage.value][task.job_id.partition("_")[0]] = None
-    return {stage: list(ids) for stage, ids in jobs.items()}
+        jobs = {stage.value: list(ids) for stage in Stage if (ids := made.job_ids(stage))}
+        yield AttemptLine(number, made.engine, made.created, made.host, jobs)

@@ -10,7 +10,7 @@ from statistics import median
 
 from jobs import model
 from jobs.errors import Cause
-from jobs.model import Outcome, SourceKind, Stage
+from jobs.model import Outcome, SourceKind, Stage, job_ids_of
 from orchestrator import units
 from orchestrator.engines.base import EngineState
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
@@ -441,5 +441,4 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
 
 def job_ids(state: RunState) -> list[str]:
     """Ids for ``squeue -j``: those of arrays, each once, in order."""
-    ids = (job_id for submission in state.submissions for job_id in submission.job_ids())
-    return list(dict.fromkeys(ids))
+    return list(job_ids_of(task for each in state.submissions for task in each.tasks))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Resources, SourceKind, Stage, Task, shard_of
+from jobs.model import Outcome, Resources, SourceKind, Stage, Task, job_ids_of, shard_of
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
 from orchestrator.units import UNLIMITED
@@ -82,9 +82,12 @@ def recover(
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
         # A finalize job that did not publish leaves the user's job waiting.
-        cancel=(*_job_ids(waiting), *filter(None, [state.submissions[-1].then_job])),
-        also_after=_job_ids(working),
-        downloads=_job_ids(view for view in working if view.stage is Stage.DOWNLOAD),
+        cancel=(
+            *job_ids_of(view.task for view in waiting),
+            *filter(None, [state.submissions[-1].then_job]),
+        ),
+        also_after=job_ids_of(view.task for view in working),
+        downloads=job_ids_of(view.task for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
         temp_limit=temp_limit,
     )
@@ -183,12 +186,6 @@ def _shards_of(
 def _parts_of(state: RunState, shards: Iterable[str]) -> set[str]:
     wanted = set(shards)
     return {part.id for part in state.plan.parts() if part.shard in wanted}
-
-
-def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
-    """Job ids (for an array its job id), each once."""
-    ids = (view.task.job_id.partition("_")[0] for view in views if view.task.job_id)
-    return tuple(dict.fromkeys(ids))
 
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
