@@ -188,13 +188,11 @@ _STAGES: dict[Stage, Callable[[RunFolder, Plan, Submission, Task, Progress], End
 
 def _bytes_total(plan: Plan, task: Task) -> int | None:
     """Bytes of archives that the task reads, as far as the source reports sizes."""
-    by_part = {part.id: part for part in plan.parts()} if task.stage is Stage.EXTRACT else {}
-    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
-    total = 0
-    for item in task.items:
-        part = by_part.get(item)
-        total += sizes[part.shard] // part.count if part else sizes.get(item, 0)
-    return total or None
+    wanted = set(task.items)
+    sizes = [shard.size for shard in plan.shards if shard.id in wanted]
+    if task.stage is Stage.EXTRACT:
+        sizes = [plan.part_bytes(part) for part in plan.parts() if part.id in wanted]
+    return sum(size or 0 for size in sizes) or None
 
 
 def _deadline(submission: Submission, stage: Stage) -> float | None:

@@ -137,8 +137,7 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
         least = max(len(plan.shards), plan.options.expect_records or 0)
     else:
         parts = set(left.parts_left)
-        sizes = {shard.id: shard.size or 0 for shard in plan.shards}
-        data = sum(sizes[part.shard] // part.count for part in plan.parts() if part.id in parts)
+        data = sum(plan.part_bytes(part) or 0 for part in plan.parts() if part.id in parts)
         least = len(parts)
     size = sum(shard.size or 0 for shard in archives)
     number = sum(len(shard.files) for shard in archives)
