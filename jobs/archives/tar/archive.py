@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from itertools import islice
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
@@ -14,13 +14,12 @@ from jobs.archives.limits import Limits
 from jobs.archives.member_index import MemberIndex, Streamed, TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
-from jobs.archives.tar.reader import TarReader
+from jobs.archives.tar.reader import Head, TarReader, examine_head
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import quoted
 
-_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
 _CONTENT = (MemberKind.FILE, MemberKind.HARD_LINK)
 _MOST_HOPS = 40  # the length of a chain of hard links, each of which takes a pass over the headers
 
@@ -36,14 +35,14 @@ class TarArchive(Archive):
         self._superseded = frozenset(fetched.superseded)
         self._final = bool(fetched.cuts)
         self._known: tuple[str | None] | None = (fetched.top,) if fetched.cuts else None
-        # Where a part ended in a stream, its reader, and the stack that closes it.
+        # Where a reader is, at the start of a part; the reader, and what closes it.
         self._left: tuple[int, TarReader, Callable[[], object]] | None = None
 
     @property
     def top(self) -> str | None:
         """See ``Archive.top``; without a member table the head of the archive decides."""
         if self._known is None:
-            self._known = (self._top_of_head(),)
+            self._known = (self._head.top,)
         return self._known[0]
 
     def names(self) -> Iterator[tuple[bytes, MemberKind]]:
@@ -95,7 +94,8 @@ class TarArchive(Archive):
 
     def _all_members(self) -> Iterator[Member]:
         seen = TopFolder(self._options)
-        with self._reader() as reader:
+        with ExitStack() as stack:
+            reader = self._stored_reader(Cut(0, 0), stack) or self._open(None, stack)
             for member in reader.members():
                 seen.add(member.name, member.kind)
                 if not self._final and self._known is not None and seen.top != self._known[0]:
@@ -147,12 +147,12 @@ class TarArchive(Archive):
 
     def _stored_reader(self, start: Cut, stack: ExitStack) -> TarReader | None:
         """The reader stored at the start of a part; None if there is none."""
-        if self._left is None or self._left[0] != start.offset:
+        left, self._left = self._left, None
+        if left is None:
             return None
-        _, reader, closing = self._left
-        self._left = None
+        offset, reader, closing = left
         stack.callback(closing)
-        return reader
+        return reader if offset == start.offset else None
 
     @contextmanager
     def _reader(self, *, headers_only: bool = False) -> Iterator[TarReader]:
@@ -164,54 +164,70 @@ class TarArchive(Archive):
         self, start: Cut | None, stack: ExitStack, *, headers_only: bool = False
     ) -> TarReader:
         """A reader at ``start``; ``stack`` closes it, and must not refer to this object."""
-        fetched = self._fetched
-        format, offset = fetched.format, start.offset if start else 0
-        paths, sizes, before = fetched.files, fetched.sizes, 0
-        if self._in_plain(offset):
-            paths, sizes, format = (fetched.plain or "",), (_size_of(fetched),), Format.TAR
-            before = fetched.plain_start
-        chain = stack.enter_context(ConcatenatedFiles(paths, sizes, archive=self._archive))
-        length = before + chain.size if format is Format.TAR else None
+        offset = start.offset if start else 0
+        files, format, before = self._files(offset, stack)
+        length = before + files.size if format is Format.TAR else None
         if length is not None and headers_only:
             cursor: Cursor = SeekingCursor(
-                lambda size, at: chain.pread(size, at - before), length, offset
+                lambda size, at: files.pread(size, at - before), length, offset
             )
         else:
             first = offset if length is not None else 0
-            blocks = chain_blocks(format, chain, self._limits, start=first - before)
-            if cores() > 1:
-                blocks = stack.enter_context(Prefetch(blocks))
-            cursor = Cursor(blocks, first)
+            cursor = Cursor(self._blocks(files, format, first - before, stack), first)
             cursor.skip_to(offset)
+        return self._reading(cursor, start, length, headers_only=headers_only)
+
+    def _files(self, offset: int, stack: ExitStack) -> tuple[ConcatenatedFiles, Format, int]:
+        """The files with the tar at ``offset``, their format, and where in the tar they begin."""
+        fetched = self._fetched
+        paths, sizes, format, before = fetched.files, fetched.sizes, fetched.format, 0
+        if self._in_plain(offset):
+            paths, sizes, format = (fetched.plain or "",), (_size_of(fetched),), Format.TAR
+            before = fetched.plain_start
+        files = ConcatenatedFiles(paths, sizes, archive=self._archive)
+        return stack.enter_context(files), format, before
+
+    def _blocks(
+        self, files: ConcatenatedFiles, format: Format, start: int, stack: ExitStack
+    ) -> Iterator[memoryview]:
+        """The blocks of ``files`` from ``start`` on, decompressed."""
+        blocks = chain_blocks(format, files, self._limits, start=start)
+        return stack.enter_context(Prefetch(blocks)) if cores() > 1 else blocks
+
+    def _reading(
+        self,
+        cursor: Cursor,
+        start: Cut | None,
+        length: int | None,
+        *,
+        headers_only: bool = False,
+    ) -> TarReader:
         return TarReader(
             cursor,
             self._limits,
             start,
             length=length,
             headers_only=headers_only,
-            proven=fetched.format is not Format.TAR,
+            proven=self._fetched.format is not Format.TAR,
         )
-
-    def _top_of_head(self) -> str | None:
-        seen = TopFolder(self._options)
-        for member in self._head():
-            seen.add(member.name, member.kind)
-            if seen.settled:
-                break
-        return seen.top
 
     def first_names(self, most: int) -> list[bytes]:
         """Names of its first files, as far as they are in its head."""
-        files = (member.name for member in self._head() if member.kind is MemberKind.FILE)
-        return list(islice(files, most))
+        return self._head.names[:most]
 
-    def _head(self) -> Iterator[Member]:
-        """The members of the head, without content; an error ends it."""
-        with suppress(ArchiveError), self._reader(headers_only=True) as reader:  # reported later
-            for member in reader.members():
-                yield member
-                if reader.header_offset > _HEAD:
-                    return
+    @cached_property
+    def _head(self) -> Head:
+        """The archive's head, whose bytes are read once: its first part begins with them."""
+        cuts = self._fetched.cuts
+        start = cuts[0] if len(cuts) > 2 else None  # of several parts
+        with ExitStack() as stack:
+            files, format, before = self._files(0, stack)
+            blocks = self._blocks(files, format, 0, stack)
+            head = examine_head(blocks, self._limits, self._options)
+            length = before + files.size if format is Format.TAR else None
+            reader = self._reading(Cursor(head.blocks), start, length)
+            self._store_reader(Cut(0, 0), reader, stack.pop_all())
+        return head
 
     def index(self) -> Streamed:
         """The index of the members, for one part."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from jobs.archives.base import UNPACK, Member, MemberKind, damaged, unsupported, with_member
 from jobs.archives.limits import Limits
+from jobs.archives.member_index import TopFolder
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, padded, scan_tar
-from jobs.model import Cut
+from jobs.model import Cut, Options
 from jobs.storage.safe_paths import unsafe
 
+_HEAD = 8 << 20  # bytes of a tar that are examined for the top folder
+_NAMES = 64  # files in the head that decide whether it contains samples
 _META = 1 << 20  # bytes of a pax header or a long name, at most
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default
 # The sizes that a tar is padded to: a record, or the block size of a tape or of dd.
@@ -361,3 +365,46 @@ class TarReader:
         if not self.headers_only:
             member.chunks = self._guarded(sparse.expand(pieces, size, cursor.chunks))
         return member, end
+
+
+class Head(NamedTuple):
+    """What the first bytes of a tar show."""
+
+    names: list[bytes]  # of its first files
+    top: str | None  # the common top folder
+    blocks: Iterator[memoryview]  # the complete tar: those that were examined, and the others
+
+
+def examine_head(blocks: Iterator[memoryview], limits: Limits, options: Options) -> Head:
+    """Find the names of the first files and the top folder; ``blocks`` are those of a whole tar.
+
+    Damage is not reported here, but where the blocks of the result are read.
+    """
+    taken: list[memoryview] = []
+    damage: list[ArchiveError] = []
+
+    def head() -> Iterator[memoryview]:
+        try:
+            while sum(map(len, taken)) < _HEAD and (block := next(blocks, None)):
+                taken.append(block)
+                yield block
+        except ArchiveError as error:
+            damage.append(error)
+
+    def again() -> Iterator[memoryview]:
+        yield from taken
+        if damage:
+            raise damage[0]
+        yield from blocks
+
+    seen = TopFolder(options)
+    names: list[bytes] = []
+    wanted = _NAMES if options.layout.name == "auto" else 0
+    with suppress(ArchiveError):  # most heads end within a member
+        for member in TarReader(Cursor(head()), limits, headers_only=True).members():
+            seen.add(member.name, member.kind)
+            if member.kind is MemberKind.FILE:
+                names.append(member.name)
+            if seen.settled and len(names) >= wanted:
+                break
+    return Head(names, seen.top, again())

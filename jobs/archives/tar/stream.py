@@ -10,22 +10,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 
-from jobs.archives.base import ArchiveStream, Member, MemberKind, TopChanged, label_of
+from jobs.archives.base import ArchiveStream, Member, TopChanged, label_of
 from jobs.archives.limits import Limits
-from jobs.archives.member_index import MemberIndex, Streamed, TopFolder
+from jobs.archives.member_index import MemberIndex, Streamed
 from jobs.archives.streams import Prefetch, open_blocks
 from jobs.archives.tar.blocks import ArchiveBytes, PlainCopy, RecentBlocks
 from jobs.archives.tar.cursor import Cursor
-from jobs.archives.tar.reader import TarReader
+from jobs.archives.tar.reader import TarReader, examine_head
 from jobs.errors import ArchiveError
 from jobs.model import Cut, Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import SampleEnds, quoted
-
-_HEAD = 8 << 20  # decompressed bytes that are examined for the top folder
-_NAMES = 64  # files in the head that decide whether it contains samples
 
 
 class Contradiction(Exception):
@@ -66,14 +62,14 @@ class TarStream(ArchiveStream):
         self._blocks = RecentBlocks(self._inflating, check)
 
         self._table = MemberIndex(options)
-        self._first_names: list[bytes] = []
-        head, found = self._examine_head(options)
-        self._top = found if top is None else top[0]
+        head = examine_head(self._blocks, self._limits, options)
+        self._first_names = head.names
+        self._top = head.top if top is None else top[0]
         # Once members were found in several folders, no later one can change that.
         self._top_is_final = top == (None,)
 
         self._reader = TarReader(
-            Cursor(chain(head, self._blocks)),
+            Cursor(head.blocks),
             self._limits,
             length=shard.size if format is Format.TAR else None,
         )
@@ -108,28 +104,6 @@ class TarStream(ArchiveStream):
         source = self._source
         for block in open_blocks(self.format, source, self._limits, consumed=lambda: source.taken):
             yield block, source.taken
-
-    def _examine_head(self, options: Options) -> tuple[list[memoryview], str | None]:
-        """Find the first names and the top folder; also returns the blocks, to be read again."""
-        head: list[memoryview] = []
-
-        def stored() -> Iterator[memoryview]:
-            while sum(map(len, head)) < _HEAD and (block := next(self._blocks, None)):
-                head.append(block)
-                yield block
-
-        seen = TopFolder(options)
-        wanted = _NAMES if options.layout.name == "auto" else 0
-        try:
-            reader = TarReader(Cursor(stored()), self._limits, headers_only=True)
-            for member in reader.members():
-                seen.add(member.name, member.kind)
-                self._first_names += [member.name] if member.kind is MemberKind.FILE else []
-                if seen.settled and len(self._first_names) >= wanted:
-                    break
-        except ArchiveError:
-            pass  # the head ends within a member; reading the members reports damage
-        return head, seen.top
 
     # Parts ---------------------------------------------------------------------------------
 

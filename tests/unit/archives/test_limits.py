@@ -150,27 +150,39 @@ def test_a_disk_that_fills_up_while_the_plain_tar_is_written_costs_only_that(
     assert sum(len(part_digests(reader, Part("s0", index, 3))) for index in range(3)) == 40
 
 
+@pytest.mark.parametrize(
+    ("parts", "order", "expected"),
+    [
+        pytest.param(1, (0,), 1, id="one part, after its head"),
+        pytest.param(6, (0, 1, 2, 4, 5, 3), 3, id="parts 0, 4 and 3 begin a pass"),
+    ],
+)
 def test_parts_that_one_process_reads_are_inflated_in_one_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: int,
+    order: tuple[int, ...],
+    expected: int,
 ) -> None:
     members = [member(b"%d.png" % number, BYTES) for number in range(60)]
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(b"".join(members) + END, 1))
     whole = digests(path)
-    reader, _, _ = opened(path, parts=6)
     passes = []
-    real = TarArchive._open
+    real = TarArchive._blocks
 
-    def counted(self: TarArchive, *args: Any, **words: Any) -> Any:
+    def counted(self: TarArchive, *args: Any) -> Any:
         passes.append(args)
-        return real(self, *args, **words)
+        return real(self, *args)
 
-    monkeypatch.setattr(TarArchive, "_open", counted)
+    monkeypatch.setattr(TarArchive, "_blocks", counted)
+    reader, _, _ = opened(path, parts=parts)
+    assert reader.top is None
     found: dict[str, tuple[int, str]] = {}
-    for index in (0, 1, 2, 4, 5, 3):
-        found |= part_digests(reader, Part("s0", index, 6))
+    for index in order:
+        found |= part_digests(reader, Part("s0", index, parts))
     assert found == whole
-    assert len(passes) == 3  # for 0, 4 and 3
+    assert len(passes) == expected
 
 
 def test_a_reader_between_two_parts_is_closed_with_its_archive(tmp_path: Path) -> None:
