@@ -228,6 +228,8 @@ _BY_ERRNO = {
     # Another attempt would end in the same way.
     errno.ENAMETOOLONG: (Cause.UNSUPPORTED, "too long for this file system", _ELSEWHERE),
     errno.EILSEQ: (Cause.UNSUPPORTED, "the file system does not allow this name", _ELSEWHERE),
+    # Of FAT and exFAT, for a name with one of "*:<>?\\|.
+    errno.EINVAL: (Cause.UNSUPPORTED, "the file system does not allow this", _ELSEWHERE),
     errno.EFBIG: (Cause.UNSUPPORTED, "too large for this file system", _ELSEWHERE),
     errno.EOPNOTSUPP: (Cause.UNSUPPORTED, "the file system does not support this", _ELSEWHERE),
     errno.ENOSYS: (Cause.UNSUPPORTED, "the system does not support this", _ELSEWHERE),

@@ -6,6 +6,7 @@ without anything to report are left out first (``rows_to_compare``).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Layout, OnBadRecord, OnCollision, Verify
-from jobs.storage.manifest import shown_key
+from jobs.storage.manifest import bytes_of, shown_key
 from jobs.storage.safe_paths import quoted
 
 T = TypeVar("T")
@@ -337,12 +338,23 @@ class _Bucket:
             report(FindingKind.WARNING, problem.removeprefix(WARNING))
         if key in self._folders:
             report(FindingKind.TWO_KINDS, "is both a file and a folder of the dataset")
-        if not file.on_disk:
+        if not file.on_disk and self._is_confused(key):
+            fact = "the file system has another file for it, whose name differs in case or form"
+            report(FindingKind.CONFUSED, fact)
+        elif not file.on_disk:
             self._found.absent.add(self._context.part_index(file.number))
             report(FindingKind.ABSENT, "was extracted, but is no longer on disk")
         if file.named_by is None and self._is_orphan(key, file):
             report(FindingKind.ORPHAN, "no record names it")
         return True
+
+    def _is_confused(self, key: str) -> bool:
+        """Whether a file that its folder does not list is found by its name nevertheless.
+
+        So it is on a file system that ignores case, or the Unicode form of names (exFAT, some CIFS
+        and ZFS).
+        """
+        return os.path.lexists(self._context.staging.data / os.fsdecode(bytes_of(key)))
 
     def _is_image(self, key: str, file: _File) -> bool:
         if file.named_by is None:

@@ -23,6 +23,7 @@ class FindingKind(str, Enum):
     """What can be found, worst first."""
 
     PARTS = "part_incomplete"
+    CONFUSED = "names_confused"
     ABSENT = "file_absent"
     COLLISION = "collision"
     TWO_KINDS = "file_and_folder"
@@ -59,6 +60,7 @@ class FindingKind(str, Enum):
 # --on-bad-record accepts them.
 FATAL = {
     FindingKind.PARTS: Cause.NOT_FETCHED,
+    FindingKind.CONFUSED: Cause.UNSUPPORTED,
     FindingKind.ABSENT: Cause.NOT_FETCHED,
     FindingKind.COLLISION: Cause.COLLISION,
     FindingKind.TWO_KINDS: Cause.COLLISION,
@@ -164,6 +166,8 @@ class Findings(atomic.GrowingFile, _Counted):
 # After their number; in brackets: the words for one, and for several.
 _WORDS = {
     FindingKind.PARTS: "[part is|parts are] incomplete",
+    FindingKind.CONFUSED: "extracted [file has a name|files have names] that the file system "
+    "confuses with another",
     FindingKind.ABSENT: "extracted [file is|files are] missing on disk",
     FindingKind.COLLISION: "[path has|paths have] different bytes in two archives",
     FindingKind.TWO_KINDS: "[path is|paths are] both a file and a folder",

@@ -160,6 +160,8 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
     """The next step; empty if the finding itself names one."""
     if cause is Cause.NOT_FETCHED:
         return "; `resume` extracts these parts again"
+    if bad[0] is FindingKind.CONFUSED:
+        return "; launch again with another --dest, or with --output webdataset, zip or squashfs"
     if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD

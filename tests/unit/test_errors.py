@@ -40,6 +40,7 @@ ELSEWHERE = "launch again with another --dest, --temp-dir or --log-dir"
         ("EAGAIN", Cause.LIMIT, "no more processes or threads can be started here: end some"),
         ("ENFILE", Cause.IO, "this machine has too many open files; wait, then run `resume`"),
         ("ENAMETOOLONG", Cause.UNSUPPORTED, f"too long for this file system; {ELSEWHERE}"),
+        ("EINVAL", Cause.UNSUPPORTED, f"the file system does not allow this; {ELSEWHERE}"),
         ("EILSEQ", Cause.UNSUPPORTED, f"the file system does not allow this name; {ELSEWHERE}"),
         ("EFBIG", Cause.UNSUPPORTED, f"too large for this file system; {ELSEWHERE}"),
         ("ENOTSUP", Cause.UNSUPPORTED, f"the file system does not support this; {ELSEWHERE}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from types import FrameType
 import pytest
 from msgspec import structs
 
+from jobs.errors import Cause
 from jobs.finalize import context, cross_check, disk_partitions, scan_records
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
@@ -68,6 +70,21 @@ def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
         "prompts.jsonl",
     ]
     assert (summary.records, summary.images, summary.files) == (13, 13, 14)
+
+
+def test_names_that_the_file_system_confuses_are_not_extracted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 3)).extracted(tmp_path)
+    images = run.staging.data / "images"
+    (images / "000001.png").rename(images / "000001.PNG")
+    monkeypatch.setattr(os.path, "lexists", lambda path: True)  # as if case were ignored
+    _, problem = run.finalize()
+    assert problem is not None
+    assert problem.cause is Cause.UNSUPPORTED
+    assert "1 extracted file has a name that the file system confuses" in problem.message
+    assert "launch again with another --dest" in problem.message
+    assert all(run.folder.manifest(part).exists() for part in run.plan.parts())
 
 
 # However its work is divided ----------------------------------------------------------------------
