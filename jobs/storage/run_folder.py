@@ -269,13 +269,13 @@ class RunFolder:
 
 
 def may_exist(path: Path) -> bool:
-    """Whether a path exists, or is in a folder that is closed to us."""
+    """Whether a path exists, or is in a folder that cannot be read, such as of a dead mount."""
     try:
         path.stat()
-    except PermissionError:
-        return True
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
     return True
 
 

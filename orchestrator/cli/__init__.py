@@ -173,6 +173,8 @@ def _as_ours(error: Exception) -> OrchestrateError | None:
         failure = from_os_error(error, doing=str(error.filename or _nameless(error)))
         if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
             return with_message(failure, f"writing {failure.message}; {_FREE_SPACE}")
+        if error.filename and failure.cause is Cause.IO:
+            return from_os_error(error, doing=str(error.filename), then="try again")
         return failure
     if str(error).startswith("Symlink loop from "):  # by ``Path.resolve`` before Python 3.13
         where = str(error).removeprefix("Symlink loop from ")

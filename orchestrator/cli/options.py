@@ -269,7 +269,7 @@ def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
     try:
         names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
-    except RunFolderError:
+    except (RunFolderError, OSError):
         names = []
     return [name for name in names if name.startswith(incomplete)]
 

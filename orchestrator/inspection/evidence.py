@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.errors import Cause, EngineError, RunFolderError
+from jobs.errors import Cause, EngineError, RunFolderError, from_os_error
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.manifest import read_summary
-from jobs.storage.receipt import receipt_head
-from jobs.storage.run_folder import RunFolder, of_shards
+from jobs.storage.receipt import published_by, receipt_head
+from jobs.storage.run_folder import RunFolder, may_exist, of_shards
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 from orchestrator import filesystems, units
@@ -192,8 +192,11 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     A dataset that a later run has replaced, or that was moved away, counts as published: there is
     nothing left to do.
     """
-    there = receipt_head(staging.dest)
-    owner = there.run_id if there is not None else None
+    try:
+        owner = published_by(staging.receipt)
+    except OSError as error:
+        failure = from_os_error(error, doing=f"reading {staging.receipt}", then="look again")
+        return folder.receipt.exists(), failure.message
     if owner == folder.run_id:
         return True, _uncleaned(staging)
     if owner is not None and (folder.receipt.exists() or staging.has_published):
@@ -238,7 +241,7 @@ def is_untidy(staging: Staging) -> bool:
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:
     """Whether all extracted data were removed, so that no part is finished any more."""
-    return not staging.data.is_dir() and not folder.receipt.exists()
+    return not may_exist(staging.data) and not folder.receipt.exists()
 
 
 def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
@@ -250,10 +253,10 @@ def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
         )
     outside = staging.root not in staging.archives.parents
     places = [staging.root, *([staging.archives] if outside else [])]
-    there = shlex.join(str(place) for place in places if place.is_dir())
+    there = shlex.join(str(place) for place in places if may_exist(place))
     if not there:
         return None
-    data = _bytes_extracted(folder, staging.plan) if staging.data.is_dir() else 0
+    data = _bytes_extracted(folder, staging.plan) if may_exist(staging.data) else 0
     size = units.size(filesystems.bytes_in(staging.archives) + data)
     return f"its work ({size}) is kept for `resume`; to delete it, run: rm -r {there}"
 

@@ -90,7 +90,7 @@ def _folder(run: str, base: Path) -> Path | None:
 
 def _last_run_to(dest: Path, base: Path) -> Path | None:
     """The folder of the newest run to a destination, which has no receipt and no claim."""
-    with suppress(RunFolderError):
+    with suppress(RunFolderError, OSError):
         for name in run_ids(base):
             head = atomic.json_or_none(RunFolder(base / name).plan, _PlanHead)
             if head is not None and Path(head.dest) == dest:
@@ -152,12 +152,15 @@ class RunSummary:
 
 
 def run_ids(log_dir: Path) -> list[str]:
-    """Ids of all runs, the newest first; raises ``RunFolderError`` if they may not be listed."""
+    """Ids of all runs, the newest first.
+
+    Raises ``RunFolderError`` if they may not be listed, ``OSError`` if they cannot.
+    """
     try:
         entries = [entry.name for entry in log_dir.iterdir()]
     except PermissionError as error:
         raise closed_to_us(log_dir) from error
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = [name for name in entries if _is_run(log_dir / name)]
     of_second = Counter(name[:_SECOND] for name in found)
@@ -204,6 +207,8 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSumm
             state = look_at(folder).status
         except OrchestrateError as error:
             return RunSummary(folder, problem=error.message)
+        except OSError as error:
+            return RunSummary(folder, problem=f"{error.filename}: {fact_of(error)}")
     return RunSummary(
         folder,
         state,

@@ -76,6 +76,20 @@ def test_what_finalize_waited_for_has_ended(tmp_path: Path, stage: Stage) -> Non
         assert found.engine_silent and compute_state(found).status is RunStatus.RUNNING
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_destination_that_cannot_be_read_hides_nothing_else(
+    tmp_path: Path, published: bool
+) -> None:
+    dest = tmp_path / ("x" * 300)  # an error for each call, as from a dead mount
+    made = RunBuilder(2, dest=dest).submitted().result(Stage.DOWNLOAD).on_disk(tmp_path).folder
+    if published:
+        made.receipt.touch()
+    found = evidence.gather(made, lambda name, cluster: FakeEngine())
+    assert found.remark.startswith(f"reading {dest}/RECEIPT.json: ")
+    assert found.published is published
+    assert compute_state(found).status is (RunStatus.DONE if published else RunStatus.RUNNING)
+
+
 class Refusing(FakeEngine):
     """An engine whose tasks could not be started."""
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
+
+TOO_LONG = "x" * 300  # for a file system, which reports an error for it
 
 
 def _made(base: Path, run_id: str, dest: Path) -> RunFolder:
@@ -71,6 +75,10 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     def refuse(folder: RunFolder) -> RunState:
         raise RunFolderError("it can be written by others")
 
+    def fail(folder: RunFolder) -> RunState:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/data")
+
+    assert listed.listing(logs, fail)[1].problem == "/data: the mount is stale"
     first, second = listed.listing(logs, refuse)
     assert first.state is None and "cannot be read" in first.problem
     assert second.state is None and second.problem == "it can be written by others"
@@ -91,6 +99,8 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
 
 def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert listed.listing(tmp_path / "none", _never) == []
+    with pytest.raises(OSError):  # as that of a dead mount, which may have runs
+        listed.listing(tmp_path / TOO_LONG, _never)
     assert cli_runs.table([], runs.NOW, TerminalStyle()) == ""
 
 
