@@ -41,7 +41,7 @@ from jobs.extract.messages import (
 )
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
-from jobs.model import ItemResult, Outcome, Part, Plan, Problem
+from jobs.model import Fetched, ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
@@ -93,7 +93,8 @@ class PartExtractor:
             return PartResult(ItemResult(part.id, outcome, problem=problem), problem)
         except OrchestrateError as error:
             self._forget(error)
-            return PartResult(self._refused(part, work, error))
+            fetched = work.fetched if work is not None else None
+            return PartResult(refused(self._folder, self._plan, part, fetched, error))
         except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
             self._forget(error)
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
@@ -132,29 +133,31 @@ class PartExtractor:
             self._open = (work.shard.id, archive)
         return self._open[1]
 
-    def _refused(self, part: Part, work: PartJob | None, error: OrchestrateError) -> ItemResult:
-        """A failed part; a damaged archive is downloaded again once if that may help."""
-        again = False
-        if error.cause is Cause.BAD_ARCHIVE and work is not None:
-            fetched = work.fetched
-            again = not (fetched.verified or fetched.in_place or self._was_refetched(part))
-            if isinstance(error, DamagedError):
-                error = error.advised(
-                    verified=fetched.verified,
-                    in_place=fetched.in_place,
-                    again=again,
-                    others=len(self._plan.shards) > 1,
-                )
-        problem = Problem.of(error, shard=part.shard)
-        outcome = Outcome.RETRYABLE if again else problem.outcome
-        return ItemResult(part.id, outcome, problem=problem)
 
-    def _was_refetched(self, part: Part) -> bool:
-        folder = self._folder
-        return any(
-            part.shard in folder.load_submission(number).refetch
-            for number in folder.submission_numbers()
-        )
+def refused(
+    folder: RunFolder, plan: Plan, part: Part, fetched: Fetched | None, error: OrchestrateError
+) -> ItemResult:
+    """A failed part; a damaged archive is downloaded again once if that may help."""
+    again = False
+    if error.cause is Cause.BAD_ARCHIVE and fetched is not None:
+        again = not (fetched.verified or fetched.in_place or _was_refetched(folder, part))
+        if isinstance(error, DamagedError):
+            error = error.advised(
+                verified=fetched.verified,
+                in_place=fetched.in_place,
+                again=again,
+                others=len(plan.shards) > 1,
+            )
+    problem = Problem.of(error, shard=part.shard)
+    outcome = Outcome.RETRYABLE if again else problem.outcome
+    return ItemResult(part.id, outcome, problem=problem)
+
+
+def _was_refetched(folder: RunFolder, part: Part) -> bool:
+    return any(
+        part.shard in folder.load_submission(number).refetch
+        for number in folder.submission_numbers()
+    )
 
 
 class TimeBudget:

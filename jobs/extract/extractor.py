@@ -17,7 +17,7 @@ from msgspec import structs
 
 import jobs
 from jobs import rlimits
-from jobs.archives.base import DamagedError
+from jobs.archives.base import DamagedError, label_of
 from jobs.archives.member_index import Streamed
 from jobs.errors import MORE_MEMORY, Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed, has_directory
@@ -43,6 +43,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 _STOP_CHECK_S = 0.1  # interval between checks of the stop flag
+_LIKELY = "(most likely in a native library)"  # by which results of earlier attempts are known
 _GRACE_S = 0.6  # from an order to stop until the child is killed; killing damages no file
 # glibc returns a block of 1 MiB to the kernel at once and gets the next one by 256 page faults,
 # which costs a tenth of inflating on one core; these variables make it keep some memory
@@ -134,7 +135,8 @@ class Extractor:
         finally:
             for feed in feeds:
                 feed.detach(self._send)
-        raise _error_of(self._end_problem(order.shard, order.shard))
+        problem = self._end_problem(order.shard, order.shard)
+        raise _error_of(problem, damaged=problem.cause is Cause.BAD_ARCHIVE)
 
     def forget(self, shard: str) -> None:
         """Make the child close that shard's archive; thread-safe."""
@@ -242,7 +244,14 @@ class Extractor:
             return {part.id: unfinished(part, problem) for part in left}
         crashed = next((part for part in left if part.id == self._last.current), left[0])
         self._progress.add(items=int(not self._beside))
-        return {crashed.id: unfinished(crashed, self._end_problem(crashed.id, crashed.shard))}
+        problem = self._end_problem(crashed.id, crashed.shard)
+        if problem.cause is not Cause.BAD_ARCHIVE:
+            return {crashed.id: unfinished(crashed, problem)}
+        from jobs.extract.child_process import refused  # with all readers of archives
+
+        folder, error = self._folder, DamagedError(problem.message, shard=crashed.shard)
+        fetched = folder.load_fetched(crashed.shard)
+        return {crashed.id: refused(folder, folder.load_plan(), crashed, fetched, error)}
 
     def _end_problem(self, item: str, shard: str) -> Problem:
         """The problem of the part or shard that was in progress when the child ended."""
@@ -269,15 +278,26 @@ class Extractor:
         if number == signal.SIGXCPU:
             text = f"{item} could not be extracted: {rlimits.CPU_TIME.reached()}"
             return Problem(Cause.LIMIT, text, shard)
+        archive = label_of(self._folder.load_plan().shard(shard))
+        cause, fact = Cause.INTERNAL, f"crashed with {name} {_LIKELY}"
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
-            cause, fact = Cause.KILLED, "was terminated"
-        else:
-            cause, fact = Cause.INTERNAL, "crashed (most likely in a native library)"
+            cause, fact = Cause.KILLED, f"was terminated with {name}"
+        elif self._has_crashed_on(item):
+            text = f"{archive}: the process extracting {item} {fact}, again; the archive is"
+            return Problem(Cause.BAD_ARCHIVE, f"{text} probably damaged", shard)
         return Problem(
             cause,
-            f"the process extracting {item} {fact} with {name}; run `resume` to try again; if it "
+            f"{archive}: the process extracting {item} {fact}; run `resume` to try again; if it "
             f"happens again, the archive may be damaged{rlimits.may_be_why()}",
             shard,
+        )
+
+    def _has_crashed_on(self, item: str) -> bool:
+        """Whether an earlier attempt ended like that."""
+        return any(
+            each.item == item and each.problem is not None and _LIKELY in each.problem.message
+            for result in self._folder.load_results()
+            for each in result.items
         )
 
 

@@ -24,6 +24,7 @@ from jobs.model import (
     ItemResult,
     Options,
     Outcome,
+    Stage,
     Verify,
 )
 from jobs.runtime.progress import Progress
@@ -211,6 +212,30 @@ def test_a_crash_costs_its_part_and_the_next_ones_continue(
     assert number.name in problem_of(first)[2]
     assert second.outcome is Outcome.OK
     assert run.folder.finished_ids() == {second.item}
+
+
+@pytest.mark.parametrize(
+    ("verified", "outcome", "step"),
+    [
+        (False, Outcome.RETRYABLE, "the next attempt (`resume`) downloads it again"),
+        (True, Outcome.FAILED, "its digest matches the published one, so contact its publisher"),
+    ],
+)
+def test_an_archive_on_which_two_attempts_crash_counts_as_damaged(
+    tmp_path: Path, long: Path, shards: list[Path], verified: bool, outcome: Outcome, step: str
+) -> None:
+    made = RunBuilder(long, shards[0], options=PLAIN).submitted()
+    for _ in range(2):
+        run = made.fetched(tmp_path, verified=verified, in_place=False)
+        with meanwhile(run, lambda pid: os.kill(pid, signal.SIGSEGV)):
+            first, second = run_all(run)
+        assert second.outcome is Outcome.OK
+        message = problem_of(first)[2]
+        assert message.startswith(f"{long.name}: the process extracting {first.item} crashed with")
+        made = made.result(Stage.EXTRACT, 0, cause=problem_of(first)[1], message=message)
+        tmp_path = tmp_path / "again"
+    assert problem_of(first)[:2] == (outcome, Cause.BAD_ARCHIVE)
+    assert step in message
 
 
 @pytest.mark.parametrize("frozen", [False, True])
