@@ -53,6 +53,16 @@ def test_a_limited_transfer_brings_the_right_bytes(web: FaultyServer, tmp_path: 
     assert received.verified
 
 
+def test_a_wait_is_logged_with_its_reason(
+    web: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.put("/x", DATA)
+    web.fail("/x", faults.busy(1, retry_after="1"))
+    with caplog.at_level("INFO"):
+        assert fetch(web.url("/x"), tmp_path / "out").sha256 == SHA
+    assert "(too many requests); try again later (trying again in 1 s)" in caplog.text
+
+
 def test_a_date_to_come_back_at_is_read_by_the_servers_own_clock() -> None:
     now = "Sun, 06 Nov 1994 08:49:37 GMT"
     headers = {"Retry-After": "Sun, 06 Nov 1994 08:50:07 GMT", "Date": now}
