@@ -20,7 +20,7 @@ from jobs.transfer.responses import (
     WrongRange,
     content_length,
     content_range,
-    encoding,
+    is_coded,
     is_page,
     may_refuse_range,
     published_digest,
@@ -207,13 +207,7 @@ class RangeRequest:
         return self._piece[0], min(content.stop, self._piece[1])
 
     def _is_coded(self, reply: HttpResponse) -> bool:
-        """Whether the response has other bytes than the file, to be decoded.
-
-        Servers label a .tar.gz as "gzip" although that is its own format: the size decides.
-        """
-        content = content_range(reply.headers)
-        length = content.total if content is not None else content_length(reply.headers)
-        return bool(encoding(reply.headers)) and (length is None or length != self._state.size)
+        return is_coded(reply.headers, self._state.size)
 
     def _decoded(self, reply: HttpResponse) -> DecodedBody:
         headers = reply.headers if self._is_coded(reply) else {}

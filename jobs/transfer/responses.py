@@ -147,6 +147,16 @@ def encoding(headers: Mapping[str, str]) -> str:
     return "" if text in ("identity", "aws-chunked") else text.removeprefix("x-")
 
 
+def is_coded(headers: Mapping[str, str], size: int | None) -> bool:
+    """Whether a response has other bytes than the file of ``size`` bytes, to be decoded.
+
+    Servers label a .tar.gz as "gzip" although that is its own format: the size decides.
+    """
+    content = content_range(headers)
+    length = content.total if content is not None else content_length(headers)
+    return bool(encoding(headers)) and (length is None or length != size)
+
+
 def is_page(headers: Mapping[str, str]) -> bool:
     """Whether the response declares itself a web page."""
     return headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))

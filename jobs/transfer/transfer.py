@@ -11,7 +11,14 @@ from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.download_state import DownloadState
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.responses import NoRanges, RetryLater, StartOver, encoding, is_page
+from jobs.transfer.responses import (
+    DecodedBody,
+    NoRanges,
+    RetryLater,
+    StartOver,
+    is_coded,
+    is_page,
+)
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Received, Target
 
@@ -78,13 +85,17 @@ class Transfer(TransferSession):
                 state.resolve(), headers, name=state.name, check=self.progress.check
             )
             with contextlib.closing(reply), self.watched(reply, lambda: False):
-                is_file = reply.status in (200, 206) and not encoding(reply.headers)
-                while is_file and (data := reply.read(len(state.head) - len(head))):
-                    head += data
+                coded = is_coded(reply.headers, state.size)
+                body = DecodedBody(reply.headers if coded else {}, name=state.name)
+                while reply.status in (200, 206) and len(head) < len(state.head):
+                    data = reply.read(len(state.head))
+                    if not data:
+                        break
+                    head += body.file_bytes(data)
         except (RetryLater, SourceError, *CONNECTION_ERRORS):
             return
         if state.may_be_page or not magic.is_page(head, labelled=is_page(reply.headers)):
-            state.compare_head(head)
+            state.compare_head(head[: len(state.head)])
 
     def _bring(self, state: DownloadState) -> None:
         """Download all bytes, in ranges if the server supports them correctly."""

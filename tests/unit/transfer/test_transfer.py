@@ -189,13 +189,17 @@ def test_a_file_that_changes_in_between_starts_over(
 
 
 @pytest.mark.parametrize("size", [len(DATA), 2 * MB])
-@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
+@pytest.mark.parametrize(
+    "served",
+    [faults.fine(None), faults.ignore_range(None), faults.gzipped()],
+    ids=["in ranges", "without ranges", "compressed"],
+)
 def test_a_file_without_any_version_that_is_replaced_midway_is_never_mixed(
-    web: FaultyServer, tmp_path: Path, size: int, ranges: bool
+    web: FaultyServer, tmp_path: Path, size: int, served: Fault
 ) -> None:
     web.put(PATH, OTHER[:size], headers={"Content-Type": "text/html"})  # as wrong labels are
     web.fail(PATH, faults.cut_after(MB), faults.changed(DATA[:size]))
-    web.fail(PATH, faults.without("ETag", "Last-Modified") & Fault(None, ignore_range=not ranges))
+    web.fail(PATH, faults.without("ETag", "Last-Modified") & served)
     assert fetch(web, tmp_path / "out", size=size, digest=None) == DATA[:size]
 
 
