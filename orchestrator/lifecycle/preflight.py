@@ -95,11 +95,18 @@ def notes(
     ``download_here``: this process downloads.
     """
     found = []
-    unknown = sum(1 for shard in plan.shards if shard.size is None)
+    unknown = [shard for shard in plan.shards if shard.size is None]
     if unknown:
         found.append(
-            f"the source does not report the size of {units.plural(unknown, 'shard')}, so the "
-            "free space cannot be checked for them"
+            "the source does not report the size of "
+            f"{units.plural(len(unknown), 'shard')}, so the free space cannot be checked for them"
+        )
+    # The end of an archive shows that it is complete.
+    files = [shard for shard in unknown if shard.kind is ShardKind.FILE]
+    if names := [shard.name for shard in files if shard.files[0].digest is None]:
+        found.append(
+            f"{quoted_few(names, 3)}: with neither a size nor a digest it may stay unnoticed that "
+            "a download was cut short; if you know the digests, give them with --sha256"
         )
     if on_slurm:
         places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}

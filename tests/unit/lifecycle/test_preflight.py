@@ -303,7 +303,11 @@ def test_a_dangling_link_is_named(tmp_path: Path) -> None:
 def test_unknown_sizes_are_reported_and_stop_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path / "d", size=None)
     assert preflight.problems(made) == []
-    assert "2 shards" in preflight.notes(made, on_slurm=False)[0]
+    (note,) = preflight.notes(made, on_slurm=False)
+    assert "2 shards" in note
+    table = Shard("0000-a", ShardKind.FILE, (SourceFile("a.csv", "http://host/a.csv"),))
+    _, note = preflight.notes(structs.replace(made, shards=(table,)), on_slurm=False)
+    assert note.startswith("'a.csv': with neither a size nor a digest")
 
 
 def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
