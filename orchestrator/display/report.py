@@ -115,15 +115,13 @@ def _summary(state: RunState, now: datetime) -> str:
 
 
 def _stages(state: RunState, now: datetime) -> str:
-    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     rows = []
-    for stage in state.stages:
-        count = counts[stage]
-        rate = paces[stage].bytes_s
+    for stage, count in count_stages(state, now).items():
+        rate = count.rate.bytes_s
         rows.append(
             [
                 stage.value,
-                units.percent(paces[stage].fraction),
+                units.percent(count.rate.fraction),
                 units.count(count.tasks),
                 units.count(count[TaskStatus.DONE]),
                 units.count(count.bad),

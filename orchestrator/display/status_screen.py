@@ -14,7 +14,6 @@ from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.metrics import (
     ProblemGroup,
     StageCount,
-    StageRate,
     Waiting,
     bytes_fetched,
     count_stages,
@@ -81,14 +80,14 @@ def render(
 
 def line(state: RunState, now: datetime) -> str:
     """The run in one plain line, for logs and other streams that are not a terminal."""
-    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
+    counts = count_stages(state, now)
     texts = [f"run {state.plan.run_id} {state.status.value}"]
     for stage in (Stage.DOWNLOAD, Stage.EXTRACT):
         count = counts[stage]
         if count.tasks:
-            rate = paces[stage].bytes_s
+            rate = count.rate.bytes_s
             speed = f" {units.size(rate)}/s" if rate and count[TaskStatus.RUNNING] else ""
-            texts.append(f"{stage.value} {paces[stage].fraction:.0%}{speed}")
+            texts.append(f"{stage.value} {count.rate.fraction:.0%}{speed}")
     if counts[Stage.EXTRACT].files:
         texts.append(units.plural(counts[Stage.EXTRACT].files, "file"))
     if state.problems:
@@ -161,18 +160,17 @@ def _field(name: str, text: str, look: TerminalStyle) -> str:
 
 
 def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
-    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
+    counts = count_stages(state, now)
     texts = {
-        stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
-        for stage in state.stages
+        stage: _fitting(list(_numbers(state, count)), look.width - 17 - _BAR)
+        for stage, count in counts.items()
     }
     room = max(_NUMBERS, *map(len, texts.values()))  # a constant width of bars
     wide = max(_BAR, min(_WIDEST_BAR, look.width - 17 - room))
-    for stage in state.stages:
-        fraction = paces[stage].fraction
-        bar = _bar(fraction, counts[stage], wide, look)
+    for stage, count in counts.items():
+        bar = _bar(count, wide, look)
         name = look.paint(f"{stage.value:<9}", "bold")
-        yield f"{name} {bar} {units.percent(fraction):>4}  {texts[stage]}".rstrip()
+        yield f"{name} {bar} {units.percent(count.rate.fraction):>4}  {texts[stage]}".rstrip()
 
 
 def _fitting(numbers: list[str], room: int) -> str:
@@ -182,14 +180,15 @@ def _fitting(numbers: list[str], room: int) -> str:
     return "  ".join(numbers)
 
 
-def _bar(fraction: float, count: StageCount, wide: int, look: TerminalStyle) -> str:
+def _bar(count: StageCount, wide: int, look: TerminalStyle) -> str:
+    fraction = count.rate.fraction
     full = min(wide, int(fraction * wide + 1e-9))
     style = "red" if count.bad else "green" if fraction >= 1 else "blue"
     return look.paint("█" * full, style) + look.paint("░" * (wide - full), "dim")
 
 
-def _numbers(state: RunState, count: StageCount, pace: StageRate) -> Iterator[str]:
-    running = count[TaskStatus.RUNNING]
+def _numbers(state: RunState, count: StageCount) -> Iterator[str]:
+    running, pace = count[TaskStatus.RUNNING], count.rate
     if count.stage is Stage.DOWNLOAD:
         done, total = bytes_fetched(state)
         yield f"{units.size(done)}/{units.size(total)}" if total else units.size(done)

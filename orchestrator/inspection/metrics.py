@@ -376,6 +376,7 @@ class StageCount:
     """Numbers of one stage."""
 
     stage: Stage
+    rate: StageRate
     tasks: int
     by_status: Mapping[TaskStatus, int]
     started: datetime | None
@@ -394,11 +395,12 @@ class StageCount:
 
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
-    """Numbers of all stages."""
-    return {stage: _count(state, stage, now) for stage in Stage}
+    """Numbers of the run's stages."""
+    rates = stage_rates(state, now)
+    return {stage: _count(state, stage, rate, now) for stage, rate in rates.items()}
 
 
-def _count(state: RunState, stage: Stage, now: datetime) -> StageCount:
+def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> StageCount:
     """Numbers of a stage: tasks and times of the latest submission, files and bytes of all.
 
     The elapsed time is from the first start to the last end (or now).
@@ -412,6 +414,7 @@ def _count(state: RunState, stage: Stage, now: datetime) -> StageCount:
         files += extracted_while_downloading(state)
     return StageCount(
         stage=stage,
+        rate=rate,
         tasks=len(views),
         by_status=state.counts[stage],
         started=started,

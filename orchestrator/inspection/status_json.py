@@ -9,13 +9,7 @@ from typing import Any
 from jobs.model import Outcome, Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection import metrics, task_logs
-from orchestrator.inspection.metrics import (
-    StageCount,
-    StageRate,
-    bytes_fetched,
-    count_stages,
-    job_ids,
-)
+from orchestrator.inspection.metrics import StageCount, bytes_fetched, count_stages, job_ids
 from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.units import indices
 
@@ -25,7 +19,7 @@ JSON_SCHEMA = 1
 def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]:
     """The object that ``status --json`` prints; times are UTC ISO 8601, durations seconds."""
     done, total = bytes_fetched(state)
-    counts, rates = count_stages(state, now), metrics.stage_rates(state, now)
+    counts = count_stages(state, now)
     source, shards = state.plan.source, state.plan.shards
     parts = sum(shard.parts for shard in shards)
     carried = metrics.carried(state)
@@ -48,7 +42,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "dest": state.plan.dest,
         "created": state.plan.created,
         "attempts": len(state.submissions),
-        "stages": {stage.value: _stage(counts[stage], rates[stage]) for stage in state.stages},
+        "stages": {stage.value: _stage(count) for stage, count in counts.items()},
         "parts": {
             "done": parts - len(state.parts_left),
             "total": parts,
@@ -67,7 +61,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
     }
 
 
-def _stage(count: StageCount, rate: StageRate) -> dict[str, Any]:
+def _stage(count: StageCount) -> dict[str, Any]:
     return {
         "tasks": count.tasks,
         **{status.value: count[status] for status in TaskStatus},
@@ -76,8 +70,8 @@ def _stage(count: StageCount, rate: StageRate) -> dict[str, Any]:
         "elapsed_s": count.elapsed_s,
         "files": count.files,
         "bytes": count.bytes,
-        **vars(rate),
-        "fraction": round(rate.fraction, 4),
+        **vars(count.rate),
+        "fraction": round(count.rate.fraction, 4),
     }
 
 
