@@ -154,10 +154,7 @@ def refused(
 
 
 def _was_refetched(folder: RunFolder, part: Part) -> bool:
-    return any(
-        part.shard in folder.load_submission(number).refetch
-        for number in folder.submission_numbers()
-    )
+    return any(part.shard in each.refetch for each in folder.load_submissions())
 
 
 class TimeBudget:

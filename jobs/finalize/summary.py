@@ -310,7 +310,6 @@ def _seconds(started: datetime, ended: datetime) -> float:
 
 
 def _attempts(folder: RunFolder) -> Iterator[AttemptLine]:
-    for number in folder.submission_numbers():
-        made = folder.load_submission(number)
+    for made in folder.load_submissions():
         jobs = {stage.value: list(ids) for stage in Stage if (ids := made.job_ids(stage))}
-        yield AttemptLine(number, made.engine, made.created, made.host, jobs)
+        yield AttemptLine(made.number, made.engine, made.created, made.host, jobs)

@@ -189,6 +189,10 @@ class RunFolder:
     def load_submission(self, number: int) -> Submission:
         return self._load(self.submission(number), Submission)
 
+    def load_submissions(self) -> Iterator[Submission]:
+        """All submissions, in order."""
+        return map(self.load_submission, self.submission_numbers())
+
     def submission_numbers(self) -> list[int]:
         """Numbers of the existing submissions, in order."""
         return sorted(

@@ -81,7 +81,7 @@ def gather(folder: RunFolder, engine_of: EngineOf | None) -> Evidence:
     """
     folder.check()
     plan = folder.load_plan()
-    submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
+    submissions = tuple(folder.load_submissions())
     cancel = event_log.last_cancel(folder)
     cancelled = cancel.attempt if cancel and cancel.act is Act.CANCELLED else None
     # Engines are queried before results are read: a task that ends in between has a result.

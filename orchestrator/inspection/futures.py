@@ -104,9 +104,8 @@ def futures_of(folder: RunFolder) -> list[TaskFuture]:
     """
     folder.check()
     run = _Run(folder)
-    submissions = map(folder.load_submission, folder.submission_numbers())
     return [
         TaskFuture(run, submission.number, task)
-        for _, submission, task in all_tasks(submissions)
+        for _, submission, task in all_tasks(folder.load_submissions())
         if task.job_id is not None
     ]

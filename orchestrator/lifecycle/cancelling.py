@@ -86,7 +86,7 @@ def _check_reached(folder: RunFolder) -> None:
     A scheduler that does not respond is no error: the cancellation is recorded, and can be
     repeated.
     """
-    where = {n: _where(folder.load_submission(n)) for n in folder.submission_numbers()}
+    where = {each.number: _where(each) for each in folder.load_submissions()}
     elsewhere: dict[Where, OtherClusterError] = {}
     for each in dict.fromkeys(where.values()):
         try:
@@ -115,7 +115,7 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
     """
     lost = [event.name for event in event_log.open_intents(folder)]
     ids: dict[Where, dict[str, None]] = {}
-    for submission in map(folder.load_submission, folder.submission_numbers()):
+    for submission in folder.load_submissions():
         known = ids.setdefault(_where(submission), {})
         known |= dict.fromkeys(submission.job_ids())
         if submission.then_job:
