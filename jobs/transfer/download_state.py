@@ -84,7 +84,7 @@ class DownloadState:
             self.digest = self._published or known.digest
             self.partial.identify(known)
             try:
-                self._check_head()
+                self.check_head()
             except StartOver:
                 self.partial.start_over()
             self._progress.add(bytes=self.partial.total)
@@ -92,7 +92,7 @@ class DownloadState:
             self._arrivals.begin(self.partial.fd)
         self._report()
 
-    def _check_head(self, *, is_complete: bool = False) -> None:
+    def check_head(self, *, is_complete: bool = False) -> None:
         """Pass the first bytes to ``expect``, once there are enough or the file is complete.
 
         Raises ``StartOver`` with its error if they are wrong.
@@ -128,7 +128,7 @@ class DownloadState:
             piece = data if is_complete else data[start - at : stop - at]
             self._progress.add(bytes=self.partial.write(start, piece))
             self.hashing().feed(start, piece)
-        self._check_head()
+        self.check_head()
         self._report()
 
     @property
@@ -191,7 +191,6 @@ class DownloadState:
     def finish(self) -> Received:
         """Verify the complete file and rename it."""
         assert self.size is not None  # a complete response shows it
-        self._check_head(is_complete=True)
         self._report()
         digests = self.hashing().finish()
         want = self.digest

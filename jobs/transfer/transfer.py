@@ -59,6 +59,7 @@ class Transfer(TransferSession):
             while True:
                 try:
                     self._bring(state)
+                    state.check_head(is_complete=True)
                     self._compare_head(state)
                     return state.finish()
                 except StartOver as reason:

@@ -280,14 +280,17 @@ def test_chunks_that_end_early_are_no_end_of_the_file(
     assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
 
 
+@pytest.mark.parametrize("size", [10 * MB, 1000])
+@pytest.mark.parametrize("version", [(), ("ETag", "Last-Modified")], ids=["version", "none"])
 def test_a_file_of_unknown_size_that_is_replaced_midway_is_never_mixed(
-    web: FaultyServer, tmp_path: Path
+    web: FaultyServer, tmp_path: Path, size: int, version: tuple[str, ...]
 ) -> None:
-    web.put(PATH, DATA[: 9 * MB] + bytes(MB))
+    web.put(PATH, DATA[:size])
     web.fail(PATH, faults.no_length("chunked") & faults.ignore_range(None))
-    web.fail(PATH, faults.cut_after(9 * MB), faults.changed(DATA[:MB] + DATA))
-    assert fetch(web.url(PATH), tmp_path / "out").size == len(DATA) + MB
-    assert (tmp_path / "out").read_bytes() == DATA[:MB] + DATA
+    web.fail(PATH, faults.without(*version))
+    web.fail(PATH, faults.cut_after(size // 2), faults.changed(DATA[1 : size + 2]))
+    assert fetch(web.url(PATH), tmp_path / "out").size == size + 1
+    assert (tmp_path / "out").read_bytes() == DATA[1 : size + 2]
 
 
 def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> None:
