@@ -171,11 +171,13 @@ def _value(value: object, param: click.Parameter) -> object:
     """``value`` for the option: a list if it can be repeated, a string if it parses one."""
     assert isinstance(param, click.Option)
     if param.is_flag:
-        return click.BOOL.convert(value, param, None)
+        return click.BOOL.convert(str(value), param, None)
     if param.multiple:
         items = value.splitlines() if isinstance(value, str) else value
         return [str(item) for item in items] if isinstance(items, list) else [str(items)]
-    return value if isinstance(value, str) else str(value)
+    if isinstance(value, (bool, list)):
+        raise click.BadParameter(f"{value!r} is not a text or a number", param=param)
+    return str(value)
 
 
 class DefaultMap(dict[str, Any]):

@@ -104,7 +104,7 @@ def test_later_ones_win(home: Path) -> None:
 
 
 def test_values_arrive_as_the_options_take_them(home: Path) -> None:
-    Path("websight.toml").write_text('setup = ["module load a", "b"]\nno-wait = false\ntasks = 7')
+    Path("websight.toml").write_text('setup = ["module load a", "b"]\nno-wait = 0\ntasks = 7')
     assert _run("launch").output.strip() == repr(
         {
             "partition": "any",
@@ -117,6 +117,14 @@ def test_values_arrive_as_the_options_take_them(home: Path) -> None:
     )
     out = _run("launch", env={"WEBSIGHT_SETUP": "one line\nanother", "WEBSIGHT_WAIT": "no"}).output
     assert "'setup': ('one line', 'another')" in out and "'wait': False" in out
+
+
+@pytest.mark.parametrize("line", ["partition = true", 'partition = ["a"]', "keep-archive = 2"])
+def test_a_value_of_another_kind_is_refused(home: Path, line: str) -> None:
+    Path("websight.toml").write_text(line)
+    refused = _run("launch")
+    assert refused.exit_code == 2
+    assert "Invalid value for" in refused.output
 
 
 def test_a_default_profile_and_one_by_option(home: Path) -> None:
