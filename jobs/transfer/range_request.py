@@ -250,7 +250,9 @@ class RangeRequest:
             )
         if state.digest is None:
             state.digest = published_digest(reply.headers, is_complete=reply.status == 200)
-        if state.partial.identity is None and not self._is_coded(reply):
+        # Bytes that are there already may be of another version, if their response had none.
+        is_first = state.partial.identity is None and not state.partial.total
+        if is_first and not self._is_coded(reply):
             state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
         state.responses += 1
         self._on_response(size, not self._streaming)

@@ -203,6 +203,15 @@ def test_a_file_without_any_version_that_is_replaced_midway_is_never_mixed(
     assert fetch(web, tmp_path / "out", size=size, digest=None) == DATA[:size]
 
 
+def test_a_beginning_that_came_compressed_is_not_mixed_with_a_later_version(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, OTHER[: 2 * MB])
+    web.fail(PATH, faults.gzipped(1))
+    web.fail(PATH, faults.cut_after(MB), faults.changed(DATA[: 2 * MB]))
+    assert fetch(web, tmp_path / "out", size=2 * MB, digest=None) == DATA[: 2 * MB]
+
+
 def test_a_file_with_a_version_or_a_digest_is_not_requested_again(
     web: FaultyServer, tmp_path: Path
 ) -> None:
