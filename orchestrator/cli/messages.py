@@ -406,5 +406,5 @@ def resume_json(planned: Resumable) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a JSON object on standard output."""
-    click.echo(atomic.dumps(value).decode(), nl=False)
+    """Print a JSON object on standard output, in UTF-8 whatever the locale (RFC 8259)."""
+    click.echo(atomic.dumps(value), nl=False)

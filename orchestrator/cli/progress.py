@@ -47,6 +47,7 @@ class Screen:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._look = style_of(out)
         self._lines = 0
 
     def draw(self, text: str) -> None:
@@ -54,7 +55,8 @@ class Screen:
         rows = shutil.get_terminal_size().lines - 1
         lines = text.rstrip("\n").split("\n")
         if len(lines) > rows:
-            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+            more = self._look.encodable(f"… {len(lines) - rows + 1} more lines")
+            lines = [*lines[: rows - 1], more]
         back = f"\x1b[{self._lines}F" if self._lines else ""
         body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
         self._out.write(f"{_HIDE}{back}{body}{_CLEAR_BELOW}{_SHOW}")

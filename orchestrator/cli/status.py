@@ -42,7 +42,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
 
     def show(state: RunState) -> None:
         text = msgspec.json.encode(status_json.as_json(state, folder, utc_now()))
-        click.echo(text.decode())
+        click.echo(text)
 
     if watch and as_json:
         return exit_codes.of_state(progress.each_state(look_at, show))

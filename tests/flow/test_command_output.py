@@ -174,6 +174,16 @@ def test_colours_and_letters_follow_the_environment(done: Cli) -> None:
     assert done.having(PYTHONIOENCODING="ascii", PYTHONUTF8="0").run("status", good).out.isascii()
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1:strict", "cp437:strict"])
+def test_what_a_locale_lacks_is_escaped_and_json_is_utf_8(done: Cli, encoding: str) -> None:
+    shell = done.having(PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert "Usage: websight-orchestrate" in shell.run("launch", "--help").out
+    good, _ = _ids(done)
+    reported = shell.run("status", good, "--json")
+    assert "✓ Dataset verification passed!" in reported.out
+    assert reported.json() == done.run("status", good, "--json").json()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_made_for_each_shell(here: Cli, shell: str) -> None:
     text = here.run("completion", shell).out
