@@ -12,7 +12,7 @@ import socket
 import ssl
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import requests.adapters
@@ -130,6 +130,19 @@ class _NoLogin(requests.auth.AuthBase):
         return request
 
 
+class _OfEnvironment(NamedTuple):
+    """What the environment says of an origin."""
+
+    settings: Any  # proxies and certificates
+    login: tuple[str, str] | None  # in .netrc
+
+    @classmethod
+    def of(cls, url: str) -> _OfEnvironment:
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(url, {}, True, None, None)
+        return cls(settings, requests.utils.get_netrc_auth(url))
+
+
 class ConnectionPool:
     """A pool of connections; thread-safe."""
 
@@ -141,7 +154,9 @@ class ConnectionPool:
         )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        self._settings: dict[tuple[str, str, int], Any] = {}
+        # Instead it would look for proxies, and read .netrc, for each request.
+        self._session.trust_env = False
+        self._of_environment: dict[tuple[str, str, int], _OfEnvironment] = {}  # by origin
         # At DEBUG it logs complete addresses, with signatures in their queries.
         logger = logging.getLogger("urllib3")
         if logger.level == logging.NOTSET:
@@ -193,20 +208,16 @@ class ConnectionPool:
     def _send(self, url: str, headers: Mapping[str, str], *, name: str) -> requests.Response:
         try:
             origin = origin_of(url)
-            request = self._session.prepare_request(
-                requests.Request(
-                    "GET", url, headers=dict(headers), auth=_NoLogin.for_headers(headers)
-                )
-            )
-            if origin not in self._settings:
-                self._settings[origin] = self._session.merge_environment_settings(
-                    url, {}, True, None, None
-                )
+            known = self._of_environment.get(origin)
+            if known is None:
+                known = self._of_environment[origin] = _OfEnvironment.of(url)
+            auth = _NoLogin.for_headers(headers) or known.login
+            request = requests.Request("GET", url, headers=dict(headers), auth=auth)
             return self._session.send(
-                request,
+                self._session.prepare_request(request),
                 allow_redirects=False,
                 timeout=(_CONNECT_S, self._stall_s),
-                **self._settings[origin],
+                **known.settings,
             )
         except _OF_THE_PROXY:
             raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None

@@ -27,6 +27,7 @@ _SAVE_S = 1.0
 _SYNC_BYTES = 128 << 20
 _SYNC_S = 10.0
 _CHUNK = 1 << 20
+_TINY = 1 << 16  # bytes, up to which a file is downloaded again rather than continued
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
     ``window``: only some of the bytes are stored at a time, and the file is removed once it is
-    complete. Raises ``StorageError`` for errors of the file system.
+    complete. A tiny file has no sidecar: creating it takes longer than it could save. Raises
+    ``StorageError`` for errors of the file system.
     """
 
     def __init__(self, out: Path, window: Window | None = None) -> None:
@@ -68,8 +70,14 @@ class PartialFile:
         self._unsynced_bytes = 0
         self._syncing = OneBehind()
         self._log = -1
-        self.fd = self._open(os.O_CREAT)
-        if window is None:
+        self._has_sidecar = True  # perhaps
+        try:
+            self.fd = self._open(os.O_CREAT | os.O_EXCL)
+            self._is_new = True  # no other process has it open
+        except FileExistsError:
+            self.fd = self._open(os.O_CREAT)
+            self._is_new = False
+        if window is None and not self._is_new:
             self._load()
 
     # Bytes ------------------------------------------------------------------------------
@@ -141,6 +149,9 @@ class PartialFile:
             self.identity = identity
             if self._window is not None:
                 return  # another attempt cannot use the bytes
+            if identity.size is not None and identity.size <= _TINY:
+                return
+            self._has_sidecar = True
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
             lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
             with as_storage_error(f"writing {self.sidecar}"):
@@ -195,10 +206,16 @@ class PartialFile:
     def start_over(self) -> None:
         """Create a new, empty file; an older process keeps writing to the old one."""
         self._drop_log()
-        self._remove()
-        fresh = self._open(os.O_CREAT | os.O_EXCL)
-        os.close(self.fd)
-        self.fd = fresh
+        if self._is_new and not self.total:
+            with as_storage_error(f"removing {self.sidecar}"):
+                self.sidecar.unlink(missing_ok=True)
+        else:
+            self._remove()
+            with as_storage_error(f"opening {self.path}"):
+                fresh = self._open(os.O_CREAT | os.O_EXCL)
+            os.close(self.fd)
+            self.fd = fresh
+        self._is_new = self._has_sidecar = False
         with self._lock:
             self._ranges, self.identity = Ranges(), None
 
@@ -224,7 +241,8 @@ class PartialFile:
             if not ours:
                 raise StorageError(f"{self.path} was replaced by another process; run `resume`")
             self.path.replace(self.out)
-            self.sidecar.unlink(missing_ok=True)
+            if self._has_sidecar:
+                self.sidecar.unlink(missing_ok=True)
             atomic.fsync_folder(self.out.parent)
 
     def close(self) -> None:
@@ -254,8 +272,13 @@ class PartialFile:
             self.path.unlink(missing_ok=True)
 
     def _open(self, flags: int) -> int:
-        with as_storage_error(f"opening {self.path}"):
+        """Open the partial file; with ``O_EXCL`` it may raise ``FileExistsError``."""
+        try:
             return os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
+        except OSError as error:
+            if flags & os.O_EXCL and isinstance(error, FileExistsError):
+                raise
+            raise from_os_error(error, doing=f"opening {self.path}") from error
 
 
 def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:

@@ -45,7 +45,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 @pytest.fixture
 def partial(tmp_path: Path, disk: Disk) -> Iterator[PartialFile]:
     partial = PartialFile(tmp_path / "a")
-    partial.identify(FileVersion(1000, Validator(etag='"1"'), None))
+    partial.identify(FileVersion(1 << 20, Validator(etag='"1"'), None))
     yield partial
     disk.go.set()
     partial.close()
@@ -91,7 +91,7 @@ def test_bytes_that_the_disk_lost_are_an_error(
 
 
 def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -> None:
-    version = FileVersion(1000, Validator(etag='"1"'), None)
+    version = FileVersion(1 << 20, Validator(etag='"1"'), None)
     partial = PartialFile(tmp_path / "a")
     partial.identify(version)
     partial.write(0, bytes(600))
@@ -100,6 +100,26 @@ def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -
     again = PartialFile(tmp_path / "a")
     assert (again.identity, again.missing(0, 1000)) == (version, [(400, 1000)])
     again.close()
+
+
+def test_a_tiny_file_has_no_sidecar_and_is_begun_anew(tmp_path: Path) -> None:
+    version = FileVersion(9, Validator(etag='"1"'), None)
+    partial = PartialFile(tmp_path / "a")
+    partial.sidecar.write_bytes(b"of another file")
+    partial.start_over()
+    partial.identify(version)
+    partial.write(0, b"123456")
+    partial.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.part"]
+    again = PartialFile(tmp_path / "a")
+    assert (again.identity, again.total) == (None, 0)
+    again.start_over()
+    again.identify(version)
+    again.write(0, b"987654321")
+    again.finish(9)
+    again.close()
+    assert (tmp_path / "a").read_bytes() == b"987654321"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_file_that_another_process_began_anew_is_not_published(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
+from jobs.sources import http_probe
 from jobs.sources.base import RemoteSource, SourceRequest, key_of
 from jobs.sources.registry import open_source, parse_url_list
 from jobs.transfer.rate_limits import retry_after_s
@@ -89,6 +90,11 @@ def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
     # A header of the user's own goes before the account.
     web.put("/y", DATA, authorization="Bearer mine")
     assert fetch(web.url("/y"), tmp_path / "y", Authorization="Bearer mine").size == len(DATA)
+    with http_probe.connections(1) as wire:
+        for left in (True, False):  # it is read once for each server
+            assert http_probe.probe(web.url("/x.tar.gz"), {}, wire).size == len(DATA)
+            if left:
+                netrc.unlink()
 
 
 class Proxy(FaultyServer):
