@@ -99,7 +99,7 @@ def test_a_screen_taller_than_the_terminal_is_cut_so_that_nothing_scrolls(
     assert "… 17 more lines" in out.getvalue()
     screen.draw("short")
     assert "\x1b[4F" in out.getvalue()
-    Screen(io.TextIOWrapper(io.BytesIO(), "latin-1")).draw("\n" * 20)
+    Screen(io.TextIOWrapper(io.BytesIO(), "latin-1")).draw("line\n" * 20)
 
 
 def test_on_a_terminal_a_bar_for_each_stage_is_shown_and_removed_at_the_end(
