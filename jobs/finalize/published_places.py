@@ -23,6 +23,7 @@ from jobs.errors import RunFolderError
 from jobs.finalize.disk_partitions import Buckets
 from jobs.model import Entry, Part, Plan, shard_of
 from jobs.outputs import published_members
+from jobs.storage import atomic
 from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
@@ -70,7 +71,11 @@ def find_replaced(folder: RunFolder, plan: Plan, receipt: Receipt) -> ReplacedFi
     """
     found = ReplacedFiles()
     files = receipt.manifest.files + receipt.manifest.members
-    with TemporaryDirectory() as scratch, Buckets(Path(scratch), rows=2 * files) as rows:
+    with (
+        TemporaryDirectory() as scratch,
+        atomic.naming(Path(scratch)),
+        Buckets(Path(scratch), rows=2 * files) as rows,
+    ):
         _add_rows(rows, folder, plan)
         rows.flush()
         for place in range(len(rows)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from msgspec import structs
 from jobs.errors import Cause, VerificationError
 from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
+from jobs.finalize.disk_partitions import Buckets
+from jobs.finalize.published_places import find_replaced
 from jobs.model import (
     Digest,
     Layout,
@@ -242,3 +245,16 @@ def test_shards_without_a_manifest_are_downloaded_again(published: Run) -> None:
     same = {shard.id: shard for shard in published.plan.shards}
     found = carrying.plan_carry(published.folder, published.plan, receipt, same)
     assert found.evidence == {}  # nor is it known which records belong to the other shard
+
+
+def test_a_full_folder_for_temporary_files_is_named(
+    published: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(rows: Buckets) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Buckets, "flush", full)
+    receipt = carrying.published_receipt(published.staging.dest)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/"):
+        find_replaced(published.folder, published.plan, receipt)
