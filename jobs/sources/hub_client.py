@@ -26,6 +26,8 @@ TIMEOUT_S = 30.0
 _ATTEMPTS = 5
 _MOST_WAIT_S = 60.0  # at launch a user is waiting
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
+# Raised by the client for JSON that has another form than the Hub's.
+_OTHER_FORM = (KeyError, TypeError, AttributeError)
 _TRUE = ("1", "on", "yes", "true")
 _TYPES = ("dataset", "model", "space")
 
@@ -164,7 +166,7 @@ def _asked(repo: Repo, ask: Callable[[], T]) -> T | SourceError | RetryLater:
             "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
             cause=Cause.NETWORK,
         )
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, *_OTHER_FORM):
         explained = SourceError(
             f"{repo.endpoint} does not respond like the Hub (is it the page of a proxy or a "
             "login?); check the network and HF_ENDPOINT, then launch again",
@@ -279,5 +281,5 @@ def near_repos(repo: Repo, client: HfApi) -> str:
         }
         known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
         return file_names.similar_names(repo.id, known)
-    except (HfHubHTTPError, OSError, ValueError):
+    except (HfHubHTTPError, OSError, ValueError, *_OTHER_FORM):
         return ""  # without a hint

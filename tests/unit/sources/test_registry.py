@@ -20,6 +20,7 @@ from jobs.sources.registry import open_source
 from jobs.sources.url_lists import expand_braces
 from jobs.transfer import responses
 from tests.support.servers import faults
+from tests.support.servers.faults import Fault
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -150,6 +151,15 @@ def test_a_web_page_in_place_of_the_hub_s_answer_is_asked_about_again(ready: Hub
     ready.fail("*shard-9.tar.gz", faults.html(), origin="cdn")
     assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
     assert [len(ready.asked(p)) for p in ("/api/datasets/org/d", "/lfs/*shard-9*")] == [2, 2]
+
+
+@pytest.mark.parametrize("body", [b'{"error": "busy"}', b'[{"path": "a.tar.gz"}]', b"[1]", b"null"])
+@pytest.mark.parametrize("path", ["/api/datasets/org/d", "/api/datasets/org/d/tree/*"])
+def test_json_of_another_form_in_place_of_the_hub_s_answer_is_asked_about_again(
+    ready: HubServer, path: str, body: bytes
+) -> None:
+    ready.fail(path, Fault(body=body))
+    assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
 
 
 def test_a_silent_hub_is_not_waited_for(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
