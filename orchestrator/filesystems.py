@@ -25,10 +25,15 @@ class FreeSpace:
 
 
 def existing(path: Path) -> Path:
-    """``path``, or the nearest folder above it that exists."""
+    """``path``, or the nearest folder above it that exists, or that is a dead mount."""
     for each in (path, *path.parents):
-        if os.path.lexists(each):
-            return each
+        try:
+            os.lstat(each)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
+        except OSError:
+            pass  # the user of it meets the error, too
+        return each
     return Path("/")
 
 

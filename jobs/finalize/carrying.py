@@ -20,7 +20,7 @@ from msgspec import structs
 
 from jobs.checks import records
 from jobs.checks.base import is_warning
-from jobs.errors import RunFolderError, VerificationError, counted, fact_of
+from jobs.errors import RunFolderError, VerificationError, counted, from_os_error
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
@@ -82,7 +82,10 @@ class CarryPlan:
 
 
 def published_receipt(dest: Path) -> Receipt:
-    """The receipt of the dataset in ``dest``; raises ``VerificationError`` without a valid one."""
+    """The receipt of the dataset in ``dest``.
+
+    Raises ``VerificationError`` without a valid one, ``StorageError`` if it cannot be read.
+    """
     try:
         return read_receipt(dest / RECEIPT)
     except FileNotFoundError:
@@ -91,9 +94,11 @@ def published_receipt(dest: Path) -> Receipt:
             "or the receipt was lost; use launch, or `resume` of the run that published it, which "
             "finishes the repair or restores the receipt"
         ) from None
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading {dest / RECEIPT}", then="try again") from error
+    except msgspec.DecodeError as error:
         raise VerificationError(
-            f"{dest / RECEIPT} cannot be read ({fact_of(error)}); launch again with --overwrite"
+            f"{dest / RECEIPT} is damaged ({error}); launch again with --overwrite"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from jobs.errors import Cause, VerificationError
+from jobs.errors import Cause, StorageError, VerificationError
 from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
 from jobs.finalize.disk_partitions import Buckets
@@ -258,3 +258,9 @@ def test_a_full_folder_for_temporary_files_is_named(
     receipt = carrying.published_receipt(published.staging.dest)
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/"):
         find_replaced(published.folder, published.plan, receipt)
+
+
+def test_a_receipt_that_cannot_be_read_is_no_reason_to_replace_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as refused:
+        carrying.published_receipt(tmp_path / ("x" * 300))  # an error, as from a dead mount
+    assert "--overwrite" not in refused.value.message

@@ -66,6 +66,13 @@ def test_all_problems_come_at_once_a_line_each(tmp_path: Path) -> None:
     assert "inodes left" in lines[3]
 
 
+def test_a_folder_whose_file_system_reports_an_error_is_a_problem(tmp_path: Path) -> None:
+    dead = tmp_path / ("x" * 300) / "temp"  # an error for each call, as from a dead mount
+    (line,) = preflight.problems(plan(tmp_path / "data", temp=dead))
+    assert line.startswith("the folder for archives (--temp-dir) '")
+    assert line.endswith("too long for this file system; choose another one")
+
+
 @pytest.mark.parametrize(
     ("logs", "in_the_way"),
     [
