@@ -78,6 +78,7 @@ def run_download(
     workers = min(cores(), workers or cores())
     pool = ExtractionPool(
         folder,
+        plan,
         progress,
         workers=workers,
         shards=len(shards),
@@ -206,7 +207,7 @@ class _Downloads:
         if before is not None and window is None:
             fetched = self._compared(shard, fetched, before)
         evidence = structs.replace(fetched, attempt=self._attempt)
-        atomic.write_json(self._folder.fetched(shard.id), evidence)
+        atomic.write_json(self._folder.fetched(shard.id), evidence, durable=False)
         self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)
         how = "verified" if fetched.verified else "no digest is published"

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -37,14 +39,16 @@ from jobs.extract.messages import (
     Order,
     Stop,
     Stream,
+    is_small,
     unfinished,
 )
-from jobs.extract.part import write_part
+from jobs.extract.part import WrittenPart, write_part
 from jobs.extract.part_job import PartJob
-from jobs.model import Fetched, ItemResult, Outcome, Part, Plan, Problem
+from jobs.model import Fetched, ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
+from jobs.storage.latency import OneBehind
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from jobs.transfer.ordered_bytes import OrderedBytes
 
 _NEWS_S = 0.25
+_FINISHING = 4  # small parts that are made durable at once
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,15 @@ class PartResult:
     stops: Problem | None = None  # set if no other part needs to be tried
 
 
+Report = Callable[[PartResult], object]
+
+
 class PartExtractor:
-    """Extracts parts of a run; keeps the archive open between parts of one shard."""
+    """Extracts parts of a run; keeps the archive open between parts of one shard.
+
+    Waiting for the disk takes longer than extracting a small archive. So threads wait for a few
+    of them while the next ones are extracted.
+    """
 
     def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
         self._folder = folder
@@ -72,39 +84,63 @@ class PartExtractor:
         self._progress = progress
         self._open: tuple[str, Archive] | None = None
         self._has_folders = False  # of the staging
+        self._finishing = [OneBehind() for _ in range(_FINISHING)]
+        self._turns = cycle(self._finishing)
 
-    def extract(self, part: Part) -> PartResult:
-        """Extract ``part``; faults of archives and disks become results, not exceptions."""
+    def extract(self, part: Part, report: Report) -> None:
+        """Extract ``part``; faults of archives and disks become results, not exceptions.
+
+        ``report`` gets the result, perhaps later and from another thread: see ``wait``.
+        """
         work: PartJob | None = None
         try:
+            if self._open is not None and self._open[0] == part.shard:
+                self.wait()  # what the archive says of a part is read when it is finished
             work = self._work(part)
             carried = work.fetched.carried
             if carried is not None and (carried.parts is None or part.index in carried.parts):
-                summary = carry_part(work, carried)
-            else:
-                summary = write_part(work, self._archive(work)).finish()
-            result = ItemResult(
-                part.id, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
-            )
-            return PartResult(result)
-        except (Stopped, StorageError, OSError) as error:
+                report(_extracted(part, carry_part(work, carried)))
+                return
+            written = write_part(work, self._archive(work))
+        except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
+            report(self._failed(part, work, error))
+            return
+        finish = partial(self._finish, part, work, written, report)
+        if is_small(self._plan, part):
+            next(self._turns).start(finish)
+        else:
+            finish()
+
+    def wait(self) -> None:
+        """Wait until the results of all parts are reported."""
+        for finishing in self._finishing:
+            finishing.wait()
+
+    def _finish(self, part: Part, work: PartJob, written: WrittenPart, report: Report) -> None:
+        try:
+            result = _extracted(part, written.finish())
+        except Exception as error:  # noqa: BLE001  # as in ``extract``
+            result = self._failed(part, work, error)
+        report(result)
+
+    def _failed(self, part: Part, work: PartJob | None, error: Exception) -> PartResult:
+        if isinstance(error, Stopped | StorageError | OSError):
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
             return PartResult(ItemResult(part.id, outcome, problem=problem), problem)
-        except OrchestrateError as error:
-            self._forget(error)
+        self._forget(error)
+        if isinstance(error, OrchestrateError):
             fetched = work.fetched if work is not None else None
             return PartResult(refused(self._folder, self._plan, part, fetched, error))
-        except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
-            self._forget(error)
-            problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
-            return PartResult(unfinished(part, problem))
+        problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
+        return PartResult(unfinished(part, problem))
 
     def close(self, shard: str | None = None) -> None:
         """Close the archive that is open, if it is that shard's (None: whichever it is).
 
         Also those that were open before: a pass refers to itself, and with it to its archive.
         """
+        self.wait()
         if self._open is not None and shard in (None, self._open[0]):
             self._open = None
         gc.collect()
@@ -132,6 +168,12 @@ class PartExtractor:
             archive = open_archive(work.fetched, work.shard, self._plan)
             self._open = (work.shard.id, archive)
         return self._open[1]
+
+
+def _extracted(part: Part, summary: PartSummary) -> PartResult:
+    return PartResult(
+        ItemResult(part.id, Outcome.OK, summary.files, summary.bytes, carried=summary.carried)
+    )
 
 
 def refused(
@@ -243,14 +285,17 @@ class PartsProcess:
             if self._stops is not None:
                 for left in parts[index:]:
                     self._reports.send(Item(unfinished(left, self._stops)))
-                return
+                break
             self._begins(part)
             self._budget.begins(size)
-            part_result = self._extractor.extract(part)
+            self._extractor.extract(part, self._report)
             self._budget.ended()
-            self._reports.send(self._news())
-            self._reports.send(Item(part_result.result))
-            self._stops = part_result.stops
+        self._extractor.wait()
+
+    def _report(self, found: PartResult) -> None:
+        self._reports.send(self._news())
+        self._reports.send(Item(found.result))
+        self._stops = self._stops or found.stops
 
     def _begins(self, part: Part | None) -> None:
         self._current = part.id if part is not None else None

@@ -35,15 +35,17 @@ from jobs.extract.messages import (
     Stop,
     Stream,
     Wanted,
+    is_small,
     unfinished,
 )
-from jobs.model import ItemResult, Part, Problem, Shard
+from jobs.model import ItemResult, Part, Plan, Problem, Shard
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 _STOP_CHECK_S = 0.1  # interval between checks of the stop flag
 _LIKELY = "(most likely in a native library)"  # by which results of earlier attempts are known
+_TOGETHER = 16  # small parts, at most, that a process extracts without another order
 _GRACE_S = 0.6  # from an order to stop until the child is killed; killing damages no file
 # glibc returns a block of 1 MiB to the kernel at once and gets the next one by 256 page faults,
 # which costs a tenth of inflating on one core; these variables make it keep some memory
@@ -333,6 +335,7 @@ class ExtractionPool:
     def __init__(
         self,
         folder: RunFolder,
+        plan: Plan,
         progress: Progress,
         *,
         workers: int,
@@ -341,6 +344,7 @@ class ExtractionPool:
         copies: bool,
     ) -> None:
         self._folder = folder
+        self._plan = plan
         self._progress = progress
         self._spills = spills
         self._copies = copies
@@ -350,7 +354,7 @@ class ExtractionPool:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
         self._own = threading.local()
         self._extractors: list[Extractor] = []
-        self._queued: list[Future[None]] = []
+        self._offered: deque[tuple[Part, Future[None]]] = deque()
 
     def stream(
         self, shard: Shard, files: Sequence[Path], feeds: Sequence[Feed], *, extracts: bool = True
@@ -385,9 +389,11 @@ class ExtractionPool:
 
         Failures are left to the extract stage, which tries again and reports them.
         """
-        futures = [self._threads.submit(self._extract, part) for part in parts]
-        self._queued += futures
-        return futures
+        offered = [(part, Future[None]()) for part in parts]
+        self._offered += offered
+        for _ in offered:
+            self._threads.submit(self._extract_some)
+        return [future for _, future in offered]
 
     def forget(self, shard: str) -> None:
         """Make all processes close that shard's archive."""
@@ -417,8 +423,21 @@ class ExtractionPool:
     def _stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
         return self._extractor().stream(order, feeds)
 
-    def _extract(self, part: Part) -> None:
-        self._extractor().extract((part,))
+    def _extract_some(self) -> None:
+        some = self._taken()
+        if some:
+            self._extractor().extract([part for part, _ in some])
+        for _, future in some:
+            future.set_result(None)
+
+    def _taken(self) -> list[tuple[Part, Future[None]]]:
+        """The next part, or several small ones: at most this process's share of those offered."""
+        with self._lock:
+            most = min(_TOGETHER, -(-len(self._offered) // self._workers))
+            taken: list[tuple[Part, Future[None]]] = []
+            while len(taken) < most and all(is_small(self._plan, part) for part, _ in taken):
+                taken.append(self._offered.popleft())
+            return taken
 
     def _extractor(self) -> Extractor:
         extractor: Extractor | None = getattr(self._own, "extractor", None)
@@ -429,9 +448,9 @@ class ExtractionPool:
 
     def close(self, *, drains: bool) -> None:
         """Finish what was started and, with ``drains``, what is queued."""
-        if not drains:
-            for future in self._queued:
-                future.cancel()
+        with self._lock:
+            while not drains and self._offered:
+                self._offered.popleft()[1].cancel()
         self._threads.shutdown()
         for extractor in self._extractors:
             extractor.close()

@@ -6,8 +6,10 @@ from msgspec import Struct
 
 from jobs.archives.member_index import Streamed
 from jobs.errors import Cause
-from jobs.model import ItemResult, Outcome, Part, Problem
+from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.transfer.ranges import Range, Window
+
+_SMALL = 32 << 20  # bytes of the part's share of its archive
 
 
 class Begin(Struct, frozen=True, tag=True):
@@ -117,3 +119,9 @@ Report = News | Item | Wanted | Consumed | Done
 def unfinished(part: Part, problem: Problem) -> ItemResult:
     """The result of a part that was not started or not completed because of ``problem``."""
     return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)
+
+
+def is_small(plan: Plan, part: Part) -> bool:
+    """Whether extracting ``part`` may take no longer than waiting for the disk after it."""
+    size = plan.part_bytes(part)
+    return size is not None and size < _SMALL

@@ -112,7 +112,7 @@ def _temporary(path: Path, data: bytes, *, mode: int) -> Path:
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace ``path`` with ``data``; after a crash it has the old or the new content.
 
-    ``durable=False`` omits the folder's fsync, for heartbeats, which are not needed after a crash.
+    ``durable=False`` omits the folder's fsync: after a crash the change may not have happened.
     """
     temporary = _temporary(path, data, mode=0o600)
     try:
@@ -202,15 +202,16 @@ class GrowingFile:
             self._file.flush()
         return self._temporary
 
-    def publish(self) -> None:
-        """Make the file durable under its final name."""
+    def publish(self, *, durable: bool = True) -> None:
+        """Make the file durable under its final name; ``durable``: see ``write_bytes``."""
         with naming(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
         self._temporary.replace(self._path)
         self._is_published = True
-        fsync_folder(self._path.parent)
+        if durable:
+            fsync_folder(self._path.parent)
 
     def __enter__(self: Self) -> Self:
         return self

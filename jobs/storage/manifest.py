@@ -49,9 +49,12 @@ class ManifestWriter(atomic.GrowingFile):
         return chain.from_iterable(read_lines(self.flushed(), Entry))
 
     def finish(self, summary: PartSummary) -> None:
-        """Append the last line and make the manifest durable: the part is finished."""
+        """Append the last line and give the manifest its name: the part is finished.
+
+        After a crash it is complete, or is not there, and the part is extracted again.
+        """
         self.write(self._encoder.encode(summary) + b"\n")
-        self.publish()
+        self.publish(durable=False)
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator import api
 from orchestrator.cli import options, request_from_options
 from orchestrator.cli.launch import command
+from tests.support.builders.made_run import extracted
 
 
 @dataclass
@@ -75,10 +76,8 @@ def finished(
     problems = list(problems or ())
     attempts = PartExtractor(folder, plan, Progress())
     here = folder.fetched_ids()
-    for part in parts:
-        if part.shard in here:
-            item = attempts.extract(part).result
-            problems += [item.problem.message] if item.problem else []
+    items = extracted(attempts, *(part for part in parts if part.shard in here))
+    problems += [item.problem.message for item in items if item.problem]
     summary, problem = run_finalize(folder, plan, Progress())
     problems += [problem.message] if problem else []
     return CompleteRun(folder, plan, problems, summary.lines)

@@ -113,6 +113,14 @@ def pages(first: int, count: int) -> Content:
     return Content(files, b"".join(line(name, id=name) for name in names))
 
 
+def page_tars(folder: Path, count: int) -> list[Path]:
+    """So many tars in ``folder``, each with three pages."""
+    paths = [folder / f"{number:03d}.tar" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(page_tar(range(3 * number, 3 * number + 3)))
+    return paths
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` by its path, but for the times and hosts in a receipt."""
     return {

@@ -23,6 +23,7 @@ from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest
 from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
+from tests.support.builders.made_run import extracted
 
 
 class Dataset:
@@ -95,9 +96,8 @@ def attempt(folder: RunFolder) -> Problem | None:
     shards = [shard.id for shard in plan.shards if shard.id not in folder.fetched_ids()]
     run_download(folder, plan, shards, Progress(), refetch=frozenset(), extracts=False)
     extractor = PartExtractor(folder, plan, Progress())
-    for part in plan.parts():
-        if part.id not in folder.finished_ids():
-            assert extractor.extract(part).result.outcome is Outcome.OK
+    left = [part for part in plan.parts() if part.id not in folder.finished_ids()]
+    assert {result.outcome for result in extracted(extractor, *left)} <= {Outcome.OK}
     return run_finalize(folder, plan, Progress())[1]
 
 

@@ -44,6 +44,15 @@ from jobs.verify.dataset import VerifyReport, verify_dataset
 from tests.support.builders.contents import Content, raw
 
 
+def extracted(extractor: PartExtractor, *parts: Part) -> list[ItemResult]:
+    """The results of ``parts``, in their order, once they are all there."""
+    found: dict[str, ItemResult] = {}
+    for part in parts:
+        extractor.extract(part, lambda each: found.update({each.result.item: each.result}))
+    extractor.wait()
+    return [found[part.id] for part in parts]
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder, its plan, and what its shards hold if that was given by hand."""
@@ -105,8 +114,7 @@ class Run:
 
     def extract(self) -> list[ItemResult]:
         """What the extract stage does for each part, but in this process."""
-        extractor = PartExtractor(self.folder, self.plan, Progress())
-        return [extractor.extract(part).result for part in self.parts]
+        return extracted(PartExtractor(self.folder, self.plan, Progress()), *self.parts)
 
     def finalize(self, progress: Progress | None = None) -> tuple[Summary, Problem | None]:
         return run_finalize(self.folder, self.plan, progress or Progress())

@@ -23,7 +23,7 @@ from jobs.download.stage import run_download
 from jobs.download.temporary_space import TemporarySpace
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.extractor import ExtractionPool
-from jobs.model import ItemResult, Layout, Links, Options, Outcome, Part, SourceKind
+from jobs.model import ItemResult, Layout, Links, Options, Outcome, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
@@ -125,7 +125,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, int], list[int]]:
             full.set()
         reserved: list[str] = []
         write, wait = PartialFile.write, TemporarySpace._wait
-        reserve, extract = TemporarySpace.reserve, ExtractionPool._extract
+        reserve, extract = TemporarySpace.reserve, ExtractionPool._extract_some
 
         def counting(partial: PartialFile, offset: int, data: bytes) -> int:
             new = write(partial, offset, data)
@@ -145,14 +145,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, int], list[int]]:
                 settled.set()
             return found
 
-        def extracting(pool: ExtractionPool, part: Part) -> None:
+        def extracting(pool: ExtractionPool) -> None:
             assert full.wait(30) and settled.wait(30)
-            extract(pool, part)
+            extract(pool)
 
         monkeypatch.setattr(PartialFile, "write", counting)
         monkeypatch.setattr(TemporarySpace, "_wait", waiting)
         monkeypatch.setattr(TemporarySpace, "reserve", reserving)
-        monkeypatch.setattr(ExtractionPool, "_extract", extracting)
+        monkeypatch.setattr(ExtractionPool, "_extract_some", extracting)
         return seen
 
     return watch

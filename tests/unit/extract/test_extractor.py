@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from jobs.archives.member_index import Streamed
 from jobs.errors import ArchiveError
 from jobs.extract.arriving import Feed
-from jobs.extract.extractor import ExtractionPool
+from jobs.extract.extractor import ExtractionPool, Extractor
 from jobs.extract.messages import Stream
-from jobs.model import Format
+from jobs.model import Format, Part
 from jobs.runtime.progress import Progress
-from tests.support.builders.contents import zipped
+from tests.support.builders.contents import page_tars, zipped
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -28,7 +29,7 @@ class Division:
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shards = run.plan.shards
         self.pool = ExtractionPool(
-            run.folder, Progress(), workers=4, shards=2, spills=False, copies=True
+            run.folder, run.plan, Progress(), workers=4, shards=2, spills=False, copies=True
         )
         self.turns: list[Turn] = []
         self.ends = threading.Event()
@@ -84,3 +85,36 @@ def test_an_error_of_any_turn_is_that_of_the_shard(division: Division) -> None:
     division.fails = True
     with pytest.raises(ArchiveError, match="damaged"):
         division.of_shard(0)
+
+
+@pytest.mark.parametrize("drains", [True, False])
+def test_a_process_gets_its_share_of_the_small_parts_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drains: bool
+) -> None:
+    run = RunBuilder(*page_tars(tmp_path, 9)).fetched(tmp_path)
+    pool = ExtractionPool(
+        run.folder, run.plan, Progress(), workers=2, shards=9, spills=False, copies=True
+    )
+    orders: list[list[str]] = []
+    begun, goes_on = threading.Semaphore(0), threading.Event()
+
+    def extract(_: Extractor, parts: Sequence[Part]) -> None:
+        orders.append([part.id for part in parts])
+        begun.release()
+        assert goes_on.wait(30)
+
+    monkeypatch.setattr(Extractor, "extract", extract)
+    first = pool.offer(run.parts[:1]) + pool.offer(run.parts[1:2])
+    assert begun.acquire(timeout=30) and begun.acquire(timeout=30)
+    later = pool.offer(run.parts[2:])
+    if drains:
+        goes_on.set()
+        pool.close(drains=True)
+        assert all(future.result(0) is None for future in first + later)
+        assert sorted(chain(*orders)) == [part.id for part in run.parts]
+        assert max(map(len, orders)) == 4  # of seven
+    else:
+        threading.Timer(0.1, goes_on.set).start()
+        pool.close(drains=False)
+        assert all(future.result(0) is None for future in first)
+        assert all(future.cancelled() for future in later)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
 from jobs.errors import Cause
-from jobs.extract.child_process import PartExtractor
+from jobs.extract.child_process import PartExtractor, PartResult
 from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,
@@ -28,8 +29,9 @@ from jobs.model import (
     Verify,
 )
 from jobs.runtime.progress import Progress
-from tests.support.builders.contents import pages
-from tests.support.builders.made_run import Run
+from jobs.storage.atomic import FileSystem
+from tests.support.builders.contents import page_tars, pages
+from tests.support.builders.made_run import Run, extracted
 from tests.support.builders.runs import RunBuilder
 
 PLAIN = Options(verify=Verify.NONE)
@@ -177,17 +179,51 @@ def test_a_damaged_archive_is_fetched_again_once(
     assert second.outcome is Outcome.OK
 
 
+@pytest.mark.parametrize(
+    ("shards", "parts", "together"),
+    [(3, 1, 3), (1, 3, 1)],
+    ids=["of three archives", "of one archive"],
+)
+def test_small_parts_of_several_archives_are_made_durable_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, parts: int, together: int
+) -> None:
+    run = RunBuilder(*page_tars(tmp_path, shards), parts=parts).fetched(tmp_path)
+    waiting = threading.Barrier(together)
+    monkeypatch.setattr(FileSystem, "sync", lambda _: waiting.wait(30))
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    assert [each.outcome for each in extracted(extractor, *run.parts)] == [Outcome.OK] * 3
+
+
+def test_a_part_that_cannot_be_made_durable_fails_and_no_other_is_begun_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 1)).fetched(tmp_path)
+
+    def full(_: FileSystem) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FileSystem, "sync", full)
+    found: list[PartResult] = []
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    extractor.extract(run.parts[0], found.append)
+    extractor.wait()
+    (result,) = found
+    assert problem_of(result.result)[1] is Cause.DISK_FULL
+    assert result.stops is not None
+    assert not run.folder.finished_ids()
+
+
 METADATA = frozenset({"open", "stat", "lstat", "mkdir", "unlink", "replace", "fsync"})
 
 
 def test_the_metadata_of_a_small_shard_is_accessed_few_times(tmp_path: Path) -> None:
     run = RunBuilder(*(pages(n, 1) for n in range(21))).fetched(tmp_path)
     extractor = PartExtractor(run.folder, run.plan, Progress())
-    assert extractor.extract(run.parts[0]).result.outcome is Outcome.OK
+    assert extracted(extractor, run.parts[0])[0].outcome is Outcome.OK
     calls: list[str] = []
     sys.setprofile(lambda _, event, what: calls.append((event == "c_call" and what.__name__) or ""))
     try:
-        found = [extractor.extract(part).result.outcome for part in run.parts[1:]]
+        found = [result.outcome for result in extracted(extractor, *run.parts[1:])]
     finally:
         sys.setprofile(None)
     assert set(found) == {Outcome.OK}
@@ -368,7 +404,7 @@ def test_an_archive_that_is_about_to_be_deleted_is_let_go(tmp_path: Path) -> Non
     archive = pack_one(make_dataset(tmp_path / "pages", records=3), tmp_path / "in", "zip")
     run = RunBuilder(archive, options=PLAIN).fetched(tmp_path)
     extractor = PartExtractor(run.folder, run.plan, Progress())
-    assert extractor.extract(run.parts[0]).result.outcome is Outcome.OK
+    assert extracted(extractor, run.parts[0])[0].outcome is Outcome.OK
 
     def is_open() -> bool:
         return any(os.path.realpath(fd) == str(archive) for fd in Path("/proc/self/fd").iterdir())
