@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -275,6 +276,12 @@ def fact_of(error: Exception) -> str:
             return _BY_ERRNO[number][1]
         return error.strerror or type(error).__name__
     return str(error)
+
+
+def path_of(error: OSError) -> str:
+    """The path that the system's error has; empty if it has none."""
+    name = error.filename
+    return os.fsdecode(name) if isinstance(name, bytes) else str(name or "")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from jobs.errors import OrchestrateError, from_os_error, from_unexpected
+from jobs.errors import OrchestrateError, from_os_error, from_unexpected, path_of
 from jobs.model import Problem
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ def as_problem(error: Exception, *, doing: str, shard: str | None = None) -> Pro
     if isinstance(error, OrchestrateError):
         return Problem.of(error, shard=shard)
     if isinstance(error, OSError):
-        where = f"{doing}, at {error.filename!r}" if error.filename else doing
+        path = path_of(error)
+        where = f"{doing}, at {path!r}" if path else doing
         ours = from_os_error(error, doing=where, then="run `resume`")
         return Problem.of(ours, shard=shard)
     if not isinstance(error, MemoryError):

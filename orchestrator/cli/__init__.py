@@ -169,16 +169,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _as_ours(error: Exception) -> OrchestrateError | None:
     """An error of ours, of the system, or from a limit of this process; None for any other."""
     from jobs import rlimits
-    from jobs.errors import Cause, OrchestrateError, from_os_error, with_message
+    from jobs.errors import Cause, OrchestrateError, from_os_error, path_of, with_message
 
     if isinstance(error, OrchestrateError):
         return error
     if isinstance(error, OSError):
-        failure = from_os_error(error, doing=str(error.filename or _nameless(error)))
-        if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
+        path = path_of(error)
+        failure = from_os_error(error, doing=path or _nameless(error))
+        if path and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
             return with_message(failure, f"writing {failure.message}; {_FREE_SPACE}")
-        if error.filename and failure.cause is Cause.IO:
-            return from_os_error(error, doing=str(error.filename), then="try again")
+        if path and failure.cause is Cause.IO:
+            return from_os_error(error, doing=path, then="try again")
         return failure
     if str(error).startswith("Symlink loop from "):  # by ``Path.resolve`` before Python 3.13
         where = str(error).removeprefix("Symlink loop from ")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.errors import OrchestrateError, RunFolderError, UsageError, fact_of
+from jobs.errors import OrchestrateError, RunFolderError, UsageError, fact_of, path_of
 from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder, closed_to_us
@@ -208,7 +208,7 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSumm
         except OrchestrateError as error:
             return RunSummary(folder, problem=error.message)
         except OSError as error:
-            return RunSummary(folder, problem=f"{error.filename}: {fact_of(error)}")
+            return RunSummary(folder, problem=f"{path_of(error)}: {fact_of(error)}")
     return RunSummary(
         folder,
         state,

@@ -70,3 +70,6 @@ def test_an_error_of_the_system_comes_with_what_to_do(number: int, step: str) ->
     problem = as_problem(OSError(number, os.strerror(number)), doing="finalize task 0")
     assert problem.message.startswith("finalize task 0: ")
     assert problem.message.endswith(step)
+    for path in ("/data/x", b"/data/x"):
+        problem = as_problem(OSError(number, os.strerror(number), path), doing="finalize task 0")
+        assert problem.message.startswith("finalize task 0, at '/data/x': ")
