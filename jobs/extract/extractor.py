@@ -425,10 +425,12 @@ class ExtractionPool:
 
     def _extract_some(self) -> None:
         some = self._taken()
-        if some:
-            self._extractor().extract([part for part, _ in some])
-        for _, future in some:
-            future.set_result(None)
+        try:
+            if some:
+                self._extractor().extract([part for part, _ in some])
+        finally:
+            for _, future in some:
+                future.set_result(None)
 
     def _taken(self) -> list[tuple[Part, Future[None]]]:
         """The next part, or several small ones: at most this process's share of those offered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -118,3 +119,19 @@ def test_a_process_gets_its_share_of_the_small_parts_at_once(
         pool.close(drains=False)
         assert all(future.result(0) is None for future in first)
         assert all(future.cancelled() for future in later)
+
+
+def test_parts_whose_extraction_cannot_begin_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(*page_tars(tmp_path, 3)).fetched(tmp_path)
+    pool = ExtractionPool(
+        run.folder, run.plan, Progress(), workers=1, shards=3, spills=False, copies=True
+    )
+
+    def extract(*_: object) -> None:
+        raise OSError(errno.EAGAIN, "no process could be started")
+
+    monkeypatch.setattr(Extractor, "extract", extract)
+    assert [future.result(30) for future in pool.offer(run.parts)] == [None] * 3
+    pool.close(drains=True)
