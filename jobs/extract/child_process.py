@@ -95,7 +95,7 @@ class PartExtractor:
         work: PartJob | None = None
         try:
             if self._open is not None and self._open[0] == part.shard:
-                self.wait()  # what the archive says of a part is read when it is finished
+                self.wait()  # parts of one archive may write the same records file
             work = self._work(part)
             carried = work.fetched.carried
             if carried is not None and (carried.parts is None or part.index in carried.parts):

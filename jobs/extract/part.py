@@ -108,7 +108,6 @@ class _Pass:
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
         self._label = work.shard.name
-        self._archive = archive
         self._progress = work.progress
         self._options = work.plan.options
         self._staging = staging = Staging(work.plan)
@@ -142,6 +141,10 @@ class _Pass:
         archive the last member of a name wins.
         """
         self._read(self._source)
+        archive = self._source.archive
+        if self._work.part.index == 0:  # the archive's warnings are reported once
+            self._warnings += archive.warnings
+        self._warnings += archive.part_warnings
         replaced = self._nested_names.superseded()
         if replaced:
             raise Replaced(replaced)
@@ -270,9 +273,6 @@ class _Pass:
         """Make everything durable, the manifest last; ``span``: of the part in the archive."""
         self._writer.wait_for_disk()
         has_records = self._writer.add_records(self._source)
-        if self._work.part.index == 0:  # the archive's warnings are reported once
-            self._warnings += self._archive.warnings
-        self._warnings += self._archive.part_warnings
         summary = PartSummary(
             part=self._work.part.id,
             files=0,

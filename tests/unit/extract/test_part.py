@@ -22,7 +22,7 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import write_part
+from jobs.extract.part import WrittenPart, write_part
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import PathFilter, key_of
 from jobs.model import (
@@ -70,11 +70,21 @@ class PartRun(Run):
         count: int = 1,
         progress: Progress | None = None,
     ) -> PartSummary:
+        return self.written(archive, part=part, count=count, progress=progress).finish()
+
+    def written(
+        self,
+        archive: FakeArchive,
+        *,
+        part: int = 0,
+        count: int = 1,
+        progress: Progress | None = None,
+    ) -> WrittenPart:
         shard = self.plan.shards[0]
         fetched = Fetched(shard.id, Format.TAR, (), (), (), ())
         one = Part(shard.id, part, count)
         work = PartJob(self.folder, self.plan, shard, fetched, one, progress or Progress())
-        return write_part(work, archive).finish()
+        return write_part(work, archive)
 
 
 @pytest.fixture
@@ -105,6 +115,22 @@ def test_files_are_in_place_and_the_manifest_names_each_with_size_and_crc(run: P
     ]
     assert (summary.files, summary.bytes, summary.members) == (2, 5, 3)
     assert summary == run.summary(ONLY)
+
+
+def test_warnings_are_those_of_the_part_although_the_next_one_is_read_before_it_is_finished(
+    run: PartRun,
+) -> None:
+    class Warned(FakeArchive):
+        part_warnings: tuple[str, ...] = ()
+
+        def members(self, part: Part) -> Iterator[Member]:
+            self.part_warnings = ()
+            yield from super().members(part)
+            self.part_warnings = (f"of part {part.index}",)
+
+    archive = Warned([file("a"), file("b")])
+    written = [run.written(archive, part=index, count=2) for index in range(2)]
+    assert [each.finish().warnings for each in written] == [("of part 0",), ("of part 1",)]
 
 
 def test_another_digest_than_crc32_is_there_where_it_is_asked_for(
