@@ -224,6 +224,7 @@ _BY_ERRNO = {
         _SERVER_IS_GONE, (Cause.IO, "the file system's server does not respond", _REPAIRED)
     ),
     errno.ENODEV: (Cause.IO, "its device is gone", _REPAIRED),
+    errno.ENXIO: (Cause.IO, "not a file", "rename it, then {then}"),  # a FIFO, a socket, a device
     errno.ENFILE: (Cause.IO, "this machine has too many open files", "wait, then {then}"),
     errno.ENOMEM: (Cause.OUT_OF_MEMORY, "no memory left", MORE_MEMORY),
     # Another attempt would end in the same way.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,6 +151,18 @@ def dumps(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
+def opener(path: str, flags: int) -> int:
+    """For ``open``: reads files only, because a FIFO would wait for its writer.
+
+    Raises ``OSError`` as open(2) does for a socket.
+    """
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode) or stat.S_ISDIR(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
+
+
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replace ``path`` with ``value`` as JSON."""
     write_bytes(path, dumps(value), durable=durable)
@@ -166,7 +179,8 @@ def read_json(path: Path, kind: type[T]) -> T:
     Unknown fields are ignored, so that a newer version can add some.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        with open(path, "rb", buffering=0, opener=opener) as file:
+            return msgspec.json.decode(file.read(), type=kind)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from error
 

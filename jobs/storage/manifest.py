@@ -188,13 +188,13 @@ def read_published(path: Path) -> Iterator[PublishedFile]:
 def read_lines(path: Path, kind: type[T]) -> Iterator[list[T]]:
     """The values of a file with one on each line, some thousands at a time; raises likewise."""
     decode = msgspec.json.Decoder(kind).decode_lines
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=atomic.opener) as file:
         yield from map(decode, line_blocks(file.fileno(), 0, os.fstat(file.fileno()).st_size))
 
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb", buffering=0)
+        return open(path, "rb", buffering=0, opener=atomic.opener)
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} is missing: the part is not finished; run `resume`"

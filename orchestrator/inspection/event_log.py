@@ -67,7 +67,8 @@ def append(
 def read(folder: RunFolder) -> Iterator[Event]:
     """All events in order; ignores an incomplete last line."""
     try:
-        lines = folder.events.read_bytes().split(b"\n")
+        with open(folder.events, "rb", opener=atomic.opener) as file:
+            lines = file.read().split(b"\n")
     except FileNotFoundError:
         return
     for line in lines:

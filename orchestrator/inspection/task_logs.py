@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Stage
+from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder, entries_of
 from orchestrator.inspection.state import TaskKey, TaskView
 
@@ -102,7 +103,7 @@ def clean(line: str) -> str:
 def tail(path: Path, lines: int) -> list[str]:
     """The last ``lines`` lines of a log, cleaned; empty if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=atomic.opener) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - _TAIL_BYTES))
             text = file.read().decode("utf-8", "backslashreplace")
@@ -129,7 +130,7 @@ class LogFollower:
     def read(self, *, last: bool = False) -> Iterator[str]:
         """New complete lines, cleaned; ``last``: also an incomplete one."""
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=atomic.opener) as file:
                 if file.seek(0, os.SEEK_END) < self.offset:
                     self.offset, self._rest = 0, b""  # requeued: the log starts again
                 file.seek(self.offset)
