@@ -36,6 +36,11 @@ T = TypeVar("T")
 _file = partial(FileIn, "path")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+NOT_PRIVATE = (
+    "the file system of {} does not keep the owner and the mode of a folder, so others could write "
+    "to the run"
+)
+OTHER_LOG_DIR = "choose another --log-dir"
 _ASK_ITS_OWNER = "ask its owner, who alone can show, continue or cancel the run"
 
 
@@ -95,18 +100,12 @@ class RunFolder:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.mkdir(mode=0o700)
+            is_private = create_private(self.path)
         except FileExistsError as error:
             raise RunFolderError(f"{self.path} exists already; launch again") from error
-        with suppress(OSError):  # some file systems refuse it
-            self.path.chmod(0o700)  # independent of the umask
-        status = self.path.lstat()
-        if status.st_uid != os.geteuid() or status.st_mode & _OTHERS_WRITE:
+        if not is_private:
             self.path.rmdir()
-            raise PreflightError(
-                f"the file system of {self.path.parent} does not keep the owner and the mode of "
-                "a folder, so others could write to the run; choose another --log-dir"
-            )
+            raise PreflightError(f"{NOT_PRIVATE.format(self.path.parent)}; {OTHER_LOG_DIR}")
         self.make_subfolders()
         atomic.create_json(self.plan, plan)
 
@@ -262,7 +261,7 @@ class RunFolder:
     def _load_if_there(self, path: Path | str, kind: type[T]) -> T | None:
         try:
             # A run has tens of thousands of these: no Path, no buffer, one decoder for each type.
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=atomic.opener) as file:
                 return _decoder(kind).decode(file.read())
         except FileNotFoundError:
             return None
@@ -270,6 +269,18 @@ class RunFolder:
             raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
             raise closed_to_us(path) from error
+
+
+def create_private(folder: Path) -> bool:
+    """Create a folder; returns whether it is ours, and only we can write to it. ``OSError``.
+
+    Some file systems, such as exFAT, have the owner and the mode of the mount for everything.
+    """
+    folder.mkdir(mode=0o700)
+    with suppress(OSError):  # some file systems refuse it
+        folder.chmod(0o700)  # independent of the umask
+    status = folder.lstat()
+    return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
 
 
 def may_exist(path: Path) -> bool:

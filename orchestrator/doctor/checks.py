@@ -18,12 +18,12 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs import __version__
-from jobs.errors import Cause, EngineError, OrchestrateError
+from jobs.errors import Cause, EngineError, OrchestrateError, fact_of
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.sources import hub_client
 from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import NOT_PRIVATE, OTHER_LOG_DIR, RunFolder, create_private
 from orchestrator import filesystems, units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import node_environment, node_probe, site_profile
@@ -133,11 +133,15 @@ def _here(request: DoctorRequest) -> Iterator[CheckResult]:
 
 
 def _log_dir(path: Path) -> CheckResult:
-    there = filesystems.existing(path)
-    if not os.access(there, os.W_OK | os.X_OK):
-        return CheckResult(
-            "run folder", False, f"{path} cannot be written", "choose another --log-dir"
-        )
+    probe = filesystems.existing(path) / f".websight-{secrets.token_hex(4)}"
+    try:
+        is_private = create_private(probe)
+        probe.rmdir()
+    except OSError as error:
+        fact = f"{path} cannot be written: {fact_of(error)}"
+        return CheckResult("run folder", False, fact, OTHER_LOG_DIR)
+    if not is_private:
+        return CheckResult("run folder", False, NOT_PRIVATE.format(path), OTHER_LOG_DIR)
     return CheckResult("run folder", True, f"{path} can be written")
 
 
@@ -283,7 +287,7 @@ class _TestJob:
             yield from self._submit()
         except OSError as error:
             fact = f"{self.folder.path}: {error.strerror}"
-            yield CheckResult("run folder", False, fact, "choose another --log-dir")
+            yield CheckResult("run folder", False, fact, OTHER_LOG_DIR)
         finally:
             shutil.rmtree(self.folder.path, ignore_errors=True)
 

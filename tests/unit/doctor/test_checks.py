@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from datetime import timedelta
@@ -163,6 +164,21 @@ def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer)
     )
     assert reported["ok"] is False
     assert any(f["ok"] is False and f["remedy"] for f in reported["findings"])
+
+
+def test_a_log_folder_that_a_launch_refuses_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(log_dir: Path) -> CheckResult:
+        request = checks.DoctorRequest(tmp_path / "data", log_dir, engine="local")
+        return next(each for each in checks.examine(request) if each.name == "run folder")
+
+    assert found(tmp_path / "new" / "logs").ok
+    assert not found(Path("/proc/logs")).ok
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: os.chmod(path, 0o777))  # noqa: PTH101
+    without_modes = found(tmp_path / "logs")
+    assert without_modes.ok is False and "does not keep" in without_modes.fact
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slurm_where_there_is_none_is_said(tmp_path: Path) -> None:
