@@ -181,7 +181,14 @@ def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
 
 
 def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Folders that cannot be created or written to."""
+    """Folders that cannot be created or written to, or in which our own files are closed to us."""
+    mask = os.umask(0o77)
+    os.umask(mask)
+    if mask & 0o700:
+        yield (
+            f"the umask {mask:04o} takes permissions from you, so you could not use the files that "
+            "you create; set another one, such as `umask 022`"
+        )
     for path, name in _places(plan, run_dir).items():
         what = f"the {name} {quoted(str(path))}"
         there = filesystems.existing(path)

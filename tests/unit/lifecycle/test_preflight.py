@@ -66,6 +66,16 @@ def test_all_problems_come_at_once_a_line_each(tmp_path: Path) -> None:
     assert "inodes left" in lines[3]
 
 
+def test_a_umask_that_closes_our_own_files_is_named(tmp_path: Path) -> None:
+    before = os.umask(0o277)
+    try:
+        (line,) = preflight.problems(plan(tmp_path / "data"))
+        assert os.umask(0o277) == 0o277
+    finally:
+        os.umask(before)
+    assert line.startswith("the umask 0277 takes permissions from you")
+
+
 def test_a_folder_whose_file_system_reports_an_error_is_a_problem(tmp_path: Path) -> None:
     dead = tmp_path / ("x" * 300) / "temp"  # an error for each call, as from a dead mount
     (line,) = preflight.problems(plan(tmp_path / "data", temp=dead))
