@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,7 @@ class LaunchRequest:
             _check_packing(self.options)
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
-        if self.then is not None and not self.then.is_file():
+        if self.then is not None and not os.path.isfile(self.then):  # noqa: PTH113  # no error
             raise UsageError(f"--then {self.then}: this batch script does not exist")
 
     def _check_download_tasks(self) -> None:
