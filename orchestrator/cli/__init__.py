@@ -40,6 +40,7 @@ COMMANDS = {
     "doctor": "Check this machine or cluster before a long run.",
     "completion": "Print the completion script for a shell.",
 }
+_ONLY_SHOW = ("status", "logs", "runs", "doctor", "completion")
 
 EXAMPLES = """\b
 Examples:
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         # As standard error: a locale such as ISO-8859-1 lacks some of our characters.
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = sys.argv[1:] if argv is None else list(argv)
+    words, stdout = sys.argv[1:] if argv is None else list(argv), sys.stdout
     # Usage errors are reported as the command line requests; settings can also request JSON.
     errors = ErrorOutput(as_json="--json" in words)
     try:
@@ -147,9 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return errors.report("usage", error.format_message(), error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has ended, as in `| head`; this is no error
-        return 0
+    except SystemExit:
+        # Click replaces a stream whose reader has ended, as in `| head`, which is no error of a
+        # command that only shows something.
+        shows = next((word for word in words if word in COMMANDS), None) in _ONLY_SHOW
+        if shows and sys.stdout is not stdout:
+            return 0
+        raise
     except (click.Abort, KeyboardInterrupt):
         from orchestrator.cli import exit_codes
 

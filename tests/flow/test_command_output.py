@@ -271,6 +271,7 @@ SECRET = "hf_secret"
         (["--url-list", "utf16"], "cannot be read as UTF-8"),
         (["--url-list", "gone"], "cannot be read: No such file or directory; check the path"),
         (["--local-path", "pipe"], "neither a file nor a folder"),
+        (["--then", "x" * 300], "this batch script does not exist"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
@@ -314,6 +315,15 @@ def test_closed_streams_are_no_error(done: Cli) -> None:
         ended = subprocess.run(shell, cwd=done.cwd, capture_output=True, text=True)
         assert ended.returncode == 0, ended
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["doctor", "logs"])
+def test_a_reader_that_ends_is_no_error_of_a_command_that_shows(done: Cli, command: str) -> None:
+    process = done.start(command)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()  # as `| head -c1` does
+    assert process.wait(timeout=60) == 0
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(
