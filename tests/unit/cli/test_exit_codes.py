@@ -73,4 +73,6 @@ def test_a_path_through_links_that_form_a_loop_is_a_mistake(
     source = ["--local-path", str(tmp_path / "source"), "--layout", "files"]
     assert main(["launch", "--engine", "local", "--yes", *source, *words]) in (1, 2, 3)
     said = capsys.readouterr().err
-    assert "symbolic links form a loop" in said and "Traceback" not in said
+    # From Python 3.13 on, ``Path.resolve`` returns such a path as it is.
+    assert "symbolic links form a loop" in said or "is not a folder" in said
+    assert "Traceback" not in said

@@ -282,9 +282,11 @@ def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
     progress = Progress()
 
     def stop(pid: int) -> None:
-        if frozen:
-            os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
         progress.stop(Cause.TIME_LIMIT, "the time limit is near")
+        if not frozen:
+            time.sleep(0.3)  # the order to stop has arrived, and the child is not killed yet
+            os.kill(pid, signal.SIGCONT)
 
     with meanwhile(run, stop):
         results = run_all(run, progress)
