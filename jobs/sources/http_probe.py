@@ -53,7 +53,7 @@ class Probe:
     name: str | None  # from Content-Disposition
     head: bytes
     labelled_page: bool = False  # whether its headers say that it is a web page
-    version: str | None = None  # its strong ETag, or otherwise its time
+    version: str | None = None  # its ETag, or otherwise its time
 
 
 class Connections:
@@ -232,7 +232,7 @@ def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:
         error = refused(reply.status, reply.headers, name=name, site=reply.site, elsewhere=False)
         if error:
             raise error
-        version = Validator.of(reply.headers).if_range or None
+        version = Validator.of(reply.headers).version or None
         body = DecodedBody(reply.headers, name=name_in_header or name)
         head = _head(reply, body, name, most)
         size = None if body.changes else _size(reply)

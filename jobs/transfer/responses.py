@@ -97,6 +97,11 @@ class Validator:
             return self.etag
         return "" if self.etag else self.modified
 
+    @property
+    def version(self) -> str:
+        """Equal for an unchanged file, as of caches (weak comparison); empty if unknown."""
+        return self.etag.removeprefix("W/") or self.modified
+
     def differs(self, other: Validator) -> bool:
         """Whether both are known and differ; if there are strong ETags, only they decide."""
         if self.etag and other.etag:

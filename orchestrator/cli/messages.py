@@ -268,6 +268,11 @@ def update_lines(update: PlannedUpdate) -> list[str]:
     lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
     if any(shard.kind is ShardKind.TREE for shard in update.changed):
         lines.append("          a dataset folder is always copied again, changed or not")
+    elif update.unversioned:
+        lines.append(
+            f"          including {_amount(update.unversioned)}, which may be unchanged: their "
+            "server reports neither a version nor a digest"
+        )
     for reason, shards in update.reasons.items():
         lines.append(f"          including {_amount(shards)}, unchanged but not reused: {reason}")
     if update.removed:

@@ -42,6 +42,17 @@ class PlannedUpdate:
         return not (self.changed or self.removed)
 
     @property
+    def unversioned(self) -> list[Shard]:
+        """Those of ``changed`` that may be unchanged: the source has no version and no digest."""
+        known = {shard.name for shard in self.before.shards}
+        return [
+            shard
+            for shard in self.changed
+            if shard.name in known
+            and any(file.digest is None and file.version is None for file in shard.files)
+        ]
+
+    @property
     def reasons(self) -> dict[str, list[Shard]]:
         """The ``refetched`` shards by the reason, the end of a sentence on them."""
         known = self.planned.carry.reasons if self.planned.carry else {}

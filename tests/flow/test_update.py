@@ -19,6 +19,7 @@ from tests.support.builders.contents import images, page_tar, png, records, tarr
 from tests.support.cli import Cli, Done
 from tests.support.servers import faults
 from tests.support.servers.doiserver import DoiServer
+from tests.support.servers.faults import Fault
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer, WebServer
 
@@ -299,6 +300,27 @@ def test_files_at_urls_keep_the_names_of_the_launch(
     web.put("/c/get", page_tar([2], "new "))
     assert "Reused    3 shards" in update(cli, dest).err
     assert state(dest) == fresh(cli, dest, *words)
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_known"),
+    [
+        (Fault(None, None, headers={"ETag": 'W/"1"'}), True),
+        (faults.without("ETag"), True),
+        (faults.without("ETag", "Last-Modified"), False),
+    ],
+    ids=["weak ETag", "time", "nothing"],
+)
+def test_a_file_of_which_the_server_tells_no_version_may_be_unchanged(
+    cli: Cli, web: FaultyServer, tmp_path: Path, fault: Fault, is_known: bool
+) -> None:
+    dest = tmp_path / "data"
+    web.put("/a.tar", page_tar([1]))
+    web.fail("/a.tar", fault)
+    launch(cli, dest, "--url", web.url("/a.tar"))
+    planned = update(cli, dest, "--dry-run").out
+    assert ("Nothing changed" in planned) == is_known
+    assert ("including 1 shard, 10.2 kB, which may be unchanged" in planned) != is_known
 
 
 def test_a_doi_of_all_versions_is_updated_to_the_latest(cli: Cli, tmp_path: Path) -> None:
