@@ -68,7 +68,7 @@ class PartResult:
     stops: Problem | None = None  # set if no other part needs to be tried
 
 
-Report = Callable[[PartResult], object]
+OnResult = Callable[[PartResult], object]
 
 
 class PartExtractor:
@@ -87,7 +87,7 @@ class PartExtractor:
         self._finishing = [OneBehind() for _ in range(_FINISHING)]
         self._turns = cycle(self._finishing)
 
-    def extract(self, part: Part, report: Report) -> None:
+    def extract(self, part: Part, report: OnResult) -> None:
         """Extract ``part``; faults of archives and disks become results, not exceptions.
 
         ``report`` gets the result, perhaps later and from another thread: see ``wait``.
@@ -103,6 +103,7 @@ class PartExtractor:
                 return
             written = write_part(work, self._archive(work))
         except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
+            self._forget(error)
             report(self._failed(part, work, error))
             return
         finish = partial(self._finish, part, work, written, report)
@@ -116,7 +117,7 @@ class PartExtractor:
         for finishing in self._finishing:
             finishing.wait()
 
-    def _finish(self, part: Part, work: PartJob, written: WrittenPart, report: Report) -> None:
+    def _finish(self, part: Part, work: PartJob, written: WrittenPart, report: OnResult) -> None:
         try:
             result = _extracted(part, written.finish())
         except Exception as error:  # noqa: BLE001  # as in ``extract``
@@ -128,7 +129,6 @@ class PartExtractor:
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
             return PartResult(ItemResult(part.id, outcome, problem=problem), problem)
-        self._forget(error)
         if isinstance(error, OrchestrateError):
             fetched = work.fetched if work is not None else None
             return PartResult(refused(self._folder, self._plan, part, fetched, error))

@@ -213,6 +213,31 @@ def test_a_part_that_cannot_be_made_durable_fails_and_no_other_is_begun_after_it
     assert not run.folder.finished_ids()
 
 
+def test_the_late_failure_of_a_part_does_not_close_the_next_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack_one(make_dataset(tmp_path / "pages", records=3), tmp_path / "in", "zip")
+    run = RunBuilder(*page_tars(tmp_path, 1), archive).fetched(tmp_path)
+    begun, is_next_open = threading.Event(), threading.Event()
+
+    def sync(_: FileSystem) -> None:
+        if not begun.is_set():
+            begun.set()
+            assert is_next_open.wait(30)
+            raise ValueError("a defect")
+
+    monkeypatch.setattr(FileSystem, "sync", sync)
+    found: dict[str, Outcome] = {}
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    for part in run.parts:
+        extractor.extract(part, lambda each: found.update({each.result.item: each.result.outcome}))
+        assert begun.wait(30)
+    is_next_open.set()
+    extractor.wait()
+    assert [found[part.id] for part in run.parts] == [Outcome.RETRYABLE, Outcome.OK]
+    assert holds_open(archive)
+
+
 METADATA = frozenset({"open", "stat", "lstat", "mkdir", "unlink", "replace", "fsync"})
 
 
@@ -402,17 +427,17 @@ def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
     assert "outer.tar" in message and "inner.tar.gz" in message
 
 
+def holds_open(path: Path) -> bool:
+    return any(os.path.realpath(fd) == str(path) for fd in Path("/proc/self/fd").iterdir())
+
+
 def test_an_archive_that_is_about_to_be_deleted_is_let_go(tmp_path: Path) -> None:
     archive = pack_one(make_dataset(tmp_path / "pages", records=3), tmp_path / "in", "zip")
     run = RunBuilder(archive, options=PLAIN).fetched(tmp_path)
     extractor = PartExtractor(run.folder, run.plan, Progress())
     assert extracted(extractor, run.parts[0])[0].outcome is Outcome.OK
-
-    def is_open() -> bool:
-        return any(os.path.realpath(fd) == str(archive) for fd in Path("/proc/self/fd").iterdir())
-
-    assert is_open()  # for the shard's next part
+    assert holds_open(archive)  # for the shard's next part
     extractor.close("another")
-    assert is_open()
+    assert holds_open(archive)
     extractor.close(run.plan.shards[0].id)
-    assert not is_open()
+    assert not holds_open(archive)
