@@ -146,13 +146,16 @@ class TarArchive(Archive):
         self._left = (end.offset, reader, weakref.finalize(self, stack.close))
 
     def _stored_reader(self, start: Cut, stack: ExitStack) -> TarReader | None:
-        """The reader stored at the start of a part; None if there is none."""
+        """The reader stored at the start of a part; None if there is none, and any other closed."""
         left, self._left = self._left, None
         if left is None:
             return None
         offset, reader, closing = left
+        if offset != start.offset:
+            closing()
+            return None
         stack.callback(closing)
-        return reader if offset == start.offset else None
+        return reader
 
     @contextmanager
     def _reader(self, *, headers_only: bool = False) -> Iterator[TarReader]:
