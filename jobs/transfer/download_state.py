@@ -75,8 +75,6 @@ class DownloadState:
             known = None
         if known is not None and self.published_size not in (None, known.size):
             known = None
-        if known is not None and known.size is None:
-            known = None  # only a response that is complete shows whether everything is here
         if known is None:
             self.partial.start_over()
         else:

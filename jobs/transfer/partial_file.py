@@ -52,8 +52,9 @@ class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
     ``window``: only some of the bytes are stored at a time, and the file is removed once it is
-    complete. A tiny file has no sidecar: creating it takes longer than it could save. Raises
-    ``StorageError`` for errors of the file system.
+    complete. There is no sidecar of a tiny file, because creating it takes longer than it could
+    save, nor of one whose size is not known, because only a complete response shows whether
+    everything is here. Raises ``StorageError`` for errors of the file system.
     """
 
     def __init__(self, out: Path, window: Window | None = None) -> None:
@@ -149,7 +150,7 @@ class PartialFile:
             self.identity = identity
             if self._window is not None:
                 return  # another attempt cannot use the bytes
-            if identity.size is not None and identity.size <= _TINY:
+            if identity.size is None or identity.size <= _TINY:
                 return
             self._has_sidecar = True
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
@@ -191,7 +192,7 @@ class PartialFile:
             value: dict[str, Any] = msgspec.json.decode(header, type=dict[str, Any])
             validator = msgspec.convert(value["validator"], Validator)
             digest = msgspec.convert(value["digest"], Digest | None)
-            size = msgspec.convert(value["size"], int | None)
+            size = msgspec.convert(value["size"], int)
             here = os.fstat(self.fd).st_size
         except (OSError, KeyError, ValueError, msgspec.MsgspecError):
             return  # missing or unusable: start from the beginning

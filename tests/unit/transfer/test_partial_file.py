@@ -102,8 +102,9 @@ def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -
     again.close()
 
 
-def test_a_tiny_file_has_no_sidecar_and_is_begun_anew(tmp_path: Path) -> None:
-    version = FileVersion(9, Validator(etag='"1"'), None)
+@pytest.mark.parametrize("size", [9, None], ids=["tiny", "of unknown size"])
+def test_a_file_that_is_not_continued_has_no_sidecar(tmp_path: Path, size: int | None) -> None:
+    version = FileVersion(size, Validator(etag='"1"'), None)
     partial = PartialFile(tmp_path / "a")
     partial.sidecar.write_bytes(b"of another file")
     partial.start_over()
