@@ -119,11 +119,11 @@ class HttpResponse:
 
 
 class _NoLogin(requests.auth.AuthBase):
-    """An empty login, so that requests does not replace our header by one from .netrc."""
+    """An empty login, so that requests does not replace our header by one from the address."""
 
     @classmethod
     def for_headers(cls, headers: Mapping[str, str]) -> _NoLogin | None:
-        """The login to pass to requests with ``headers``; None: it may use .netrc."""
+        """The login to pass to requests with ``headers``; None: any other may be used."""
         return cls() if any(key.lower() == "authorization" for key in headers) else None
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -154,7 +154,7 @@ class ConnectionPool:
         )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        # Instead it would look for proxies, and read .netrc, for each request.
+        # Otherwise it looks for proxies, and reads .netrc, for each request.
         self._session.trust_env = False
         self._of_environment: dict[tuple[str, str, int], _OfEnvironment] = {}  # by origin
         # At DEBUG it logs complete addresses, with signatures in their queries.

@@ -76,6 +76,10 @@ def test_a_date_to_come_back_at_is_read_by_the_servers_own_clock() -> None:
 # Logins and proxies -----------------------------------------------------------------------------
 
 
+class Elsewhere(FaultyServer):
+    host = "127.0.0.2"
+
+
 def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
     web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +94,12 @@ def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
     # A header of the user's own goes before the account.
     web.put("/y", DATA, authorization="Bearer mine")
     assert fetch(web.url("/y"), tmp_path / "y", Authorization="Bearer mine").size == len(DATA)
+    # The account is that of one host.
+    with Elsewhere({"/z": DATA}) as away:
+        web.fail("/z", faults.redirect(away.url("/z"), None))
+        assert fetch(web.url("/z"), tmp_path / "z").size == len(DATA)
+        assert all(each.headers.get("authorization") == basic for each in web.asked("/z"))
+        assert not any("authorization" in each.headers for each in away.asked("/z"))
     with http_probe.connections(1) as wire:
         for left in (True, False):  # it is read once for each server
             assert http_probe.probe(web.url("/x.tar.gz"), {}, wire).size == len(DATA)
