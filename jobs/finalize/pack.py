@@ -458,7 +458,6 @@ def lines_of_packed(packed: Packed) -> tuple[str, ...]:
     lines = [f"✓ Packed {what} into {shards}"]
     if packed.others:
         where = packed.others[0] if len(packed.others) == 1 else f"{len(packed.others)} tars"
-        verb = "is" if packed.files_in_others == 1 else "are"
-        files = counted(packed.files_in_others, "file")
-        lines.append(f"! {files} that no record names {verb} in {where}")
+        files = counted(packed.files_in_others, "[file|files] that no record names [is|are]")
+        lines.append(f"! {files} in {where}")
     return (*lines, *(f"→ {code}" for code in packed.read))

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import msgspec
 
-from jobs.errors import Cause
+from jobs.errors import Cause, counted
 from jobs.finalize.cleanup import kept_archives
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.findings import (
@@ -72,9 +72,7 @@ def lines_of(context: FinalizeContext) -> tuple[str, ...]:
     if failed:
         return (*lines, *warnings, f"✗ Dataset verification failed: nothing was {_aim(context)}")
     if not (options.layout.has_records or context.packs):
-        lines.append(
-            f"✓ Found {context.totals.files} {'file' if context.totals.files == 1 else 'files'}"
-        )
+        lines.append(f"✓ Found {counted(context.totals.files, 'file')}")
     if options.verify is Verify.NONE:
         return (*warnings, *lines, "! Images and records were not verified (--skip-verify)")
     return (*warnings, *lines, PASSED)

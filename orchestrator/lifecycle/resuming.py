@@ -226,9 +226,9 @@ def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster)
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
     """Do what ``plan_resume`` planned; nothing if everything is finished or running.
 
-    If the work ends here, ``repair_after`` is repaired too. Raises
-    ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError``
-    if a damaged dataset is another run's.
+    If the work ends here, what ``repair_after`` finds is repaired too. Raises ``PreflightError``
+    (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError`` if a damaged
+    dataset is another run's.
     """
     first, folder, request = planned, planned.folder, planned.request
     if planned.damage is not None:

@@ -336,9 +336,8 @@ class SlurmEngine:
         self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str]
     ) -> list[tuple[str, TaskState]]:
         """The ids for cancelling those jobs and array tasks that Slurm knows."""
-        followers = {
-            each.then for each in folder.load_submissions()
-        }  # which have their own working folders
+        # These jobs have their own working folders.
+        followers = {each.then for each in folder.load_submissions()}
         found = []
         for row in self._queue.rows():
             if row.is_of(folder.run_id) or row.places.partition(SEPARATOR)[0] in followers:
