@@ -157,7 +157,8 @@ def opener(path: str, flags: int) -> int:
     Raises ``OSError`` as open(2) does for a socket.
     """
     fd = os.open(path, flags | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(fd).st_mode) or stat.S_ISDIR(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return fd
     os.close(fd)
     raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)

@@ -246,8 +246,12 @@ def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
 
 
 def test_a_full_disk_ends_the_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    really_open = os.open
+
+    def full(path: str, flags: int, *rest: int, **named: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really_open(path, flags, *rest, **named)
 
     monkeypatch.setattr("jobs.outputs.files.os.open", full)
     with pytest.raises(StorageError) as caught:

@@ -113,8 +113,12 @@ def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
 
 
 def test_a_full_disk_ends_the_stream(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    really_open = os.open
+
+    def full(path: str, flags: int, *rest: int, **named: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really_open(path, flags, *rest, **named)
 
     monkeypatch.setattr("jobs.outputs.files.os.open", full)
     with pytest.raises(StorageError) as caught:
