@@ -24,7 +24,7 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 
 T = TypeVar("T")
-FEW = 20_000  # files, up to which one process does everything
+FEW = 20_000  # files, and records, up to which one process does everything
 _MOST_WORKERS = 8
 _PIECES = 8  # of the work for each process, so that all end at about the same time
 
@@ -130,6 +130,7 @@ class FinalizeContext:
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
     repair_state: RepairState | None = None  # where a published dataset is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
+    lines: int = 0  # of all pieces
     # Messages on paths that may mean several files, and on names without endings.
     unclear: list[str] = field(default_factory=list)
     records_path: str | None = None  # of the records file in the dataset; None for plain files
@@ -206,7 +207,8 @@ class FinalizeContext:
     @property
     def workers(self) -> int:
         """How many processes share the work; each needs about 60 MB."""
-        return min(cores(), _MOST_WORKERS) if self.part_starts[-1] > FEW else 1
+        is_small = max(self.part_starts[-1], self.lines) <= FEW
+        return 1 if is_small else min(cores(), _MOST_WORKERS)
 
     def shared(self, work: Sequence[Callable[[], T]]) -> Iterator[T]:
         """What each piece of ``work`` returns, in their order, from these processes."""

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
-from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
+from jobs.finalize.disk_partitions import (
+    Buckets,
+    InOrder,
+    Placement,
+    Placements,
+    Rewrites,
+    folded,
+)
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
+from jobs.finalize.join_rows import How, JoinRow, Meanings, Reference, Rows
 from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
@@ -25,7 +32,6 @@ from jobs.model import Layout, OnBadRecord, OnCollision, Verify
 from jobs.storage.manifest import bytes_of, shown_key
 from jobs.storage.safe_paths import quoted
 
-T = TypeVar("T")
 _Row = tuple[Any, ...]
 
 _JOIN_KEY, _KEY, _SIZE, _PROBLEM = 0, 1, 3, 6  # values of a row of ``JoinRow.FILE``
@@ -69,7 +75,7 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
 def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, place: int) -> Checked:
     audit.context.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
-    rows = rows_to_compare(audit, found, audit.rows.rows(place))
+    rows = rows_to_compare(audit, found, place)
     _Bucket(audit, found, rewrites, placements).compare(rows)
     rewrites.flush()
     if placements is not None:
@@ -105,19 +111,19 @@ class _Bucket:
         self._placements = placements
         self._context = audit.context
         self._options = audit.context.plan.options
+        self._has_samples = any(piece.is_samples for piece in self._context.pieces)
         self._files: dict[str, _File] = {}  # by key
         self._near: dict[str, str] = {}  # a file's key by its folded form
         self._contested: set[str] = set()  # keys that were written with different bytes
 
     def compare(self, rows: Rows) -> None:
         """Compare the rows: first the files, then all others with them."""
-        for key, file in self._without_replaced(rows[JoinRow.FILE]):
+        for key, file in self._without_replaced(rows.files):
             self._add_file(key, file)
-        for _, key, ours in sorted(rows[JoinRow.DISK]):
+        for _, key, ours in sorted(rows.disk):
             self._see_on_disk(key, ours)
-        named, others = self._match_exactly(rows[JoinRow.REFERENCE])
-        self._compare_ids(rows[JoinRow.ID])
-        self._resolve(others, named)
+        self._match(rows.references)
+        self._compare_ids(rows.ids)
         for key, file in self._files.items():
             if self._check_file(key, file):
                 totals = self._found.totals
@@ -200,37 +206,43 @@ class _Bucket:
 
     # References --------------------------------------------------------------------------
 
-    def _match_exactly(
-        self, references: Sequence[tuple[Any, ...]]
-    ) -> tuple[set[str], list[Reference]]:
-        """The files that required references name by exactly their path, and other references."""
-        named: set[str] = set()
-        others: list[Reference] = []
-        for _, *values in sorted(references, key=lambda row: row[1:3]):
-            reference = Reference(*values)
-            reference = reference._replace(how=How(reference.how))
-            other = reference.other
-            key = reference.key if reference.key in self._files or other is None else other
-            if reference.how is not How.LITERAL or key not in self._files:
-                others.append(reference)
+    def _match(self, rows: Iterable[_Row]) -> None:
+        """Find the file that each reference means: first those that name one exactly."""
+        named: set[str] = set()  # by required references, exactly
+        meanings: Meanings | None = None
+        for reference, key in self._references(rows):
+            if key is None:
+                meanings = meanings or Meanings(self._context, self._files, self._near)
+                meanings.add(reference)
                 continue
             if reference.required:
                 named.add(key)
             if self._options.on_collision is OnCollision.PER_SHARD:
                 self._rewrites.add(reference.line, reference.place, key)
             self._note_named(key, reference)
-        return named, others
+        if meanings is not None:
+            for reference, key in self._references(rows):
+                if key is None:
+                    self._resolve(reference, *meanings.of(reference, named))
 
-    def _resolve(self, references: Sequence[Reference], named: set[str]) -> None:
-        """Find the one file that each of the other references means."""
-        files, near = self._files, self._near
-        for reference, key, fact in meanings(self._context, references, files, named, near):
-            if key is None:
-                self._report_missing(reference, fact)
-            else:
-                self._rewrites.add(reference.line, reference.place, key)
-                self._report_rewrite(key, reference)
-                self._note_named(key, reference)
+    def _references(self, rows: Iterable[_Row]) -> Iterator[tuple[Reference, str | None]]:
+        """References, each with the file that it names exactly."""
+        files = self._files
+        for _, *values in rows:
+            reference = Reference(*values)
+            key, other = reference.key, reference.other
+            if key not in files and other is not None:
+                key = other
+            yield reference, key if reference.how == How.LITERAL and key in files else None
+
+    def _resolve(self, reference: Reference, key: str | None, fact: str) -> None:
+        """Note the file that a reference means, or the reason for none."""
+        if key is None:
+            self._report_missing(reference, fact)
+        else:
+            self._rewrites.add(reference.line, reference.place, key)
+            self._report_rewrite(key, reference)
+            self._note_named(key, reference)
 
     def _note_named(self, key: str, reference: Reference) -> None:
         """Note that a record names that file."""
@@ -260,6 +272,8 @@ class _Bucket:
 
         Its image was replaced by that of the other one, as the last member with a path is used.
         """
+        if not self._has_samples:
+            return False
         pieces = [self._context.line_of(line)[0] for line in (one, other)]
         if not (pieces[0].is_samples and pieces[0].shard.id == pieces[1].shard.id):
             return False
@@ -274,20 +288,22 @@ class _Bucket:
 
         They may be versions of one list, or a list and its parts; the user has to choose one.
         """
+        if self._found.several is not None or not self._context.records_among_data:
+            return
         pieces = [self._context.line_of(line)[0] for line in (one, other)]
-        if self._context.records_among_data and pieces[0] is not pieces[1]:
+        if pieces[0] is not pieces[1]:
             names = " and ".join(
                 sorted(quoted(f"{piece.folder}{self._context.records_path}") for piece in pieces)
             )
             fact = f"{names} both name {shown_key(key)}; choose one of them with --records-file"
-            self._found.several = self._found.several or fact
+            self._found.several = fact
 
     def _report_missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
             self._found.totals.bad_lines.append(reference.line)
             self._report_line(FindingKind.MISSING_IMAGE, text, reference.line)
-        elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
+        elif fact and unified(reference.path).startswith(f"{self._options.layout.images}/"):
             self._report_line(FindingKind.FURTHER_IMAGE, text, reference.line)
 
     def _report_rewrite(self, key: str, reference: Reference) -> None:
@@ -295,7 +311,7 @@ class _Bucket:
         shard.
         """
         text = f"{quoted(reference.path)} is {shown_key(key)}"
-        if reference.how is How.MOVED:
+        if reference.how == How.MOVED:
             shard = self._context.line_of(reference.line)[0].shard.id
             self._found.totals.moved[shard] += 1
             self._found.totals.moved_example.setdefault(shard, text)
@@ -305,9 +321,9 @@ class _Bucket:
         fact = f"{text} in the dataset (differs in {differences(reference.path, name)})"
         self._report_line(FindingKind.SPELLED, fact, reference.line)
 
-    def _compare_ids(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def _compare_ids(self, rows: Iterable[_Row]) -> None:
         first_lines: dict[str, int] = {}
-        for record_id, line in sorted(rows, key=lambda row: row[1]):
+        for record_id, line in rows:
             first = first_lines.setdefault(record_id, line)
             if first != line:
                 piece, place = self._context.line_of(first)
@@ -379,41 +395,51 @@ def _fails(problem: str | None) -> bool:
 # Rows without findings ----------------------------------------------------------------------------
 
 
-def rows_to_compare(audit: Audit, found: AuditShare, rows: Rows) -> Rows:
+def rows_of(buckets: Buckets, place: int) -> Rows:
+    """All rows of that bucket."""
+    return Rows(
+        buckets.rows(place, JoinRow.FILE),
+        buckets.rows(place, JoinRow.DISK),
+        InOrder(buckets, place, JoinRow.REFERENCE),
+        InOrder(buckets, place, JoinRow.ID),
+    )
+
+
+def rows_to_compare(audit: Audit, found: AuditShare, place: int) -> Rows:
     """The rows of a bucket that have to be compared one by one, which takes four times as long.
 
     Nearly all files need not be: one part wrote each, without a problem, it is on disk, and at most
     one record names it, by exactly its path. A few sets find them, and they are counted in
     ``found``. Of the rows with one join key either all are returned or none.
     """
-    context, options = audit.context, audit.context.plan.options
+    context, options, buckets = audit.context, audit.context.plan.options, audit.rows
+    rows = rows_of(buckets, place)
     if options.on_collision is OnCollision.PER_SHARD or context.packs_records:
         return rows  # the file that each reference means is noted
-    files = {row[_KEY]: row for row in rows[JoinRow.FILE]}
-    named, compared = _named(files, rows[JoinRow.REFERENCE])  # join keys of rows to compare
-    compared.update(_repeated([row[_JOIN_KEY] for row in rows[JoinRow.FILE]]))
-    compared.update(files[key][_JOIN_KEY] for key in _repeated(named))
+    files = {row[_KEY]: row for row in rows.files}
+    images, compared = _named(files, buckets.blocks(place, JoinRow.REFERENCE))
+    compared.update(_repeated([[row[_JOIN_KEY] for row in rows.files]])[1])
     compared.update(files[key][_JOIN_KEY] for key in files.keys() & audit.folders)
-    compared.update(row[_JOIN_KEY] for row in rows[JoinRow.FILE] if row[_PROBLEM] is not None)
+    compared.update(row[_JOIN_KEY] for row in rows.files if row[_PROBLEM] is not None)
     if not context.packs:
-        compared.update(_unlike_disk(files, rows[JoinRow.DISK]))
-    images = set(named)
+        compared.update(_unlike_disk(files, rows.disk))
     # Files with a problem are compared anyway.
     unnamed = [key for key in files.keys() - images if counts_as_image(key, None, options.layout)]
     if context.reads_records and options.verify is not Verify.NONE:
         compared.update(files[key][_JOIN_KEY] for key in unnamed)  # reported
     images.update(unnamed)
-    counted = [row for row in rows[JoinRow.FILE] if row[_JOIN_KEY] not in compared]
+    counted = [row for row in rows.files if row[_JOIN_KEY] not in compared]
     found.totals.files += len(counted)
     found.totals.bytes += sum(row[_SIZE] for row in counted)
     found.totals.images += sum(row[_KEY] in images for row in counted)
-    twice = _repeated([row[0] for row in rows[JoinRow.ID]])
-    left: dict[int, list[_Row]] = {
-        JoinRow.ID: [row for row in rows[JoinRow.ID] if row[0] in twice] if twice else []
-    }
-    for kind in (JoinRow.FILE, JoinRow.DISK, JoinRow.REFERENCE):
-        left[kind] = [row for row in rows[kind] if row[_JOIN_KEY] in compared] if compared else []
-    return left
+    ids = ([row[0] for row in some] for some in buckets.blocks(place, JoinRow.ID))
+    _, twice = _repeated(ids)
+    return Rows(
+        [row for row in rows.files if row[_JOIN_KEY] in compared] if compared else (),
+        [row for row in rows.disk if row[_JOIN_KEY] in compared] if compared else (),
+        InOrder(buckets, place, JoinRow.REFERENCE, compared) if compared else (),
+        InOrder(buckets, place, JoinRow.ID, twice) if twice else (),
+    )
 
 
 def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
@@ -425,24 +451,40 @@ def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
     )
 
 
-def _named(files: Mapping[str, _Row], references: Sequence[_Row]) -> tuple[list[str], set[str]]:
-    """Files that records name by exactly their path, and join keys of other references."""
-    named: list[str] = []
+def _named(
+    files: Mapping[str, _Row], references: Iterable[Sequence[_Row]]
+) -> tuple[set[str], set[str]]:
+    """Files that records name by exactly their path, and join keys of rows to compare.
+
+    These are the rows of files that several records name, and of other references.
+    """
     others: set[str] = set()
-    for join_key, _, _, _, key, other, how, required in references:
-        found = key if key in files else other
-        if required and how == How.LITERAL and found in files:
-            named.append(found)
-        else:
-            others.add(join_key)
+
+    def exact(rows: Sequence[_Row]) -> Iterator[str]:
+        for join_key, _, _, _, key, other, how, required in rows:
+            found = key if key in files else other
+            if required and how == How.LITERAL and found in files:
+                yield found
+            else:
+                others.add(join_key)
+
+    named, twice = _repeated(list(exact(rows)) for rows in references)
+    others.update(files[key][_JOIN_KEY] for key in twice)
     return named, others
 
 
-def _repeated(values: Sequence[T]) -> set[T]:
-    """The values that occur more than once."""
-    if len(set(values)) == len(values):
-        return set()
-    return {value for value, count in Counter(values).items() if count > 1}
+def _repeated(values: Iterable[list[str]]) -> tuple[set[str], set[str]]:
+    """All values, and those that occur more than once."""
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for some in values:
+        new = set(some)
+        if len(new) < len(some):
+            twice.update(value for value, count in Counter(some).items() if count > 1)
+        if not seen.isdisjoint(new):
+            twice |= seen & new
+        seen |= new
+    return seen, twice
 
 
 def _unlike_disk(files: Mapping[str, _Row], on_disk: Sequence[_Row]) -> Iterator[str]:

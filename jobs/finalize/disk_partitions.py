@@ -5,12 +5,15 @@ Several processes may add rows: each one appends to files of its own.
 
 from __future__ import annotations
 
+import heapq
 import os
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -20,7 +23,8 @@ ROWS = 150_000  # in a bucket, about; about 60 MB as Python objects
 MOST = 200  # partitions, at most: each is an open file
 _HELD = 50_000  # rows that a process holds in memory before it writes them
 _LINES = 250_000  # in a partition, at least; about 100 MB where each has a new path
-_LENGTH = 8  # bytes before each block
+_AT_ONCE = 5_000  # rows in a block, at most
+_LENGTH, _KIND = 8, 1  # bytes before each block
 
 
 def folded(key: str) -> str:
@@ -32,7 +36,7 @@ Self = TypeVar("Self", bound="Partitions")
 
 
 class Partitions:
-    """Rows of plain values by kind; a partition is read completely, and removed at the end.
+    """Rows of plain values by kind, in files that are removed at the end.
 
     A process calls ``flush`` when it has added its last row, and before it forks.
     """
@@ -65,11 +69,12 @@ class Partitions:
         if self._owner != os.getpid():
             self._files, self._owner = {}, os.getpid()
         for (place, kind), rows in self._held.items():
-            if not rows:
-                continue
-            block = self._encode((kind, rows))
-            file = self._file(place)
-            file.write(len(block).to_bytes(_LENGTH, "little") + block)
+            waiting = iter(rows)
+            while some := list(islice(waiting, _AT_ONCE)):
+                block = self._encode(some)
+                head = len(block).to_bytes(_LENGTH, "little") + kind.to_bytes(_KIND, "little")
+                self._file(place).write(head + block)
+        for file in self._files.values():
             file.flush()
         self._held.clear()
         self._rows_held = 0
@@ -85,19 +90,17 @@ class Partitions:
         """Whether no process has written a row."""
         return not any(self._folder.glob(f"{self._name}-*"))
 
-    def rows(self, place: int) -> dict[int, list[tuple[Any, ...]]]:
-        """The rows of that partition by kind; those that one process added are in their order."""
-        decode = msgspec.msgpack.Decoder(tuple[int, list[tuple[Any, ...]]]).decode
-        found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        for path in sorted(self._folder.glob(f"{self._name}-{place:03d}-*")):
-            data = memoryview(path.read_bytes())
-            at = 0
-            while at < len(data):
-                end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "little")
-                kind, rows = decode(data[at + _LENGTH : end])
-                found[kind] += rows
-                at = end
-        return found
+    def blocks(self, place: int, kind: int) -> Iterator[list[tuple[Any, ...]]]:
+        """The partition's rows of that kind, some at a time; see ``_blocks``."""
+        return chain.from_iterable(_blocks(path, kind) for path in self.paths(place))
+
+    def rows(self, place: int, kind: int) -> list[tuple[Any, ...]]:
+        """The partition's rows of that kind, all in memory."""
+        return list(chain.from_iterable(self.blocks(place, kind)))
+
+    def paths(self, place: int) -> list[Path]:
+        """The files of that partition, one of each process."""
+        return sorted(self._folder.glob(f"{self._name}-{place:03d}-*"))
 
     def __enter__(self: Self) -> Self:
         return self
@@ -108,6 +111,41 @@ class Partitions:
                 file.close()
         for path in self._folder.glob(f"{self._name}-*"):
             path.unlink(missing_ok=True)
+
+
+def _blocks(path: Path, kind: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of that kind which one process added, in their order, some at a time."""
+    decode = msgspec.msgpack.Decoder(list[tuple[Any, ...]]).decode
+    with path.open("rb") as file:
+        while head := file.read(_LENGTH + _KIND):
+            size = int.from_bytes(head[:_LENGTH], "little")
+            if head[_LENGTH] == kind:
+                yield decode(file.read(size))
+            else:
+                file.seek(size, os.SEEK_CUR)
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Rows of a kind in a bucket, by their second value: a number in whose order each process
+    added its rows.
+
+    Each iteration reads them again, so that any number of them may have the same key.
+    """
+
+    buckets: Buckets
+    place: int
+    kind: int
+    keys: Container[str] | None = None  # of the rows; None: all
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        paths = self.buckets.paths(self.place)
+        return heapq.merge(*map(self._rows, paths), key=lambda row: row[1])
+
+    def _rows(self, path: Path) -> Iterator[tuple[Any, ...]]:
+        keys = self.keys
+        for rows in _blocks(path, self.kind):
+            yield from rows if keys is None else [row for row in rows if row[0] in keys]
 
 
 class Buckets(Partitions):
@@ -154,8 +192,9 @@ class ByLine(Partitions):
         if share != self._loaded:
             self._loaded = share
             values: defaultdict[int, dict[int, Any]] = defaultdict(dict)
-            for number, at, value in self.rows(share)[0]:
-                values[number][at] = value
+            for rows in self.blocks(share, 0):
+                for number, at, value in rows:
+                    values[number][at] = value
             self._values = dict(values)
         return self._values.get(line, {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import msgspec
 
@@ -76,7 +76,7 @@ BAD = {
 }
 
 
-class Finding(NamedTuple):
+class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing that the audit found."""
 
     kind: FindingKind
@@ -113,8 +113,7 @@ class _Counted:
         shown = self.examples.setdefault(kind, [])
         if len(shown) < EXAMPLES:
             shown.append(finding)
-        known = {name: value for name, value in finding._asdict().items() if value is not None}
-        self.write(msgspec.json.encode(known) + b"\n")
+        self.write(msgspec.json.encode(finding) + b"\n")
 
     def write(self, data: bytes) -> None:
         """Write lines for ``audit.jsonl``."""

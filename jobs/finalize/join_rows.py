@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jobs.model import Match, Verify
 from jobs.storage.manifest import shown_key
 from jobs.storage.safe_paths import quoted
 
-Rows = Mapping[int, Sequence[tuple[Any, ...]]]  # by ``JoinRow``
+_Row = tuple[Any, ...]
 
 # What no plain path has: spellings that ``unified`` changes, an absolute path, raw bytes.
 _UNUSUAL = ("%", "\\", "\0", "~", ":", "//", "./", "\n/", "/\n", ".\n")
@@ -29,6 +29,15 @@ class JoinRow(IntEnum):
     DISK = 1  # join key, key, whether it is in staging
     REFERENCE = 2  # join key, then the values of ``Reference``
     ID = 3  # id, line number
+
+
+class Rows(NamedTuple):
+    """Rows of one bucket by ``JoinRow``; there may be any number of the iterables' rows."""
+
+    files: Sequence[_Row]
+    disk: Sequence[_Row]
+    references: Iterable[_Row]  # in the order of lines; can be iterated again, as ``ids`` can
+    ids: Iterable[_Row]
 
 
 class How(IntEnum):
@@ -100,48 +109,51 @@ def matches_spellings(context: FinalizeContext) -> bool:
 # The file that a reference means ------------------------------------------------------------------
 
 
-class Meaning(NamedTuple):
-    """What a reference means."""
+class Meanings:
+    """Finds the one file of a bucket that each reference means which names none exactly.
 
-    reference: Reference
-    key: str | None  # of the file; None: of no file
-    fact: str = ""  # the reason for None
-
-
-def meanings(
-    context: FinalizeContext,
-    references: Sequence[Reference],
-    files: Collection[str],
-    literal: Collection[str],
-    near: Mapping[str, str],
-) -> Iterator[Meaning]:
-    """Find the one file among ``files`` that each of ``references`` means; all are of one bucket.
-
-    ``literal``: the files that a record names by exactly their path; no other path means these,
-    and no two paths mean one file. ``near``: files by folded name, for messages.
+    ``files``: paths; ``near``: files by folded name, for messages. All references are added before
+    the meaning of the first one is asked for.
     """
-    by_form = _by_form(context, files) if references else {}
-    meant: defaultdict[str, list[Reference]] = defaultdict(list)
-    for reference in references:
-        forms = (form for form in _forms(context, reference) if form in by_form)
-        keys = by_form.get(next(forms, ""), [])
-        if len(keys) == 1:
-            meant[keys[0]].append(reference)
-        else:
-            yield Meaning(reference, None, _fact(reference, keys, near))
-    for key, rivals in meant.items():
-        names = {_name(context, reference.path) for reference in rivals if reference.required}
+
+    def __init__(
+        self, context: FinalizeContext, files: Collection[str], near: Mapping[str, str]
+    ) -> None:
+        self._context, self._near = context, near
+        self._by_form = _by_form(context, files)
+        self._names: defaultdict[str, set[str]] = defaultdict(set)  # in records, by file
+
+    def add(self, reference: Reference) -> None:
+        """Note how the reference calls the file that it may mean."""
+        keys = self._keys(reference)
+        if len(keys) == 1 and reference.required:
+            self._names[keys[0]].add(_name(self._context, reference.path))
+
+    def of(self, reference: Reference, literal: Collection[str]) -> tuple[str | None, str]:
+        """The file that the reference means; for none None, and the reason if it matters.
+
+        ``literal``: the files that a record names by exactly their path; no other path means
+        these, and no two paths mean one file.
+        """
+        keys = self._keys(reference)
+        if len(keys) != 1:
+            return None, _fact(reference, keys, self._near)
+        key = keys[0]
+        names = self._names[key]
         if key in literal:
-            names.add(_name(context, key))
-        for reference in rivals:
-            others = names - {_name(context, reference.path)}
-            if not others:
-                yield Meaning(reference, key)
-            elif reference.required:
-                fact = f"but other records call that file {quoted(min(others))}"
-                yield Meaning(
-                    reference, None, f"is in no shard; it may be {shown_key(key)}, {fact}"
-                )
+            names = {*names, _name(self._context, key)}
+        if reference.required and len(names) == 1:  # its own
+            return key, ""
+        others = names - {_name(self._context, reference.path)}
+        if not others:
+            return key, ""
+        fact = f"but other records call that file {quoted(min(others))}"
+        fact = f"is in no shard; it may be {shown_key(key)}, {fact}"
+        return None, fact if reference.required else ""
+
+    def _keys(self, reference: Reference) -> list[str]:
+        forms = (form for form in _forms(self._context, reference) if form in self._by_form)
+        return self._by_form.get(next(forms, ""), [])
 
 
 def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
@@ -153,10 +165,13 @@ def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list
     return found
 
 
-def _forms(context: FinalizeContext, reference: Reference) -> list[str]:
+def _forms(context: FinalizeContext, reference: Reference) -> Iterator[str]:
     if not matches_spellings(context):
-        return [reference.key]
-    return [unified(key) for key in (reference.key, reference.other) if key is not None]
+        yield reference.key
+        return
+    yield unified(reference.key)
+    if reference.other is not None:
+        yield unified(reference.other)
 
 
 def _name(context: FinalizeContext, path: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import msgspec
@@ -65,7 +65,8 @@ class _Numbers:
 
 
 def sorted_numbers(numbers: array[int]) -> array[int]:
-    return array("Q", sorted(set(numbers)))
+    """The numbers in order, each once."""
+    return array("Q", (number for number, _ in groupby(sorted(numbers))))
 
 
 def merge_records(

@@ -79,9 +79,8 @@ def find_replaced(folder: RunFolder, plan: Plan, receipt: Receipt) -> ReplacedFi
         _add_rows(rows, folder, plan)
         rows.flush()
         for place in range(len(rows)):
-            some = rows.rows(place)
-            published = {key: rest for key, *rest in some[_PUBLISHED]}
-            for key, part, size, digest in some[_WRITTEN]:
+            published = {key: rest for key, *rest in rows.rows(place, _PUBLISHED)}
+            for key, part, size, digest in rows.rows(place, _WRITTEN):
                 winner, *content = published.get(key, (None,))
                 if content != [size, digest]:
                     found.files[part].add((key, size, digest))

@@ -60,20 +60,37 @@ class _RecordsFound(AuditShare):
     odd: Counter[tuple[int, FindingKind]] = field(default_factory=Counter)  # by piece of records
 
 
-def scan_records(audit: Audit) -> int:
-    """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
-    context = audit.context
+@dataclass(frozen=True)
+class Numbered:
+    """All pieces in plan order."""
+
+    slices: Sequence[_Slice]
+    starts: Sequence[int]  # number of each slice's first line
+
+
+def number_lines(context: FinalizeContext) -> Numbered:
+    """Number the lines of every piece."""
     slices = _slices(context.pieces)
-    groups = context.grouped([each.end - each.begin for each in slices])
-    counted = context.shared([partial(_count, audit, slices[g.start : g.stop]) for g in groups])
-    starts = [0, *accumulate(lines for some in counted for lines in some)]
+    groups = _grouped(context, slices)
+    counted = context.shared([partial(_count, context, slices[g.start : g.stop]) for g in groups])
+    *starts, context.lines = [0, *accumulate(lines for some in counted for lines in some)]
     firsts: dict[int, int] = {}
-    for each, start in zip(slices, starts[:-1], strict=True):
+    for each, start in zip(slices, starts, strict=True):
         firsts.setdefault(each.place, start)
     context.piece_starts.extend(firsts[place] for place in range(len(context.pieces)))
+    return Numbered(slices, starts)
+
+
+def _grouped(context: FinalizeContext, slices: Sequence[_Slice]) -> list[range]:
+    return context.grouped([each.end - each.begin for each in slices])
+
+
+def scan_records(audit: Audit, numbered: Numbered) -> None:
+    """Parse every line of every piece."""
+    context, slices, starts = audit.context, numbered.slices, numbered.starts
     work = [
         partial(_scan_slices, audit, slices[g.start : g.stop], starts[g.start : g.stop])
-        for g in groups
+        for g in _grouped(context, slices)
     ]
     odd: Counter[tuple[int, FindingKind]] = Counter()
     for found in context.shared(work):
@@ -83,7 +100,6 @@ def scan_records(audit: Audit) -> int:
         if count := odd[place, kind]:
             fact = _ODD[kind].format(count)
             audit.context.findings.add(kind, fact, context.pieces[place].shard.id)
-    return starts[-1]
 
 
 def _slices(pieces: Sequence[RecordsPiece]) -> list[_Slice]:
@@ -105,20 +121,20 @@ def _cuts(piece: RecordsPiece) -> list[int]:
         return [*(line_start(file.fileno(), at, size) for at in range(0, size, _SLICE)), size]
 
 
-def _blocks(audit: Audit, part: _Slice) -> Iterator[bytes]:
+def _blocks(context: FinalizeContext, part: _Slice) -> Iterator[bytes]:
     """The lines of a slice; one that is too long for a record is cut, so memory is bounded."""
-    with audit.context.pieces[part.place].path.open("rb", buffering=0) as file:
+    with context.pieces[part.place].path.open("rb", buffering=0) as file:
         longest = records.MAX_LINE + 1
         for block in line_blocks(file.fileno(), part.begin, part.end, longest=longest):
-            audit.context.progress.check()
+            context.progress.check()
             yield block
 
 
-def _count(audit: Audit, slices: Sequence[_Slice]) -> list[int]:
+def _count(context: FinalizeContext, slices: Sequence[_Slice]) -> list[int]:
     """How many lines each slice has."""
 
     def count(part: _Slice) -> int:
-        blocks = _blocks(audit, part)
+        blocks = _blocks(context, part)
         return sum(block.count(b"\n") + (not block.endswith(b"\n")) for block in blocks)
 
     return list(latency.each(count, slices, is_small=lambda part: part.end - part.begin <= _SMALL))
@@ -131,7 +147,7 @@ def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) 
         piece = audit.context.pieces[part.place]
         audit.context.progress.current = piece.shard.id
         number, block = first, b"\n"
-        for block in _blocks(audit, part):
+        for block in _blocks(audit.context, part):
             number += _scan_block(audit, found, part.place, block, number)
         if part.is_last and not block.endswith(b"\n"):
             found.odd[part.place, FindingKind.NO_NEWLINE] += 1

@@ -26,7 +26,7 @@ from jobs.finalize.findings import FindingKind, Findings
 from jobs.finalize.merge import section, sections_of_files, write_manifest
 from jobs.finalize.packed_shards import FinishedShards
 from jobs.finalize.record_files import find_pieces
-from jobs.finalize.scan_records import scan_records
+from jobs.finalize.scan_records import number_lines, scan_records
 from jobs.finalize.summary import lines_of, made_receipt, problem_of
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
@@ -238,19 +238,20 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
     if context.repair_state is not None and not context.reads_records:
         context.totals.records = context.repair_state.receipt.counts["records"]
     files = sum(part.files for part in summaries)
+    numbered = number_lines(context)
     conflicts: list[Conflict] = []
     absent: set[int] = set()
     with (
-        Buckets(context.scratch, rows=3 * files) as buckets,
+        Buckets(context.scratch, rows=files + 2 * max(files, context.lines)) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
         audit = scan.Audit(context, buckets)
         scan.scan_files(audit)
-        count = scan_records(audit)
-        rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
+        scan_records(audit, numbered)
+        rewrites = stack.enter_context(Rewrites(context.scratch, lines=context.lines))
         placements = None
         if context.packs_records:
-            placements = stack.enter_context(Placements(context.scratch, lines=count))
+            placements = stack.enter_context(Placements(context.scratch, lines=context.lines))
         for found in check_all(audit, rewrites, placements):
             conflicts += found.conflicts
             absent |= found.absent

@@ -25,7 +25,7 @@ def test_rows_with_the_same_key_meet_in_one_bucket(
             buckets.flush()
             os._exit(0)
         os.waitpid(pid, 0)
-        found = [buckets.rows(place) for place in range(len(buckets))]
+        found = [[buckets.rows(place, kind) for kind in (0, 1)] for place in range(len(buckets))]
     assert len(found) == 1 + rows // ROWS
     for bucket in found:
         keys = [key for key, _ in bucket[0]]

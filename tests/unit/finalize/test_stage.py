@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.finalize import context, cross_check, disk_partitions, scan_records
+from jobs.finalize.cross_check import rows_of
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.storage import blocks as file_blocks
@@ -84,6 +86,41 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
     assert "1 extracted file has a name that the file system confuses" in problem.message
     assert "launch again with another --dest" in problem.message
     assert all(run.folder.manifest(part).exists() for part in run.plan.parts())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("images/000000.png", id="there"),
+        pytest.param("images/none.png", id="missing"),
+        pytest.param("images\\000000.png", id="spelled otherwise"),
+        pytest.param("images/broken.png", id="damaged"),
+    ],
+)
+def test_records_of_one_image_take_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module, limit, small in [
+        (disk_partitions, "ROWS", 1000),
+        (disk_partitions, "_LINES", 1000),
+        (disk_partitions, "_HELD", 100),
+        (disk_partitions, "_AT_ONCE", 50),
+        (file_blocks, "_BLOCK", 10_000),
+    ]:
+        monkeypatch.setattr(module, limit, small)
+    peaks = []
+    for count in (few := 1500, many := 5000):
+        shard = pages(0, 1)
+        shard.files["images/broken.png"] = png(50)[:-5]
+        shard.records = b"".join(line(name, id=str(number)) for number in range(count))
+        options = Options(on_bad_record=OnBadRecord.KEEP)
+        run = RunBuilder(shard, options=options).extracted(tmp_path / str(count))
+        tracemalloc.start()
+        _, problem = run.finalize()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert problem is None
+    assert (peaks[1] - peaks[0]) / (many - few) < 100  # bytes for each record
 
 
 # However its work is divided ----------------------------------------------------------------------
@@ -202,5 +239,7 @@ def test_comparing_all_rows_finds_what_comparing_some_finds(
     options: Options,
 ) -> None:
     found = finalized(tmp_path / "unusual", make, options)
-    monkeypatch.setattr(cross_check, "rows_to_compare", lambda audit, found, rows: rows)
+    monkeypatch.setattr(
+        cross_check, "rows_to_compare", lambda audit, _, place: rows_of(audit.rows, place)
+    )
     assert finalized(tmp_path / "all", make, options) == found
