@@ -159,7 +159,10 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
     if cause is Cause.NOT_FETCHED:
         return "; `resume` extracts these parts again"
     if bad[0] is FindingKind.CONFUSED:
-        return "; launch again with another --dest, or with --output webdataset, zip or squashfs"
+        return (
+            "; launch again with another --dest, or with --output webdataset, zip or squashfs (on "
+            "NFS first run `resume` again: the listing of a folder may have been an old one)"
+        )
     if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD

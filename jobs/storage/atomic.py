@@ -159,6 +159,7 @@ def opener(path: str, flags: int) -> int:
     fd = os.open(path, flags | os.O_NONBLOCK)
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        os.set_blocking(fd, True)  # a file on a tape may otherwise not be there yet
         return fd
     os.close(fd)
     raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
