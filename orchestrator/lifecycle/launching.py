@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jobs.errors import ClaimedError, EngineError
+from jobs.errors import ClaimedError, EngineError, UsageError
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runtime import background
@@ -145,8 +145,11 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     request.check()
     choice = choose_engine(request.engine)
     if request.then is not None and choice.is_local:
+        if not choice.why_local:
+            raise UsageError("--then submits a batch script to Slurm; omit it or --engine local")
         raise EngineError(
-            "--then submits a batch script and needs Slurm, which is not available here"
+            "--then submits a batch script to Slurm, but sbatch is not on PATH; run this on a "
+            "login node of the cluster, or omit --then"
         )
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)

@@ -272,6 +272,7 @@ SECRET = "hf_secret"
         (["--url-list", "gone"], "cannot be read: No such file or directory; check the path"),
         (["--local-path", "pipe"], "neither a file nor a folder"),
         (["--then", "x" * 300], "this batch script does not exist"),
+        (["--then", "script", "--engine", "local"], "omit it or --engine local"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
@@ -280,6 +281,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
 ) -> None:
     (tmp_path / "utf16").write_text("http://host/a.tar\n", encoding="utf-16")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "script").touch()
     texts = [os.fsdecode(word) for word in words]
     source = ["--local-path", "."] if "--dest" in texts else ["--url", "http://host.invalid/a.tar"]
     if texts[0] in ("--url", "--url-list", "--local-path"):
