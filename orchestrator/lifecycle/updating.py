@@ -133,9 +133,10 @@ def _run_folder(receipt: Receipt, log_dir: Path) -> RunFolder:
     folder = next((RunFolder(p) for p in places if may_exist(p)), None)
     if folder is None:
         raise RunFolderError(
-            f"the folder of run {receipt.run_id}, which published the dataset, does not exist at "
-            f"{' or '.join(map(str, places))}; if it was moved, give its parent folder with "
-            "--log-dir; otherwise launch again with --overwrite, which downloads everything"
+            f"the folder of run {receipt.run_id}, which published the dataset, does not exist "
+            f"at {' or '.join(dict.fromkeys(map(str, places)))}; if it was moved, give its parent "
+            "folder with --log-dir; otherwise launch again with --overwrite, which downloads "
+            "everything"
         )
     folder.check()
     return folder

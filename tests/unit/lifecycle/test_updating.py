@@ -81,8 +81,9 @@ def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset
 
 def test_a_moved_run_folder_is_named_and_found_with_log_dir(dataset: Dataset) -> None:
     moved = dataset.logs.rename(dataset.logs.with_name("moved"))
-    with pytest.raises(RunFolderError, match=r"--log-dir.*launch again with --overwrite"):
+    with pytest.raises(RunFolderError, match=r"--log-dir.*launch again with --overwrite") as no:
         dataset.plan()
+    assert no.value.message.count(str(dataset.logs)) == 1
     assert dataset.plan(log_dir=moved).nothing_to_do
 
 
