@@ -447,5 +447,5 @@ def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
 
 
 def _digest(algorithm: str, path: Path, start: int, stop: int) -> str:
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=atomic.opener) as file:
         return digest.of(algorithm, read_range(file.fileno(), start, stop - start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_a_packed_dataset_that_was_renamed_gets_shards_of_its_new_name(tmp_path:
     assert names(dataset.update().reused) == ["s-0.tar", "s-2.tar"]
     assert not list(dataset.dest.glob("data*"))
     assert dataset.equals_a_new_launch()
+
+
+def test_a_pipe_in_place_of_the_records_is_not_waited_for(dataset: Dataset) -> None:
+    published_records = dataset.dest / "prompts.jsonl"
+    published_records.unlink()
+    os.mkfifo(published_records)  # nobody ever writes to it
+    with pytest.raises(VerificationError, match=r"does not match the manifest.*resume --deep"):
+        dataset.plan()
 
 
 def test_a_packed_dataset_with_a_damaged_manifest_is_repaired_first(tmp_path: Path) -> None:
