@@ -25,7 +25,7 @@ from jobs.finalize.disk_partitions import (
 )
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.join_rows import How, JoinRow, Meanings, Reference, Rows
-from jobs.finalize.record_paths import differences, unified
+from jobs.finalize.record_paths import as_named, differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Layout, OnBadRecord, OnCollision, Verify
@@ -311,13 +311,13 @@ class _Bucket:
         shard.
         """
         text = f"{quoted(reference.path)} is {shown_key(key)}"
+        piece, _ = self._context.line_of(reference.line)
         if reference.how == How.MOVED:
-            shard = self._context.line_of(reference.line)[0].shard.id
+            shard = piece.shard.id
             self._found.totals.moved[shard] += 1
             self._found.totals.moved_example.setdefault(shard, text)
             return
-        images = f"{self._options.layout.images}/"
-        name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
+        name = as_named(self._context, piece, reference.path, key)
         fact = f"{text} in the dataset (differs in {differences(reference.path, name)})"
         self._report_line(FindingKind.SPELLED, fact, reference.line)
 

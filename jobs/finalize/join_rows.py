@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import folded
-from jobs.finalize.record_paths import transcribed, unified
-from jobs.model import Match, Verify
+from jobs.finalize.record_paths import placed, transcribed, unified
+from jobs.model import Match, OnCollision, Verify
 from jobs.storage.manifest import shown_key
 from jobs.storage.safe_paths import quoted
 
@@ -127,7 +127,7 @@ class Meanings:
         """Note how the reference calls the file that it may mean."""
         keys = self._keys(reference)
         if len(keys) == 1 and reference.required:
-            self._names[keys[0]].add(_name(self._context, reference.path))
+            self._names[keys[0]].add(_name(self._context, reference))
 
     def of(self, reference: Reference, literal: Collection[str]) -> tuple[str | None, str]:
         """The file that the reference means; for none None, and the reason if it matters.
@@ -141,10 +141,10 @@ class Meanings:
         key = keys[0]
         names = self._names[key]
         if key in literal:
-            names = {*names, _name(self._context, key)}
+            names = {*names, without_images_folder(self._context, transcribed(key))}
         if reference.required and len(names) == 1:  # its own
             return key, ""
-        others = names - {_name(self._context, reference.path)}
+        others = names - {_name(self._context, reference)}
         if not others:
             return key, ""
         fact = f"but other records call that file {quoted(min(others))}"
@@ -174,8 +174,12 @@ def _forms(context: FinalizeContext, reference: Reference) -> Iterator[str]:
         yield unified(reference.other)
 
 
-def _name(context: FinalizeContext, path: str) -> str:
-    return without_images_folder(context, transcribed(path))
+def _name(context: FinalizeContext, reference: Reference) -> str:
+    """What the reference calls its file, in the shard's folder if each has one."""
+    path = transcribed(reference.path)
+    if context.plan.options.on_collision is OnCollision.PER_SHARD:
+        path = placed(context, context.line_of(reference.line)[0], path)
+    return without_images_folder(context, path)
 
 
 def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:

@@ -145,6 +145,15 @@ def placed(context: FinalizeContext, piece: RecordsPiece, path: str) -> str:
     return placed_path(context.plan, piece.shard, path)
 
 
+def as_named(context: FinalizeContext, piece: RecordsPiece, path: str, key: str) -> str:
+    """A file's path ``key`` without those folders that a record's ``path`` leaves out."""
+    options, folder = context.plan.options, f"{piece.shard.id}/"
+    images = f"{options.layout.images}/"
+    if options.on_collision is OnCollision.PER_SHARD and folder not in path:
+        key = key.replace(folder, "", 1)
+    return key if unified(path).startswith(images) else key.removeprefix(images)
+
+
 def changes_folder(context: FinalizeContext, path: str, form: str) -> bool:
     """Whether ``PER_SHARD`` places a path and its unified form in different folders."""
     options = context.plan.options

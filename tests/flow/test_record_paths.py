@@ -335,18 +335,21 @@ def test_loose_records_and_several_archives_are_matched(tmp_path: Path) -> None:
 def test_with_a_folder_for_each_shard_paths_are_corrected_into_it(tmp_path: Path) -> None:
     shards = [
         shard(["images/0.png", "images/é.png"], ["images/0.PNG", "images/e\u0301.png"]),
-        shard(["images/0.png", "images/1.png"], [r"images\0.png", "1.png"]),
+        shard(["images/0.png", "images/1.png"], [r"images\0.png", "1.png", "images/0.png"]),
     ]
     run = RunBuilder(*shards, options=Options(on_collision=OnCollision.PER_SHARD)).extracted(
         tmp_path
     )
-    assert run.finalize()[1] is None
+    summary, problem = run.finalize()
+    assert problem is None
+    assert "in the dataset (differs in separators)" in "\n".join(summary.lines)
     first, second = (shard.id for shard in run.plan.shards)
     assert published(run) == [
         f"images/{first}/0.png",
         f"images/{first}/é.png",
         f"images/{second}/0.png",
         f"images/{second}/1.png",
+        f"images/{second}/0.png",
     ]
 
 
