@@ -27,7 +27,7 @@ Record = Callable[[str, object], None]
             id=f"{where}-{first}",
             marks=[pytest.mark.exhaustive] if first > 1 else [],
         )
-        for where, least in (("download", 15), ("extract", 5), ("extraction", 8), ("finalize", 20))
+        for where, least in (("download", 12), ("extract", 5), ("extraction", 8), ("finalize", 20))
         for first in (1, 2)
     ],
 )
