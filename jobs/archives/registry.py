@@ -7,7 +7,7 @@ from pathlib import Path
 from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import SINGLE, TARS
 from jobs.archives.streams import Arriving
-from jobs.archives.webdataset import HEAD, Samples, looks_like_samples
+from jobs.archives.webdataset import Samples, looks_like_samples
 from jobs.model import Fetched, Format, Options, Plan, Shard, ShardKind
 
 
@@ -54,7 +54,7 @@ def _holds_samples(archive: Archive, format: Format, shard: Shard, plan: Plan) -
     from jobs.archives.tar.stream import TarStream
 
     assert isinstance(archive, (TarArchive, TarStream))
-    if not looks_like_samples(archive.first_names(HEAD), layout):
+    if not looks_like_samples(archive.first_names, layout):
         return False
     loose = (other.name for other in plan.shards if other.kind is ShardKind.FILE)
     return not any(name.endswith(layout.records_names) for name in loose)

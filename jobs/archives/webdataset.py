@@ -36,7 +36,7 @@ _TEXTS = frozenset({"txt", "text", "transcript", "caption", "html", "md", "url"}
 _DATA = _JSON | _NUMBERS | _TEXTS
 _MOST_TEXT = 16 << 20  # bytes; larger data stay a file
 _RECORDS = 1 << 48  # ordinal of the first part's records, after all members
-HEAD = 64  # members that decide whether an archive contains samples
+FIRST_FILES = 64  # their names decide whether an archive contains samples
 
 
 def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:

@@ -214,9 +214,10 @@ class TarArchive(Archive):
             proven=self._fetched.format is not Format.TAR,
         )
 
-    def first_names(self, most: int) -> list[bytes]:
-        """Names of its first files, as far as they are in its head."""
-        return self._head.names[:most]
+    @property
+    def first_names(self) -> list[bytes]:
+        """See ``jobs.archives.tar.reader.Head.names``."""
+        return self._head.names
 
     @cached_property
     def _head(self) -> Head:
@@ -224,10 +225,10 @@ class TarArchive(Archive):
         cuts = self._fetched.cuts
         start = cuts[0] if len(cuts) > 2 else None  # of several parts
         with ExitStack() as stack:
-            files, format, before = self._files(0, stack)
+            files, format, _ = self._files(0, stack)
             blocks = self._blocks(files, format, 0, stack)
             head = examine_head(blocks, self._limits, self._options)
-            length = before + files.size if format is Format.TAR else None
+            length = files.size if format is Format.TAR else None
             reader = self._reading(Cursor(head.blocks), start, length)
             self._store_reader(Cut(0, 0), reader, stack.pop_all())
         return head

@@ -12,6 +12,7 @@ from jobs.archives.limits import Limits
 from jobs.archives.member_index import TopFolder
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
+from jobs.archives.webdataset import FIRST_FILES
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, padded, scan_tar
@@ -19,7 +20,6 @@ from jobs.model import Cut, Options
 from jobs.storage.safe_paths import unsafe
 
 _HEAD = 8 << 20  # bytes of a tar that are examined for the top folder
-_NAMES = 64  # files in the head that decide whether it contains samples
 _META = 1 << 20  # bytes of a pax header or a long name, at most
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default
 # The sizes that a tar is padded to: a record, or the block size of a tape or of dd.
@@ -370,7 +370,7 @@ class TarReader:
 class Head(NamedTuple):
     """What the first bytes of a tar show."""
 
-    names: list[bytes]  # of its first files
+    names: list[bytes]  # of its first files, ``FIRST_FILES`` at most
     top: str | None  # the common top folder
     blocks: Iterator[memoryview]  # the complete tar: those that were examined, and the others
 
@@ -399,11 +399,11 @@ def examine_head(blocks: Iterator[memoryview], limits: Limits, options: Options)
 
     seen = TopFolder(options)
     names: list[bytes] = []
-    wanted = _NAMES if options.layout.name == "auto" else 0
+    wanted = FIRST_FILES if options.layout.name == "auto" else 0
     with suppress(ArchiveError):  # most heads end within a member
         for member in TarReader(Cursor(head()), limits, headers_only=True).members():
             seen.add(member.name, member.kind)
-            if member.kind is MemberKind.FILE:
+            if member.kind is MemberKind.FILE and len(names) < FIRST_FILES:
                 names.append(member.name)
             if seen.settled and len(names) >= wanted:
                 break

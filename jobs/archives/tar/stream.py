@@ -95,9 +95,10 @@ class TarStream(ArchiveStream):
         """Bytes of the archive that were read so far."""
         return self._source.taken
 
-    def first_names(self, most: int) -> list[bytes]:
-        """Names of its first files, as far as they are in its head."""
-        return self._first_names[:most]
+    @property
+    def first_names(self) -> list[bytes]:
+        """See ``jobs.archives.tar.reader.Head.names``."""
+        return self._first_names
 
     def _inflated(self) -> Iterator[tuple[memoryview, int]]:
         """Blocks of the decompressed tar, each with the archive bytes read up to its end."""
