@@ -227,15 +227,16 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
 
 @contextmanager
 def _signals_stop(progress: Progress) -> Iterator[None]:
-    """USR2 (time limit near), TERM (cancelled, preempted, requeued) and XCPU stop the task soon.
+    """Have USR2 (time limit near), TERM (cancelled, preempted, requeued), INT, XCPU stop the task.
 
-    They replace submitit's handlers, which would raise an exception anywhere in the code.
+    They replace handlers, submitit's too, that would raise an exception anywhere in the code.
     """
     cpu_limit = rlimits.watch_cpu_limit()
 
     reasons = {
         signal.SIGUSR2: (Cause.TIME_LIMIT, "the time limit is near; `resume` continues from here"),
         signal.SIGTERM: (Cause.CANCELLED, "the task was asked to stop (cancelled or preempted)"),
+        signal.SIGINT: (Cause.CANCELLED, "the task was interrupted; `resume` continues from here"),
         signal.SIGXCPU: (Cause.LIMIT, cpu_limit),
     }
 

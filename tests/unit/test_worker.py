@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
 
 from examples.samples import make_dataset, pack_one
 from jobs import worker
+from jobs.errors import Cause
 from jobs.model import Options, Outcome, Plan, Stage
 from jobs.problems import as_problem
+from jobs.runtime.progress import Progress
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -52,6 +55,33 @@ def test_several_download_tasks_share_connections_and_rate(
     monkeypatch.setattr("jobs.download.stage.run_download", downloading)
     worker.run_task(str(run.folder.path), "download", 2, 1)
     assert [(each.connections, each.max_rate) for each in seen] == [(2, 2_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (signal.SIGINT, Cause.CANCELLED),
+        (signal.SIGTERM, Cause.CANCELLED),
+        (signal.SIGUSR2, Cause.TIME_LIMIT),
+        (signal.SIGXCPU, Cause.LIMIT),
+    ],
+)
+def test_a_signal_stops_the_task_with_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, cause: Cause
+) -> None:
+    run = submitted(tmp_path, (Stage.DOWNLOAD, 0, ["x"]))
+
+    def downloading(
+        folder: object, plan: Plan, ids: object, progress: Progress, **_: object
+    ) -> tuple[()]:
+        signal.raise_signal(number)
+        progress.check()
+        return ()
+
+    monkeypatch.setattr("jobs.download.stage.run_download", downloading)
+    result = worker.run_task(str(run.folder.path), "download", 0, 1)
+    assert result.outcome is Outcome.RETRYABLE
+    assert [item.problem.cause for item in result.items if item.problem] == [cause]
 
 
 @pytest.mark.parametrize(
