@@ -134,6 +134,7 @@ class FinalizeContext:
     # Messages on paths that may mean several files, and on names without endings.
     unclear: list[str] = field(default_factory=list)
     records_path: str | None = None  # of the records file in the dataset; None for plain files
+    has_carried: bool = False  # whether some files are those of the dataset that is replaced
     records_apart: bool = False  # whether extraction stored the records outside of the data
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)

@@ -33,7 +33,6 @@ from jobs.storage.manifest import bytes_of, shown_key
 from jobs.storage.safe_paths import quoted
 
 _Row = tuple[Any, ...]
-
 _JOIN_KEY, _KEY, _SIZE, _PROBLEM = 0, 1, 3, 6  # values of a row of ``JoinRow.FILE``
 
 
@@ -62,13 +61,12 @@ def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -
     ``placements`` gets the files of each record, if files are packed by record. A process holds one
     bucket in memory, and one number for every file or line with a finding.
     """
-    several = False
+    several = None
     work = [partial(_check, audit, rewrites, placements, place) for place in range(len(audit.rows))]
     for found in audit.context.shared(work):
         audit.take(found)
-        if found.several is not None and not several:
-            audit.context.findings.add(FindingKind.NO_RECORDS, found.several)
-            several = True
+        if several is None and (several := found.several) is not None:
+            audit.context.findings.add(FindingKind.NO_RECORDS, several)
         yield found
 
 
@@ -96,6 +94,7 @@ class _File:
     origin: tuple[int, str] | None  # ordinal and path of the nested archive that it came in
     offset: int | None  # in its part's container
     on_disk: bool = False
+    has_changed: bool = False  # on disk, since its part was finished
     named_by: int | None = None  # number of the first line that names it
 
 
@@ -114,14 +113,15 @@ class _Bucket:
         self._has_samples = any(piece.is_samples for piece in self._context.pieces)
         self._files: dict[str, _File] = {}  # by key
         self._near: dict[str, str] = {}  # a file's key by its folded form
-        self._contested: set[str] = set()  # keys that were written with different bytes
+        self._contested: set[str] = set()  # keys whose right bytes have to be restored
+        self._differing: set[str] = set()  # keys that were written with different bytes
 
     def compare(self, rows: Rows) -> None:
         """Compare the rows: first the files, then all others with them."""
         for key, file in self._without_replaced(rows.files):
             self._add_file(key, file)
-        for _, key, ours in sorted(rows.disk):
-            self._see_on_disk(key, ours)
+        for _, key, ours, size in sorted(rows.disk):
+            self._see_on_disk(key, ours, size)
         self._match(rows.references)
         self._compare_ids(rows.ids)
         for key, file in self._files.items():
@@ -155,6 +155,7 @@ class _Bucket:
                 self._found.totals.skipped.append(replaced.number)
                 if (replaced.size, replaced.digest) != (size, file.digest):
                     self._contested.add(key)
+                    self._differing.add(key)
         yield from last.values()
 
     def _add_file(self, key: str, new: _File) -> None:
@@ -177,6 +178,7 @@ class _Bucket:
             self._report_file(FindingKind.CASE, fact, number)
 
     def _settle_collision(self, key: str, old: _File, new: _File) -> None:
+        self._differing.add(key)
         before = f"{self._archive_of(old)} ({old.size} bytes, {old.digest})"
         if self._options.on_collision is OnCollision.KEEP_FIRST:
             self._found.totals.skipped.append(new.number)
@@ -194,11 +196,12 @@ class _Bucket:
         shard = f"shard {self._context.name_of(self._context.part_of(file.number).shard)}"
         return f"{file.origin[1]} of {shard}" if file.origin else shard
 
-    def _see_on_disk(self, key: str, ours: bool) -> None:
+    def _see_on_disk(self, key: str, ours: bool, size: int | None) -> None:
         """``ours``: whether the name on disk is in the staged folder."""
         file = self._files.get(key)
         if file is not None:
             file.on_disk = True
+            file.has_changed = size not in (None, file.size) and key not in self._differing
         elif ours:
             self._found.removed.append(key)
             fact = f"{shown_key(key)} was not written by any part and is removed"
@@ -307,9 +310,7 @@ class _Bucket:
             self._report_line(FindingKind.FURTHER_IMAGE, text, reference.line)
 
     def _report_rewrite(self, key: str, reference: Reference) -> None:
-        """Report that a record is rewritten; for ``How.MOVED`` only a count and one example a
-        shard.
-        """
+        """Report that a record is rewritten; of ``How.MOVED`` a count and one example a shard."""
         text = f"{quoted(reference.path)} is {shown_key(key)}"
         piece, _ = self._context.line_of(reference.line)
         if reference.how == How.MOVED:
@@ -354,7 +355,10 @@ class _Bucket:
             report(FindingKind.WARNING, problem.removeprefix(WARNING))
         if key in self._folders:
             report(FindingKind.TWO_KINDS, "is both a file and a folder of the dataset")
-        if not file.on_disk and self._is_confused(key):
+        if file.has_changed:
+            self._found.absent.add(self._context.part_index(file.number))
+            report(FindingKind.ABSENT, "was changed by another program after it was checked")
+        elif not file.on_disk and self._is_confused(key):
             fact = "the file system has another file for it, whose name differs in case or form"
             report(FindingKind.CONFUSED, fact)
         elif not file.on_disk:
@@ -365,10 +369,8 @@ class _Bucket:
         return True
 
     def _is_confused(self, key: str) -> bool:
-        """Whether a file that its folder does not list is found by its name nevertheless.
-
-        So it is on a file system that ignores case, or the Unicode form of names (exFAT, some CIFS
-        and ZFS).
+        """Whether the file is found by its name, although its folder does not list it: the file
+        system ignores case, or the Unicode form of names (exFAT, some CIFS and ZFS).
         """
         return os.path.lexists(self._context.staging.data / os.fsdecode(bytes_of(key)))
 
@@ -488,8 +490,11 @@ def _repeated(values: Iterable[list[str]]) -> tuple[set[str], set[str]]:
 
 
 def _unlike_disk(files: Mapping[str, _Row], on_disk: Sequence[_Row]) -> Iterator[str]:
-    """Join keys of files that are not on disk, and of names on disk that are no file's."""
+    """Join keys of files that are not on disk as they were, and of names that are no file's."""
     names = {row[_KEY] for row in on_disk}
+    for join_key, key, _, size in on_disk:
+        if size is not None and key in files and files[key][_SIZE] != size:
+            yield join_key
     if names != files.keys():
         yield from (files[key][_JOIN_KEY] for key in files.keys() - names)
         yield from (row[_JOIN_KEY] for row in on_disk if row[_KEY] not in files)

@@ -167,7 +167,7 @@ _WORDS = {
     FindingKind.PARTS: "[part is|parts are] incomplete",
     FindingKind.CONFUSED: "extracted [file has a name|files have names] that the file system "
     "confuses with another",
-    FindingKind.ABSENT: "extracted [file is|files are] missing on disk",
+    FindingKind.ABSENT: "extracted [file is|files are] missing or changed on disk",
     FindingKind.COLLISION: "[path has|paths have] different bytes in two archives",
     FindingKind.TWO_KINDS: "[path is|paths are] both a file and a folder",
     FindingKind.NO_RECORDS: "records [file is|files are] missing",

@@ -26,7 +26,7 @@ class JoinRow(IntEnum):
     # Join key, key, number, size in bytes, digest unless it is the CRC-32, CRC-32, problem,
     # ordinal and path of the nested archive that it came in, offset in its part's container.
     FILE = 0
-    DISK = 1  # join key, key, whether it is in staging
+    DISK = 1  # join key, key, whether it is in staging, size in bytes if that matters
     REFERENCE = 2  # join key, then the values of ``Reference``
     ID = 3  # id, line number
 

@@ -21,7 +21,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
-from jobs.storage.receipt import published_by, read_receipt, receipt_head, with_repair
+from jobs.storage.receipt import Receipt, published_by, read_receipt, receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -53,7 +53,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
         parts, carried = _divide(folder, plan, report)
         forgotten = plan.parts()
     else:
-        among_data = read_receipt(folder.receipt).records_among_data
+        among_data = _receipt_copy(folder).records_among_data
         parts = tuple(p for p in plan.parts() if _is_damaged(folder, p, report, among_data))
         forgotten = parts
     staging.root.mkdir(parents=True, exist_ok=True)
@@ -98,8 +98,21 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
             f"run `resume {there.run_id}`",
             cause=Cause.CLAIMED,
         )
-    if not folder.receipt.exists():
-        atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())
+    atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())
+
+
+def _receipt_copy(folder: RunFolder) -> Receipt:
+    """The receipt of which the run folder has a copy.
+
+    Raises ``FileNotFoundError`` if it has none, ``VerificationError`` if that is damaged.
+    """
+    try:
+        return read_receipt(folder.receipt)
+    except msgspec.DecodeError as error:
+        raise VerificationError(
+            f"{folder.receipt}, the copy of the dataset's receipt, is damaged ({error}), so the "
+            "dataset cannot be repaired; launch again with --overwrite"
+        ) from error
 
 
 # Packed files ------------------------------------------------------------------------------------
@@ -114,7 +127,7 @@ def _divide(
     (``carrying``); a part is extracted again if one of its members is damaged, or is not known.
     Writes the manifests of the carried parts (``RunFolder.carried``). Raises ``OSError``.
     """
-    receipt = read_receipt(folder.receipt)
+    receipt = _receipt_copy(folder)
     same = {shard.id: shard for shard in plan.shards}
     carry = carrying.plan_carry(folder, plan, receipt, same, repairs=True)
     carry.write_manifests(folder)
@@ -223,7 +236,7 @@ def repair_in_progress(context: FinalizeContext) -> RepairState | None:
     this one.
     """
     try:
-        published = read_receipt(context.folder.receipt)
+        published = _receipt_copy(context.folder)
     except FileNotFoundError:
         return None  # never published
     owner = published_by(context.staging.receipt)

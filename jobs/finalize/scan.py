@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, islice, repeat
 
 from jobs.archives import nested
 from jobs.errors import RunFolderError
@@ -77,6 +77,7 @@ def read_summaries(context: FinalizeContext) -> list[PartSummary]:
             forget_manifest(context, part, "its members are gone from disk")
             continue
         summaries.append(summary)
+        context.has_carried |= summary.carried
         start += summary.files
         context.totals.left_out.update(summary.left_out)
         context.totals.members += summary.members
@@ -150,8 +151,8 @@ def scan_files(audit: Audit) -> None:
     """Add a row for each file of each part, and for each on disk; learn moves of records' paths.
 
     In a repair the published files count too, but are never removed. If files are packed, nothing
-    on disk is read: a part's members are in its container, whose size is checked. No file is
-    stat'ed.
+    on disk is read: a part's members are in its container, whose size is checked. Files are
+    stat'ed only if some are links to published ones, which somebody may have written to since.
     """
     context = audit.context
     sample = Sample(context) if context.pieces and matches_spellings(context) else None
@@ -281,11 +282,26 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     hidden = context.hidden | {name.encode() for name in proof_names(context.plan.options)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
+    has_sizes = ours and context.has_carried
     while some := list(islice(paths, _AT_ONCE)):
         context.progress.check()
-        keys = keys_of_bytes([path for path in some if path not in hidden])
-        joined = zip(join_keys(context, all_unified(keys)), keys, strict=True)
-        audit.rows.add(JoinRow.DISK, [(join_key, key, ours) for join_key, key in joined])
+        seen = [path for path in some if path not in hidden]
+        sizes = (
+            latency.each(partial(_size, context), seen) if has_sizes else repeat(None, len(seen))
+        )
+        keys = keys_of_bytes(seen)
+        joined = zip(join_keys(context, all_unified(keys)), keys, sizes, strict=True)
+        audit.rows.add(
+            JoinRow.DISK, [(join_key, key, ours, size) for join_key, key, size in joined]
+        )
+
+
+def _size(context: FinalizeContext, path: bytes) -> int | None:
+    """The size of a file in staging; None where it is gone."""
+    try:
+        return os.lstat(os.fsencode(context.staging.data) + b"/" + path).st_size
+    except FileNotFoundError:
+        return None
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:

@@ -41,7 +41,7 @@ _publishing = options.stack(
 @options.log_dir
 @click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
 @flag("--dry-run", help="Show what would be done; change nothing.")
-@flag("--deep", help="First check all content of a published dataset.")
+@flag("--deep", help="Check all content of the dataset: first, or once it is published.")
 @options.temp_limit("as before")
 @_publishing
 @options.slurm

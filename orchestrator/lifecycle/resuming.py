@@ -287,7 +287,7 @@ def _check_after(planned: Resumable) -> bool | None:
     if planned.state.status is RunStatus.DONE or repair.has_lost_receipt(folder, plan):
         return None  # checked
     if not folder.receipt.exists():
-        return None  # never published
+        return deep or None  # never published: all that is there to check will be new
     with suppress(FileNotFoundError, msgspec.DecodeError):
         deep |= atomic.read_json(Staging(plan).repair, Repair).deep
     return deep

@@ -197,6 +197,31 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     assert state(dest) == new
 
 
+@pytest.mark.parametrize("words", [(), ("--deep",)], ids=["size", "content"])
+def test_what_changes_in_the_old_state_before_a_resume_is_not_published(
+    cli: Cli, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    source, dest = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    for name, data in shards(3).items():
+        (source / name).write_bytes(data)
+    launch(cli, dest, "--local-path", source)
+    changed = page_tar([10, 11], "new ")
+    (source / "s-01.tar").write_bytes(changed[:1500])
+    cli.run("update", dest, "--engine", "local", "--yes", rc=1)
+    victim = dest / "images/0020.png"  # linked into the new state
+    victim.write_bytes(victim.read_bytes()[:-1] + (b"!" if words else b""))
+    (source / "s-01.tar").write_bytes(changed)
+    if not words:
+        cli.run("resume", rc=1)  # finds it
+        logged = (cli.runs()[-1] / "audit.jsonl").read_text()
+        assert '"member":"images/0020.png"' in logged
+        assert "was changed by another program" in logged
+        cli.run("resume", rc=1)  # cannot use the file
+    cli.run("resume", *words)
+    assert state(dest) == fresh(cli, dest, "--local-path", source)
+
+
 def test_a_dataset_folder_is_copied_again_and_the_update_says_so(
     cli: Cli, dataset: Path, tmp_path: Path
 ) -> None:

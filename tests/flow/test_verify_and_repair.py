@@ -86,6 +86,22 @@ def test_files_are_checked_after_the_repair_of_what_they_are_compared_with(
     cli.run("verify", published, "--deep")
 
 
+def test_a_damaged_copy_of_the_receipt_is_replaced_and_two_damaged_ones_are_reported(
+    cli: Cli, published: Path, dataset: Path
+) -> None:
+    copy = cli.runs()[-1] / "receipt.json"
+    image = next((published / "images").iterdir())
+    image.unlink()
+    copy.write_bytes(copy.read_bytes()[:-40])
+    cli.run("resume")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+    for damaged in (published / "RECEIPT.json", copy):
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+    said = cli.run("resume", rc=5).err
+    assert f"{copy}, the copy of the dataset's receipt, is damaged" in said
+    assert "launch again with --overwrite" in said
+
+
 def test_a_deep_check_that_a_failed_repair_owes_is_made_by_the_next_one(
     cli: Cli, shards: Path, dataset: Path, tmp_path: Path
 ) -> None:
