@@ -277,34 +277,40 @@ class RangeRequest:
 
     def _receive_body(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
         body = self._decoded(reply)
-        rate, at = self._shared.rate, start
+        rate = self._shared.rate
         # Only its end shows how long such a body is: the file may have another size by now.
         to_its_end = reply.status == 200 and content_length(reply.headers) is None
-        while stop is None or at < stop or body.changes or to_its_end:
+        while stop is None or self._at < stop or body.changes or to_its_end:
             self._shared.check(self._is_done)
             most = rate.chunk
             if body.changes:
                 most = min(most, MOST_CODED)
             elif stop is not None and not to_its_end:
-                most = min(most, stop - at)
+                most = min(most, stop - self._at)
             data, self._begun = self._begun or self._read(reply, most), b""
             if not data:
                 break
             rate.spend(len(data), lambda s: self._shared.pause(s, self._is_done))
-            plain = body.file_bytes(data)
-            if stop is not None and at + len(plain) > stop:
-                raise StartOver(self._other_size(reply, f"sends more bytes than the {stop} that"))
-            while not self._state.has_room(at, at + len(plain)):
-                self._shared.pause(_WAIT_S, self._is_done)
-            self._state.put(at, plain, overwrites=self._streaming)
-            self._at = at = at + len(plain)
+            self._write(reply, body.file_bytes(data), stop)
         self._shared.check(self._is_done)
-        body.end()
-        if stop is not None and at < stop:
-            raise RetryLater(self._short(reply, stop - at))
+        self._write(reply, body.end(), stop)
+        if stop is not None and self._at < stop:
+            raise RetryLater(self._short(reply, stop - self._at))
         if self._state.size is None and self._streaming:
-            self._state.size = at
+            self._state.size = self._at
         return True
+
+    def _write(self, reply: HttpResponse, data: bytes, stop: int | None) -> None:
+        """Write the file's next bytes, once there is room for them."""
+        if not data:
+            return
+        end = self._at + len(data)
+        if stop is not None and end > stop:
+            raise StartOver(self._other_size(reply, f"sends more bytes than the {stop} that"))
+        while not self._state.has_room(self._at, end):
+            self._shared.pause(_WAIT_S, self._is_done)
+        self._state.put(self._at, data, overwrites=self._streaming)
+        self._at = end
 
     def _read(self, reply: HttpResponse, most: int) -> bytes:
         try:

@@ -295,6 +295,7 @@ class DecodedBody:
         self._coding = encoding(headers)
         self._inflater: Any = None
         self._decided = not self._coding
+        self._held = b""  # the first bytes, until they show whether the body is coded
         if self._coding and self._coding not in _CODINGS:
             raise SourceError(
                 f"{name}: the server sends it as {self._coding!r} although plain bytes were "
@@ -307,11 +308,24 @@ class DecodedBody:
         return self._inflater is not None or not self._decided
 
     def file_bytes(self, data: bytes) -> bytes:
-        """The file's next bytes."""
+        """The file's next bytes; none while it is not known whether the body is coded."""
         if not self._decided:
-            self._decide(data)
-        if self._inflater is None:
-            return data
+            self._held += data
+            self._decide(is_all=False)
+            data = self._held if self._decided else b""
+        return data if self._inflater is None else self._inflated(data)
+
+    def end(self) -> bytes:
+        """The file's last bytes, at the end of the body; ``RetryLater`` if it is truncated."""
+        plain = b""
+        if self._held and not self._decided:
+            self._decide(is_all=True)
+            plain = self.file_bytes(self._held)
+        if self._inflater is not None and not self._inflater.eof:
+            raise RetryLater(self._broken("was truncated"))
+        return plain
+
+    def _inflated(self, data: bytes) -> bytes:
         plain = b""
         try:
             while data:
@@ -326,23 +340,23 @@ class DecodedBody:
             raise RetryLater(self._broken("is damaged")) from error
         return plain
 
-    def end(self) -> None:
-        """Check the end of the body; raises ``RetryLater`` if it is truncated."""
-        if self._inflater is not None and not self._inflater.eof:
-            raise RetryLater(self._broken("was truncated"))
+    def _decide(self, *, is_all: bool) -> None:
+        """Decide by the first bytes whether the body is coded, unless they are too few.
 
-    def _decide(self, data: bytes) -> None:
-        self._decided = True
+        ``is_all``: no others follow.
+        """
         inflater = zlib.decompressobj(_CODINGS[self._coding])
         try:
-            head = inflater.decompress(data, 4096)
+            head = inflater.decompress(self._held, 4096)
         except zlib.error:
+            self._decided = True
             return  # not coded, whatever the header says
+        # A response may begin with a few bytes, such as the header of its coding alone.
+        self._decided = is_all or inflater.eof or len(head) >= len(_GZIP)
         is_gz = self._name.lower().endswith((".gz", ".tgz"))
         # One layer of gzip and a name with that ending: the file's own format, as in browsers.
-        if is_gz and not head.startswith(_GZIP):
-            return
-        self._inflater = zlib.decompressobj(_CODINGS[self._coding])
+        if self._decided and not (is_gz and not head.startswith(_GZIP)):
+            self._inflater = zlib.decompressobj(_CODINGS[self._coding])
 
     def _broken(self, fact: str) -> SourceError:
         return SourceError(

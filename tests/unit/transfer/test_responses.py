@@ -28,6 +28,7 @@ from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import (
+    DecodedBody,
     RetryLater,
     Validator,
     content_length,
@@ -315,6 +316,40 @@ def test_zeros_after_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
 
     with Scripted(codes) as web:
         assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
+LINES = b"a line\n" * 10_000
+CODED = gzip.compress(LINES)
+
+
+@pytest.mark.parametrize("step", [1, 10, len(CODED) + 100])  # bytes at once; gzip's header has 10
+@pytest.mark.parametrize(
+    ("name", "body", "file"),
+    [
+        pytest.param("lines.jsonl", CODED, LINES, id="a coding"),
+        pytest.param("lines.jsonl.gz", CODED, CODED, id="the file's own format"),
+        pytest.param("lines.jsonl.gz", gzip.compress(CODED), CODED, id="a coding of that"),
+        pytest.param("lines.jsonl", LINES, LINES, id="none"),
+        pytest.param("lines.jsonl.Z", b"\x1f\x9d" + LINES, b"\x1f\x9d" + LINES, id="compress"),
+        pytest.param("lines.jsonl.gz", gzip.compress(b""), gzip.compress(b""), id="nothing"),
+        pytest.param("lines.jsonl", gzip.compress(b"\n"), b"\n", id="a byte in gzip"),
+        pytest.param("lines.jsonl", b"", b"", id="no byte"),
+    ],
+)
+def test_what_gzip_in_a_header_means_does_not_depend_on_how_many_bytes_come_first(
+    name: str, body: bytes, file: bytes, step: int
+) -> None:
+    decoded = DecodedBody({"Content-Encoding": "gzip"}, name=name)
+    pieces = [body[at : at + step] for at in range(0, len(body), step)]
+    assert b"".join(map(decoded.file_bytes, pieces)) + decoded.end() == file
+
+
+@pytest.mark.parametrize("size", [1, 10, len(CODED) - 1])
+def test_a_coding_that_ends_early_is_retried(size: int) -> None:
+    decoded = DecodedBody({"Content-Encoding": "gzip"}, name="lines.jsonl")
+    decoded.file_bytes(CODED[:size])
+    with pytest.raises(RetryLater, match="was truncated"):
+        decoded.end()
 
 
 @pytest.mark.parametrize("known", [True, False])
