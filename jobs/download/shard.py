@@ -262,6 +262,7 @@ class ShardDownloader:
             expect=_expected(shard, file) if index == 0 else None,
             arrivals=arrivals,
             most=most,
+            is_piece=len(shard.files) > 1,
         )
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:

@@ -119,6 +119,10 @@ class RemoteSource(Source):
         ``key``: from ``key_of``.
         """
 
+    def required_version(self, file: SourceFile) -> str | None:
+        """The version that responses must have, where no request can ask for it."""
+        return None
+
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
         """``error`` of the download of ``file`` in terms of this source."""
         return error
@@ -133,9 +137,11 @@ class RemoteSource(Source):
         expect: Callable[[bytes], None] | None = None,
         arrivals: Listener | None = None,
         most: int | None = None,
+        is_piece: bool = False,
     ) -> Received:
         """Download ``file`` (``Transfer.fetch``); if called again, continues where it stopped.
 
+        ``is_piece``: it is of use only with other files, which must not be of another version.
         A source without http addresses overrides this, and does what ``Transfer.fetch`` describes.
         """
         try:
@@ -148,6 +154,7 @@ class RemoteSource(Source):
                 expect=expect,
                 arrivals=arrivals,
                 most=most,
+                version=self.required_version(file) if is_piece else None,
             )
         except SourceError as error:
             raise self.explained(error, file) from None

@@ -63,6 +63,9 @@ class UrlSource(RemoteSource):
         target = Target(self._secrets.get(key, file.locator), self._headers())
         return lambda: target
 
+    def required_version(self, file: SourceFile) -> str | None:
+        return file.version
+
     # At launch ------------------------------------------------------------------------------
 
     def _headers(self) -> dict[str, str]:

@@ -30,6 +30,16 @@ def changing(name: str) -> SourceError:
     )
 
 
+def replaced(name: str) -> SourceError:
+    """The error for a file that is not the one of the launch."""
+    return SourceError(
+        f"{name}: the file was replaced after the launch, so the other pieces of its archive may "
+        "be of another version; launch again, or, if only the ETags of its servers differ, launch "
+        "with its digest (--sha256)",
+        cause=Cause.CHANGED,
+    )
+
+
 class DownloadState:
     """The state of one fetch; call ``load`` first. Parameters are those of ``Transfer.fetch``."""
 
@@ -44,12 +54,14 @@ class DownloadState:
         expect: Callable[[bytes], None] | None,
         arrivals: Listener | None,
         most: int | None,
+        version: str | None,
     ) -> None:
         self.resolve = resolve
         self.name = quoted_url(name)
         self.published_size = size
         self.size = size
         self.digest = digest  # the published one, or the server's
+        self.version = None if digest is not None else version  # that responses must have
         self.fresh = False  # after a wrong file: bypass caches
         self.trusts_validators = True
         self.ranged = True  # whether the server supports ranges, as far as known

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.transfer.connection import CONNECTION_ERRORS, HttpResponse, connection_error
-from jobs.transfer.download_state import DownloadState, changing
+from jobs.transfer.download_state import DownloadState, changing, replaced
 from jobs.transfer.partial_file import FileVersion
 from jobs.transfer.ranges import Range
 from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
@@ -233,10 +233,13 @@ class RangeRequest:
         )
 
     def _check_version(self, reply: HttpResponse) -> None:
-        known = self._state.partial.identity
-        if known is None or not self._state.trusts_validators:
+        state, validator = self._state, Validator.of(reply.headers)
+        if not validator.may_have(state.version):
+            raise StartOver(replaced(state.name))
+        known = state.partial.identity
+        if known is None or not state.trusts_validators:
             return
-        if known.validator.differs(Validator.of(reply.headers)):
+        if known.validator.differs(validator):
             raise self._changed()
 
     def _store(self, reply: HttpResponse, size: int | None) -> None:

@@ -102,6 +102,13 @@ class Validator:
         """Equal for an unchanged file, as of caches (weak comparison); empty if unknown."""
         return self.etag.removeprefix("W/") or self.modified
 
+    def may_have(self, version: str | None) -> bool:
+        """Whether nothing shows that this is not the ``version`` that an earlier response had."""
+        if version is None:
+            return True
+        mine = self.modified if version.endswith("GMT") else self.etag.removeprefix("W/")
+        return mine in ("", version)
+
     def differs(self, other: Validator) -> bool:
         """Whether both are known and differ; if there are strong ETags, only they decide."""
         if self.etag and other.etag:

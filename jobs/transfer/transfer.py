@@ -43,16 +43,19 @@ class Transfer(TransferSession):
         expect: Callable[[bytes], None] | None = None,
         arrivals: Listener | None = None,
         most: int | None = None,
+        version: str | None = None,
     ) -> Received:
         """Download a file to ``out`` and verify it; continues a partial file beside ``out``.
 
         ``resolve`` is called for every attempt. ``size`` (bytes) and ``digest`` are the published
         ones, if any. ``expect`` is called with the first bytes and raises ``SourceError`` if they
         are wrong. A file of more than ``most`` bytes is not stored (``SourceError`` with the cause
-        ``TOO_LARGE``). Raises ``SourceError``, ``DigestError``, ``StorageError``, ``Stopped``.
+        ``TOO_LARGE``). ``version``: see ``Validator``; without a ``digest``, a file of another
+        version is an error (``CHANGED``). Raises ``SourceError``, ``DigestError``,
+        ``StorageError``, ``Stopped``.
         """
         state = DownloadState(
-            self.progress, resolve, out, name, size, digest, expect, arrivals, most
+            self.progress, resolve, out, name, size, digest, expect, arrivals, most, version
         )
         with contextlib.closing(state):
             state.load()

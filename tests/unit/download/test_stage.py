@@ -228,6 +228,25 @@ def test_other_bytes_under_the_archives_name_are_never_cut_into_parts(
     assert (fetched.members, fetched.cuts[-1].ordinal) == (60, 60)
 
 
+def test_a_piece_that_was_replaced_after_the_launch_is_not_joined_with_the_others(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    archive = tar_of(*[1024] * 60)
+    first, second = archive[: 40 * (512 + 1024)], archive[40 * (512 + 1024) :]
+    web.put("/a.tar.00", first)
+    web.put("/a.tar.01", second)
+    folder, plan = planned(tmp_path, web.url("/a.tar.") + "{00..01}", kind=SourceKind.URL)
+    web.put("/a.tar.01", second[:512] + b"other" + second[517:])  # nothing in a tar shows it
+    (result,) = run(folder, plan)
+    assert result.problem is not None
+    assert result.problem.cause is Cause.CHANGED
+    assert "was replaced after the launch" in result.problem.message
+    web.put("/a.tar.01", second)
+    web.requests.clear()
+    assert run(folder, plan)[0].outcome is Outcome.OK
+    assert web.bytes_sent("/a.tar.00") == 0  # it is there, and of the launch's version
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_both_digests_of_a_stored_archive_take_one_reading_that_can_be_stopped(
     tmp_path: Path, web: FaultyServer, stopped: bool

@@ -318,6 +318,28 @@ def test_zeros_after_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
         assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
 
 
+@pytest.mark.parametrize(
+    ("version", "headers", "may_be"),
+    [
+        ('"1"', {"ETag": '"1"', "Last-Modified": "Sat, 02 May 2026 10:00:00 GMT"}, True),
+        ('"1"', {"ETag": 'W/"1"'}, True),
+        ('"1"', {"ETag": '"2"'}, False),
+        ('"1"', {"Last-Modified": "Sat, 02 May 2026 10:00:00 GMT"}, True),  # not known
+        ("Fri, 01 May 2026 10:00:00 GMT", {"ETag": '"1"'}, True),
+        (
+            "Fri, 01 May 2026 10:00:00 GMT",
+            {"Last-Modified": "Sat, 02 May 2026 10:00:00 GMT"},
+            False,
+        ),
+        (None, {"ETag": '"1"'}, True),
+    ],
+)
+def test_a_response_has_another_version_if_its_tag_or_else_its_time_differs(
+    version: str | None, headers: dict[str, str], may_be: bool
+) -> None:
+    assert Validator.of(headers).may_have(version) is may_be
+
+
 LINES = b"a line\n" * 10_000
 CODED = gzip.compress(LINES)
 
