@@ -149,7 +149,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
             raise UsageError("--then submits a batch script to Slurm; omit it or --engine local")
         raise EngineError(
             "--then submits a batch script to Slurm, but sbatch is not on PATH; run this on a "
-            "login node of the cluster, or omit --then"
+            "login node of the cluster, launch without --then, or update with --engine local"
         )
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)

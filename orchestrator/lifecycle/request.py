@@ -75,7 +75,10 @@ class LaunchRequest:
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not os.path.isfile(self.then):  # noqa: PTH113  # no error
-            raise UsageError(f"--then {self.then}: this batch script does not exist")
+            raise UsageError(
+                f"--then {self.then}: this batch script does not exist; correct its path, or, for "
+                "an update of what was launched with it, put it back"
+            )
 
     def _check_download_tasks(self) -> None:
         tasks = self.download_tasks

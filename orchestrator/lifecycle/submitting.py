@@ -292,7 +292,7 @@ def submit_chain(
             handles.append(_submit_stage(folder, spec, after, engine))
             submission = _with_cluster(_with_ids(submission, handles[-1]), engine)
             atomic.write_json(path, submission)
-        if submission.then is not None and submission.onward is None:
+        if submission.then and not (submission.onward or submission.is_local):
             _check_not_cancelled(folder)
             submission = _submit_script(folder, submission, engine, handles[-1].job_ids)
             atomic.write_json(path, submission)

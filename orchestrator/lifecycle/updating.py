@@ -6,7 +6,7 @@ tasks take their files from the published dataset (``jobs.finalize.carrying``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jobs.sources.base import SourceRequest, key_of
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder, may_exist
 from jobs.storage.staging import Staging
+from orchestrator.engines.registry import LOCAL
 from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest, override
@@ -105,11 +106,20 @@ def plan_update(
         moved = structs.replace(old, dest=str(dest))
         return carrying.plan_carry(folder, moved, receipt, carrying.same_shards(old, new))
 
-    planned = launching.plan(request, carry)
+    planned = _planned(request, carry)
     _check_store(old.source, planned.plan.source)
     state = Published(old.run_id, receipt.published, old.source.revision)
     plan = structs.replace(planned.plan, history=(*receipt.history, state))
     return _compared(old, replace(planned, plan=plan))
+
+
+def _planned(request: LaunchRequest, carry: Callable[[Plan], CarryPlan]) -> Planned:
+    """The plan of a launch. The launch's script (``then``) is stored but waits for Slurm."""
+    if request.then is None or request.engine != LOCAL:
+        return launching.plan(request, carry)
+    planned = launching.plan(replace(request, then=None), carry)
+    note = f"{request.then}, the launch's --then, is not submitted, because this is not on Slurm"
+    return replace(planned, request=request, notes=(*planned.notes, note))
 
 
 def _compared(old: Plan, planned: Planned) -> PlannedUpdate:

@@ -11,6 +11,7 @@ from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Options, Resources, Stage, Submission, Verify
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
+from orchestrator.engines.registry import LOCAL
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.run_list import run_word
@@ -186,6 +187,14 @@ def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) 
     assert (after.kind, after.job_ids) == ("afterok", ("102",))
     assert submitted.then_job == "900"
     assert folder.load_submission(1).then_job == "900"
+
+
+def test_on_one_machine_it_is_kept_for_a_later_update_but_not_submitted(folder: RunFolder) -> None:
+    engine = FakeEngine()
+    here = structs.replace(draft(folder), engine=LOCAL, then="/x/next.sh")
+    submitting.submit_chain(folder, here, engine)
+    assert engine.followed == []
+    assert folder.load_submission(1).then == "/x/next.sh"
 
 
 def test_the_journal_survives_a_line_cut_short(folder: RunFolder) -> None:

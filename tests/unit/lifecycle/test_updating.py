@@ -17,6 +17,7 @@ from msgspec import structs
 from examples.samples import tree_digest
 from jobs.errors import RunFolderError, UsageError, VerificationError
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Stage
+from jobs.storage import atomic
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.updating import plan_update
 from tests.support.builders.contents import images, page_tar, png, records, tarred, zipped
@@ -78,6 +79,18 @@ def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset
     assert len(planned.draft.of_stage(Stage.EXTRACT)) == 3  # no archive is read for these
     with pytest.raises(UsageError, match="has no revisions"):
         dataset.plan(revision="v2")
+
+
+def test_an_update_on_this_machine_says_that_the_launchs_script_is_not_submitted(
+    dataset: Dataset,
+) -> None:
+    launched = dataset.run.submission(1)
+    submission = dataset.run.load_submission(1)
+    atomic.write_json(launched, structs.replace(submission, then="/x/train.slurm"))
+    dataset.path("s-1").touch()
+    planned = dataset.plan(engine="local").planned
+    assert "/x/train.slurm, the launch's --then, is not submitted" in planned.notes[-1]
+    assert planned.draft.then == "/x/train.slurm"  # for an update on Slurm after this one
 
 
 def test_a_moved_run_folder_is_named_and_found_with_log_dir(dataset: Dataset) -> None:
