@@ -171,12 +171,17 @@ def _last_lines(
 def _succeeded(
     submissions: Iterable[Submission], results: Mapping[TaskKey, TaskResult]
 ) -> set[tuple[Stage, int]]:
-    """Tasks whose last submission succeeded, and whose heartbeats are not needed."""
+    """Tasks whose last submission succeeded, and whose heartbeats are not needed.
+
+    Those of download tasks are: they have the number of files that these tasks have extracted.
+    """
     last = {(stage, number): attempt for (attempt, stage, number), _, _ in all_tasks(submissions)}
     return {
         (stage, number)
         for (stage, number), attempt in last.items()
-        if (result := results.get((attempt, stage, number))) and result.outcome is Outcome.OK
+        if stage is not Stage.DOWNLOAD
+        and (result := results.get((attempt, stage, number)))
+        and result.outcome is Outcome.OK
     }
 
 

@@ -111,6 +111,25 @@ def extracted_while_downloading(state: RunState) -> int:
     )
 
 
+def _not_reported(state: RunState) -> int:
+    """Files that download tasks have extracted, and that no extract task has reported yet.
+
+    An extract task that finds parts finished reports them as its own.
+    """
+    last = max((view.attempt for view in state.tasks), default=0)
+    current = [
+        view for view in state.tasks
+        if view.attempt == last or view.status is TaskStatus.RUNNING
+    ]  # fmt: skip
+    found = sum(
+        view.heartbeat.files_done
+        for view in current
+        if view.stage is Stage.DOWNLOAD and view.heartbeat is not None
+    )
+    reported, _ = files_and_bytes(view for view in current if view.stage is Stage.EXTRACT)
+    return max(0, found - reported)
+
+
 def _stage_rate(
     views: Sequence[TaskView],
     items: Sequence[str],
@@ -411,7 +430,7 @@ def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> Sta
     ended = max((view.ended for view in views if view.ended), default=None) if has_ended else None
     files, bytes_ = moved(state, stage)
     if stage is Stage.EXTRACT:
-        files += extracted_while_downloading(state)
+        files += _not_reported(state)
     return StageCount(
         stage=stage,
         rate=rate,

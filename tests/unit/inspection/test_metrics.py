@@ -159,6 +159,19 @@ def test_a_part_that_was_extracted_twice_counts_once() -> None:
     assert metrics.moved(again.state(), Stage.EXTRACT) == (200, 200 * 250_000)
 
 
+def _extracted(run: RunBuilder) -> int:
+    return metrics.count_stages(run.state(), runs.NOW)[Stage.EXTRACT].files
+
+
+def test_files_that_were_extracted_during_the_download_are_counted_after_it_and_once() -> None:
+    run = RunBuilder(4).submitted().beat(Stage.DOWNLOAD, files=250).result(Stage.DOWNLOAD)
+    assert _extracted(run) == 250  # while the array waits in the queue
+    run = run.result(Stage.EXTRACT, 0, 1, files=100)
+    assert _extracted(run) == 250  # these tasks found their parts finished
+    run = run.result(Stage.EXTRACT, 2, 3, files=100)
+    assert _extracted(run) == 400
+
+
 def test_a_task_that_sent_a_heartbeat_just_now_is_not_silent() -> None:
     run = RunBuilder(1).submitted().seen(runs.running(), Stage.EXTRACT)
     for age_s, silent in ((metrics.SILENT_S - 1, False), (metrics.SILENT_S + 1, True)):

@@ -61,9 +61,14 @@ def test_what_finalize_found_is_reported(tmp_path: Path) -> None:
 
 def test_a_heartbeat_is_read_only_where_no_result_says_more(tmp_path: Path) -> None:
     run = RunBuilder(3).submitted().result(Stage.EXTRACT, 0).beat(Stage.EXTRACT)
+    run = run.result(Stage.DOWNLOAD).beat(Stage.DOWNLOAD)  # whose result has no extracted files
     made = run.result(Stage.EXTRACT, 1, cause=Cause.IO).on_disk(tmp_path)
     found = evidence.gather(made.folder, None)
-    assert set(found.heartbeats) == {(Stage.EXTRACT, 1), (Stage.EXTRACT, 2)}
+    assert set(found.heartbeats) == {
+        (Stage.DOWNLOAD, 0),
+        (Stage.EXTRACT, 1),
+        (Stage.EXTRACT, 2),
+    }
     assert compute_state(found).counts[Stage.EXTRACT]
 
 
