@@ -101,6 +101,7 @@ def _summary(state: RunState, now: datetime) -> str:
         ("Took", units.span((end - plan.created).total_seconds())),
         ("Engine", state.submissions[-1].engine if state.submissions else ""),
         ("Attempts", str(len(state.submissions))),
+        ("Changed", status_screen.changed_text(state)),
         ("Jobs", ", ".join(job_ids(state))),
     ]
     checks = "".join(

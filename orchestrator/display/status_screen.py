@@ -101,11 +101,11 @@ def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
     age = units.span((now - plan.created).total_seconds())
     name = look.paint(plan.run_id, "bold")
     yield _field("run", f"{name}  {word} · started {age} ago", look)
-    for number, piece in enumerate(_broken(_source(state), look.width - 8)):
-        yield _field("" if number else "source", piece, look)
+    yield from _broken_field("source", _source(state), look)
     yield _field("dest", plan.dest, look)
     if state.submissions:
         yield _field("engine", _engine(state), look)
+    yield from _broken_field("changed", changed_text(state), look)
     if reused := reused_text(state):
         yield _field("reused", reused, look)
     if state.engine_silent:
@@ -125,6 +125,22 @@ def _engine(state: RunState) -> str:
     if last.job_ids() and not last.is_local:
         texts.append(_jobs(last.job_ids()))
     return " · ".join(texts)
+
+
+def changed_text(state: RunState) -> str:
+    """Memory and time that differ from the launch's, as after a task that lacked one; or empty."""
+    if len(state.submissions) < 2 or state.submissions[-1].is_local:
+        return ""
+    stages: dict[str, list[str]] = {}
+    for stage in state.stages:
+        old, new = (state.submissions[n].resources_of(stage) for n in (0, -1))
+        if old.mem_mb != new.mem_mb:
+            before = f"--mem={old.mem_mb}M" if old.mem_mb is not None else "no --mem"
+            stages.setdefault(f"--mem={new.mem_mb}M ({before} at launch)", []).append(stage.value)
+        if old.time_min != new.time_min:
+            limit, before = map(units.format_time, (new.time_min, old.time_min))
+            stages.setdefault(f"--time={limit} ({before} at launch)", []).append(stage.value)
+    return "; ".join(f"{', '.join(names)} {text}" for text, names in stages.items())
 
 
 def reused_text(state: RunState) -> str:
@@ -157,6 +173,12 @@ def _source(state: RunState) -> str:
 
 def _field(name: str, text: str, look: TerminalStyle) -> str:
     return f"{look.paint(f'{name:<8}', 'dim')}{text}"
+
+
+def _broken_field(name: str, text: str, look: TerminalStyle) -> Iterator[str]:
+    """A field on as many lines as it needs; none for an empty text."""
+    for number, piece in enumerate(_broken(text, look.width - 8)):
+        yield _field("" if number else name, piece, look)
 
 
 def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:

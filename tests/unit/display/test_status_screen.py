@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.model import Stage
@@ -97,6 +98,27 @@ def test_what_was_cancelled_or_never_started_has_not_failed(
     for number, cause in enumerate(causes):
         run = run.seen(TaskState(EngineState.ENDED, cause=cause), Stage.EXTRACT, number)
     assert f"2 of 2 tasks {word}" in _screen(run.state())
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        pytest.param({}, "", id="nothing"),
+        pytest.param({"mem_mb": 8000}, "extract --mem=8000M (--mem=4000M at launch)", id="memory"),
+        pytest.param({"time_min": 360}, "extract --time=6:00:00 (4:00:00 at launch)", id="time"),
+    ],
+)
+def test_what_a_later_attempt_requests_otherwise_than_the_launch_is_shown(
+    changes: dict[str, int], shown: str
+) -> None:
+    run = RunBuilder(2).submitted().result(Stage.EXTRACT, 1, cause=Cause.OUT_OF_MEMORY)
+    run = run.submitted().result(Stage.EXTRACT).having(published=True)
+    first, second = run.submissions
+    grown = structs.replace(second.resources_of(Stage.EXTRACT), **changes)
+    second.resources[Stage.EXTRACT.value] = grown
+    state = replace(run.state(), submissions=(first, second))
+    assert status_screen.changed_text(state) == shown
+    assert ("changed " in _screen(state)) is bool(shown)
 
 
 def test_failures_come_with_the_next_command() -> None:
