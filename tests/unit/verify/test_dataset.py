@@ -316,7 +316,7 @@ def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> 
     _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
-    assert "is missing on disk" in problem.message
+    assert "1 extracted file is missing or changed on disk" in problem.message
     assert run.redo() == [f"{run.plan.shards[2].id}.p0000"]
     _, problem = run.finalize()
     assert problem is None
