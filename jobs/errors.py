@@ -157,9 +157,14 @@ class VerificationError(OrchestrateError):
 
 
 class StorageError(OrchestrateError):
-    """The file system failed: full, over quota, read-only, I/O error."""
+    """The file system failed: full, over quota, read-only, I/O error.
+
+    ``remedy``: what to do, with ``{then}`` for the step that tries again; empty if the message says
+    it. Code that raises the error may not know that step, see ``with_step``.
+    """
 
     cause = Cause.IO
+    remedy = ""
 
 
 class RunFolderError(OrchestrateError):
@@ -249,9 +254,17 @@ def from_os_error(error: OSError, *, doing: str, note: str = "", then: str = "")
     if limit is not None:
         return StorageError(f"{doing}: {limit}", cause=Cause.LIMIT)
     number = error.errno if error.errno is not None else 0
-    cause, _, step = _BY_ERRNO.get(number, (Cause.IO, "", "{then}"))
-    what_to_do = f"; {step.format(then=then)}" if then else ""
-    return StorageError(f"{doing}: {fact_of(error)}{note}{what_to_do}", cause=cause)
+    cause, _, remedy = _BY_ERRNO.get(number, (Cause.IO, "", "{then}"))
+    found = StorageError(f"{doing}: {fact_of(error)}{note}", cause=cause)
+    found.remedy = remedy
+    return with_step(found, then) if then else found
+
+
+def with_step(error: E, then: str) -> E:
+    """``error`` with what to do, if its message does not say it yet; ``then``: see above."""
+    if not isinstance(error, StorageError) or not error.remedy:
+        return error
+    return with_message(error, f"{error.message}; {error.remedy.format(then=then)}")
 
 
 # Of the process, the machine or the mount: they say nothing of the file that was read.

@@ -206,11 +206,12 @@ def own_writing(path: Path) -> Iterator[None]:
 
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
-    """``error`` with the free space on the file system of ``root``, if known, and a remedy."""
+    """``error`` with a remedy; on a full disk with the free space and inodes, if known."""
     space = ""
     with suppress(OSError):
         status = os.statvfs(root)
         gib = status.f_bavail * status.f_frsize / (1 << 30)
         inodes = f" and {status.f_favail} inodes" if status.f_files else ""
-        space = f" ({gib:.2f} GiB{inodes} are free)" if status.f_blocks else ""
+        if error.errno == errno.ENOSPC and status.f_blocks:
+            space = f" ({gib:.2f} GiB{inodes} are free)"
     return from_os_error(error, doing=f"writing {path}", note=space, then="run `resume`")

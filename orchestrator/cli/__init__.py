@@ -174,10 +174,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _as_ours(error: Exception) -> OrchestrateError | None:
     """An error of ours, of the system, or from a limit of this process; None for any other."""
     from jobs import rlimits
-    from jobs.errors import Cause, OrchestrateError, from_os_error, path_of, with_message
+    from jobs.errors import (
+        Cause,
+        OrchestrateError,
+        from_os_error,
+        path_of,
+        with_message,
+        with_step,
+    )
 
     if isinstance(error, OrchestrateError):
-        return error
+        return with_step(error, "try again")
     if isinstance(error, OSError):
         path = path_of(error)
         failure = from_os_error(error, doing=path or _nameless(error))

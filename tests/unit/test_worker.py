@@ -12,7 +12,7 @@ import pytest
 
 from examples.samples import make_dataset, pack_one
 from jobs import worker
-from jobs.errors import Cause
+from jobs.errors import Cause, from_os_error
 from jobs.model import Options, Outcome, Plan, Stage
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
@@ -103,3 +103,8 @@ def test_an_error_of_the_system_comes_with_what_to_do(number: int, step: str) ->
     for path in ("/data/x", b"/data/x"):
         problem = as_problem(OSError(number, os.strerror(number), path), doing="finalize task 0")
         assert problem.message.startswith("finalize task 0, at '/data/x': ")
+    # Code that a command may call too does not know the next step of a task.
+    known = from_os_error(OSError(number, os.strerror(number)), doing="writing /data/x")
+    problem = as_problem(known, doing="downloading a")
+    assert problem.message.startswith("writing /data/x: ")
+    assert problem.message.endswith(step)

@@ -106,16 +106,28 @@ def test_a_large_file_streams_past_the_queue(
     assert (tmp_path / "big").stat().st_size == 8 << 20
 
 
+@pytest.mark.parametrize(
+    ("number", "cause", "fact"),
+    [
+        (errno.ENOSPC, Cause.DISK_FULL, r"no space left \(.* GiB.* free\); free some space"),
+        (errno.EDQUOT, Cause.QUOTA, "over quota; free some space"),  # others have the free space
+    ],
+)
 def test_an_inline_error_is_ours_and_names_path_and_free_space(
-    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inline: WritePool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    cause: Cause,
+    fact: str,
 ) -> None:
     def full(fd: int, data: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("jobs.outputs.files.os.write", full)
-    with pytest.raises(StorageError, match=r"writing '.*/x': no space left \(.* GiB") as caught:
+    with pytest.raises(StorageError, match=f"writing '.*/x': {fact}") as caught:
         put(inline, tmp_path, "x", b"1")
-    assert caught.value.cause is Cause.DISK_FULL
+    assert caught.value.cause is cause
 
 
 def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
