@@ -130,7 +130,7 @@ class RecordsFile:
             return os.open(self._temporary, flags, 0o600)
 
     def commit(self) -> CheckedContent:
-        """Make the file durable under its name; returns its content's counts and hashes."""
+        """Make the file durable and give it its name; returns its content's counts and hashes."""
         with own_writing(self._path):
             os.fsync(self._fd)
             self._temporary.replace(self._path)

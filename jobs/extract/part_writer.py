@@ -118,7 +118,7 @@ class PartWriter:
         self._container = self._target.finish()
 
     def wait_for_disk(self) -> None:
-        """Make the files durable, which has to precede the manifest."""
+        """Make the files durable, with their names, which has to precede the manifest."""
         self._write_out.finish()
 
     def finish(self, summary: PartSummary, *, replaced: int) -> PartSummary:

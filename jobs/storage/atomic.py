@@ -60,16 +60,20 @@ class FileSystem:
         """Write all cached data of the file system to disk.
 
         Does nothing if the kernel or the file system does not support the call. Raises ``OSError``
-        if a file could not be written. Releases the interpreter's lock.
+        if a file could not be written, and if the file system is read-only by now: Linux makes it
+        so after an error (``errors=remount-ro`` of ext4), and then reports success without writing
+        anything (``sync_filesystem`` in fs/sync.c). Releases the interpreter's lock.
         """
         import ctypes
 
         # https://man7.org/linux/man-pages/man2/syncfs.2.html
         syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if syncfs is None or syncfs(self._fd) == 0:
-            return
-        number = ctypes.get_errno()
-        if number != errno.ENOSYS:
+        number = 0
+        if syncfs is not None and syncfs(self._fd) != 0:
+            number = ctypes.get_errno()
+        elif os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
+            number = errno.EROFS
+        if number not in (0, errno.ENOSYS):
             raise OSError(number, os.strerror(number), str(self._folder))
 
     def close(self) -> None:

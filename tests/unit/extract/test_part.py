@@ -564,19 +564,33 @@ def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
     assert list(run.folder.manifests.iterdir()) == []
 
 
-def test_data_is_durable_before_the_manifest_has_its_name(
-    run: PartRun, monkeypatch: pytest.MonkeyPatch
+def test_data_and_records_are_durable_under_their_names_before_the_manifest_has_its_name(
+    new_run: Callable[..., PartRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
     real = atomic.FileSystem.sync
+    run = new_run()
 
     def sync(file_system: atomic.FileSystem) -> None:
         real(file_system)
-        synced.append(((run.staging.data / "a").read_bytes(), len(run.folder.finished_ids())))
+        data = (run.staging.data / "images/a").read_bytes()
+        synced.append((data, run.records("s0"), len(run.folder.extracted_ids())))
 
     monkeypatch.setattr(atomic.FileSystem, "sync", sync)
-    run.extract_members([file("a", b"1")])
-    assert synced == [(b"1", 0)]
+    run.extract_members([file("prompts.jsonl", b"{}\n"), file("images/a", b"1")])
+    assert synced == [(b"1", b"{}\n", 0)]
+
+
+def test_data_on_a_file_system_that_became_read_only_fails_the_part(
+    run: PartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As ext4 does after an error; syncfs(2) then succeeds and writes nothing.
+    status = os.statvfs_result((4096, 4096, 1, 1, 1, 1, 1, 1, os.ST_RDONLY, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: status)
+    with pytest.raises(StorageError, match="read-only") as caught:
+        run.extract_members([file("a", b"1")])
+    assert caught.value.cause is Cause.READ_ONLY
+    assert list(run.folder.manifests.iterdir()) == []
 
 
 def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
