@@ -219,9 +219,9 @@ class ConnectionPool:
                 timeout=(_CONNECT_S, self._stall_s),
                 **known.settings,
             )
-        except _OF_THE_PROXY:
-            raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError):
+        except (requests.exceptions.InvalidHeader, ValueError) as error:
+            if isinstance(error, _OF_THE_PROXY) or _is_unparsed(error):
+                raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None
             raise SourceError(
                 f"{name}: {redact(url)} is not a usable http(s) address, or a header is malformed"
             ) from None
@@ -230,6 +230,11 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _is_unparsed(error: Exception) -> bool:
+    """Whether requests could not parse a proxy's address; it parses the file's own one before."""
+    return any(isinstance(one, urllib3.exceptions.LocationParseError) for one in error.args)
 
 
 def _redirect_target(url: str, location: str, *, name: str) -> str:

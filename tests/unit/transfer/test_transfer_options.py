@@ -130,7 +130,9 @@ def test_a_proxy_of_the_environment_is_used(
     assert "proxy" in refused.value.message
 
 
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://", "127.0.0.1"])
+@pytest.mark.parametrize(
+    "proxy", ["socks5://127.0.0.1:9", "http://", "127.0.0.1", "http://::1:9", "http://[::1:9"]
+)
 def test_a_proxy_of_an_unsupported_kind_is_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
