@@ -22,7 +22,8 @@ from jobs.sources.object_urls import (
     is_anonymous,
     no_such_bucket,
 )
-from jobs.transfer.target import Target, redact
+from jobs.storage.safe_paths import quoted
+from jobs.transfer.target import Target, origin_of, redact
 
 _SCOPE = "https://storage.azure.com/.default"
 _VERSION = "2021-12-02"  # of the protocol; access tokens need one
@@ -166,11 +167,17 @@ def _errors(client: AzureClient, url: ObjectUrl) -> Iterator[None]:
 
 def _refusal(client: AzureClient, url: ObjectUrl, error: Any) -> SourceError:
     """The error for an answer of the store."""
-    code, status = str(getattr(error, "error_code", "")), error.status_code
+    code, status = getattr(error, "error_code", None) or "", error.status_code
+    code = str(getattr(code, "value", code))  # codes that the client knows are of an enumeration
     if code == "ContainerNotFound":
         return no_such_bucket(url, client.endpoint)
     if code == "BlobNotFound":
         return NoSuchObject(url)
+    if code in ("InvalidResourceName", "OutOfRangeInput"):
+        return SourceError(
+            f"{quoted(url.bucket)} cannot be the name of a container; check --url",
+            cause=Cause.USAGE,
+        )
     # For those without a login, a private container does not exist.
     is_hidden = status in (404, 409) and not client.has_credentials()
     until = client.signed_until()
@@ -178,6 +185,13 @@ def _refusal(client: AzureClient, url: ObjectUrl, error: Any) -> SourceError:
         return SourceError(
             f"{url}: the signature in AZURE_STORAGE_SAS_TOKEN expired at "
             f"{until:%Y-%m-%d %H:%M} UTC; set a new one",
+            cause=Cause.AUTHENTICATION,
+        )
+    if code == "AuthenticationFailed" and client.has_credentials():
+        return SourceError(
+            f"{client.endpoint} does not accept your credentials: the key, the signature or the "
+            f"clock of this machine is wrong; correct them ({client.login}), or remove them to "
+            "read public objects",
             cause=Cause.AUTHENTICATION,
         )
     if status in (401, 403) or is_hidden:
@@ -219,6 +233,14 @@ def _endpoint() -> str:
     """The address of the user's storage account, from the environment."""
     own, account = os.environ.get("AZURE_STORAGE_ENDPOINT"), _first(_ACCOUNT)
     if own:
+        try:
+            origin_of(own)
+        except ValueError:
+            raise SourceError(
+                "AZURE_STORAGE_ENDPOINT is not an http or https URL, such as "
+                "https://ACCOUNT.blob.core.windows.net; correct it",
+                cause=Cause.USAGE,
+            ) from None
         return redact(own).rstrip("/")
     if account:
         return f"https://{account}.blob.core.windows.net"

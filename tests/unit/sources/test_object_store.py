@@ -425,6 +425,25 @@ def test_blobs_come_with_a_key_a_signature_of_the_user_or_nothing(
         assert "has no container 'elsewhere'" in refused("az://elsewhere/").message
         set_env(monkeypatch, {**azure.env, "AZURE_STORAGE_ACCOUNT_KEY": "not base64"})
         assert refused("az://pages/").cause is Cause.AUTHENTICATION
+        set_env(monkeypatch, azure.env)
+        azure.fail("/testaccount/pages*", faults.status(403, None) & WRONG_KEY)
+        assert "does not accept your credentials" in refused("az://pages/").message
+        azure.fail("/testaccount/No_Name*", faults.status(400, None) & INVALID_NAME)
+        named = refused("az://No_Name/")
+        assert named.message.startswith("'No_Name' cannot be the name of a container")
+        assert named.cause is Cause.USAGE
+
+
+WRONG_KEY = faults.Fault(None, None, headers={"x-ms-error-code": "AuthenticationFailed"})
+INVALID_NAME = faults.Fault(None, None, headers={"x-ms-error-code": "InvalidResourceName"})
+
+
+def test_an_address_of_an_account_without_a_scheme_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_env(monkeypatch, {"AZURE_STORAGE_ENDPOINT": "lab.blob.core.windows.net"})
+    error = refused("az://pages/")
+    assert error.cause is Cause.USAGE and "not an http or https URL" in error.message
 
 
 def test_the_account_of_a_container_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
