@@ -190,9 +190,7 @@ def _as_ours(error: Exception) -> OrchestrateError | None:
         failure = from_os_error(error, doing=path or _nameless(error))
         if path and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
             return with_message(failure, f"writing {failure.message}; {_FREE_SPACE}")
-        if path and failure.cause is Cause.IO:
-            return from_os_error(error, doing=path, then="try again")
-        return failure
+        return with_step(failure, "try again") if path else failure
     if str(error).startswith("Symlink loop from "):  # by ``Path.resolve`` before Python 3.13
         where = str(error).removeprefix("Symlink loop from ")
         fact = "its symbolic links form a loop; correct the path, or remove a link"

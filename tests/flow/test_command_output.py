@@ -113,6 +113,8 @@ def test_the_report_is_one_file_with_the_receipt(done: Cli) -> None:
     assert "RECEIPT.json" in html and "Dataset verification passed!" in html
     done.run("report", bad, "-o", "mine.html")
     assert "Problems" in (done.cwd / "mine.html").read_text(encoding="utf-8")
+    refused = done.run("report", bad, "-o", "/sys/mine.html", rc=1).err  # root may not write there
+    assert ", then try again" in refused
 
 
 def test_status_watches_to_the_end_and_knows_its_exit_code(done: Cli) -> None:

@@ -222,6 +222,7 @@ def test_tasks_end_when_their_run_folder_is_moved_and_the_launcher_says_so(
     assert all(gone(pid) for pid in running)
     reported = (tmp_path / "reported").read_text(encoding="utf-8")
     assert "run folder" in reported and "was removed or moved" in reported
+    assert "if its file system is not mounted, mount it" in reported
     assert "cannot be recorded" not in reported
     (tmp_path / "moved").rename(folder.path)
 

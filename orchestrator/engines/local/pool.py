@@ -216,7 +216,8 @@ class Pool:
                 raise RunFolderError(
                     f"the run folder {job.spec.run_dir} was removed or moved while its tasks were "
                     "running, so they were stopped; if it was moved, run `resume` with its new "
-                    "path, else launch again"
+                    "path, if its file system is not mounted, mount it and run `resume`, else "
+                    "launch again"
                 )
 
     def _cancel_requested(self) -> None:
