@@ -59,7 +59,9 @@ def undisturbed(
         pytest.param("webdataset", "extract", 1, 4, 2, id="extract"),
         pytest.param("webdataset", "extraction", 1, 2, 5, id="extraction"),
         pytest.param("webdataset", "finalize", 1, 6, 12, id="finalize"),
-        pytest.param("webdataset", "finalize", 4, 6, 12, id="finalize-4"),
+        pytest.param(
+            *("webdataset", "finalize", 4, 6, 12), id="finalize-4", marks=pytest.mark.exhaustive
+        ),
         pytest.param("zip", "finalize", 2, 9, 6, id="finalize-zip"),
         pytest.param("squashfs", "finalize", 2, 13, 4, id="finalize-squashfs"),
     ],

@@ -51,7 +51,7 @@ def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
         assert winner.name in loser.err, loser
 
 
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_of_two_resumes_of_one_run_one_submits(
     shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, half: int
 ) -> None:
