@@ -118,12 +118,10 @@ class Samples(Archive):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """See ``Archive.warnings``."""
         return self._archive.warnings
 
     @property
     def part_warnings(self) -> tuple[str, ...]:
-        """See ``Archive.part_warnings``."""
         if not self._without:
             return self._archive.part_warnings
         what = counted(self._without, "[sample has no image and is|samples have no image and are]")
@@ -131,7 +129,6 @@ class Samples(Archive):
         return (*self._archive.part_warnings, fact)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """See ``Archive.find``."""
         return self._archive.find(name, before)
 
     def members(self, part: Part) -> Iterator[Member]:

@@ -86,7 +86,6 @@ class SquashfsWriter(ShardWriter):
         super().put(bytes(SUPERBLOCK.size))  # written at the end
 
     def begin(self, name: bytes, size: int, crc32: str) -> int | None:
-        """See ``ShardWriter.begin``."""
         if any(len(part) > MOST_NAME for part in name.split(b"/")):
             raise OrchestrateError(
                 f"{name!r} has a part of more than {MOST_NAME} bytes, which no squashfs image can "
@@ -99,7 +98,6 @@ class SquashfsWriter(ShardWriter):
         return self.position if self._waiting is None else None
 
     def put(self, data: bytes | memoryview) -> None:
-        """See ``ShardWriter.put``."""
         if self._waiting is None:
             super().put(data)
         else:
@@ -107,7 +105,6 @@ class SquashfsWriter(ShardWriter):
             self._pack(least=self._cores * _AHEAD)
 
     def copy(self, fd: int, offset: int, size: int, see: Callable[[memoryview], object]) -> int:
-        """See ``ShardWriter.copy``."""
         if self._waiting is None:
             return super().copy(fd, offset, size, see)
         done = 0
@@ -133,7 +130,6 @@ class SquashfsWriter(ShardWriter):
             self._sizes.append(len(packed) if smaller else len(block) | STORED)
 
     def end(self) -> None:
-        """See ``ShardWriter.end``."""
         if self._waiting is not None:
             self._pack(least=0)
             sizes = self._sizes
@@ -299,7 +295,6 @@ class Squashfs(PackedOutput):
     options = frozenset({"squashfs_compression", "squashfs_block"})
 
     def check(self, options: Options) -> None:
-        """See ``PackedOutput.check``."""
         if not _is_compression(options.squashfs_compression):
             raise UsageError(
                 f"--squashfs-compression {options.squashfs_compression}: give zstd, zstd:1 to "
@@ -312,27 +307,22 @@ class Squashfs(PackedOutput):
             )
 
     def writer(self, path: Path, options: Options, algorithm: str) -> SquashfsWriter:
-        """See ``PackedOutput.writer``."""
         return SquashfsWriter(path, options, algorithm)
 
     def members(self, path: Path) -> Iterator[Stored]:
-        """See ``PackedOutput.members``."""
         return files(path)
 
     def content(self, fd: int, stored: Stored) -> Iterator[memoryview]:
-        """See ``PackedOutput.content``."""
         if stored.blocks is None:
             return super().content(fd, stored)
         return content(fd, stored.start, stored.size, stored.blocks)
 
     def made_by(self, options: Options) -> str | None:
-        """See ``PackedOutput.made_by``."""
         if options.squashfs_compression.startswith("gzip"):
             return f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
         return f"zstd {zstd().zstd_version}"
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
-        """See ``PackedOutput.how_to_read``."""
         image = shlex.quote(str(folder / f"{name}{self.ending}"))
         mount = shlex.quote(f"/tmp/{name}")  # the user's own: only root may use /mnt
         return (

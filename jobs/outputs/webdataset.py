@@ -58,17 +58,14 @@ class TarWriter(ShardWriter):
     _padding = 0  # bytes behind the member that was begun
 
     def begin(self, name: bytes, size: int, crc32: str) -> int:
-        """See ``ShardWriter.begin``."""
         self.put(header(name, size))
         self._padding = padding(size)
         return self.position
 
     def end(self) -> None:
-        """See ``ShardWriter.end``."""
         self.put(bytes(self._padding))
 
     def finish(self, check: Callable[[], object]) -> Sums:
-        """See ``ShardWriter.finish``."""
         self.put(_END)
         return super().finish(check)
 
@@ -102,13 +99,11 @@ class WebDataset(PackedOutput):
             )
 
     def member_size(self, name: bytes, size: int) -> int:
-        """See ``PackedOutput.member_size``."""
         short = len(name) <= _MOST_NAME
         head = _BLOCK if short else len(header(name, size))
         return head + size + padding(size)
 
     def writer(self, path: Path, options: Options, algorithm: str) -> TarWriter:
-        """See ``PackedOutput.writer``."""
         return TarWriter(create(path), algorithm)
 
     def index(self, name: str, shards: Sequence[IndexedShard]) -> bytes | None:
@@ -134,7 +129,6 @@ class WebDataset(PackedOutput):
         )
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
-        """See ``PackedOutput.how_to_read``."""
         last = shards - 1
         tars = shard_name(name, 0, ".tar") if not last else f"{name}-{{000000..{last:06d}}}.tar"
         urls = repr(str(folder / tars))

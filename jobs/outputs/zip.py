@@ -98,14 +98,12 @@ class ZipWriter(ShardWriter):
         self._directory = CentralDirectory()
 
     def begin(self, name: bytes, size: int, crc32: str) -> int:
-        """See ``ShardWriter.begin``."""
         crc = int(crc32, 16)
         self._directory.add(name, size, crc, self.position)
         self.put(local_header(name, size, crc))
         return self.position
 
     def finish(self, check: Callable[[], object]) -> Sums:
-        """See ``ShardWriter.finish``."""
         self.put(self._directory.end(self.position))
         return super().finish(check)
 
@@ -119,16 +117,13 @@ class Zip(PackedOutput):
     empty_size = _END64.size + _LOCATOR.size + _END.size
 
     def member_size(self, name: bytes, size: int) -> int:
-        """See ``PackedOutput.member_size``."""
         most_extra = len(_extra([0, 0])) + len(_extra([0, 0, 0]))
         return _LOCAL.size + _CENTRAL.size + 2 * len(name) + most_extra + size
 
     def writer(self, path: Path, options: Options, algorithm: str) -> ZipWriter:
-        """See ``PackedOutput.writer``."""
         return ZipWriter(create(path), algorithm)
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
-        """See ``PackedOutput.how_to_read``."""
         zips = f"map(zipfile.ZipFile, sorted(pathlib.Path({str(folder)!r}).glob('{name}-*.zip')))"
         files = f"{{name: file for file in {zips} for name in file.namelist()}}"
         return "import pathlib, zipfile", f"files = {files}  # files[name].read(name)"

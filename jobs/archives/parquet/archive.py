@@ -89,7 +89,6 @@ class ParquetArchive(Archive):
             return self._rows(file).has_images()
 
     def members(self, part: Part) -> Iterator[Member]:
-        """See ``Archive.members``."""
         with self._opened() as file, self._damage(), spool(self._temporary) as lines:
             groups, first, count = groups_of(file.metadata, part)
             rows = self._rows(file)

@@ -46,19 +46,16 @@ class TarArchive(Archive):
         return self._known[0]
 
     def names(self) -> Iterator[tuple[bytes, MemberKind]]:
-        """See ``Archive.names``."""
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
                 yield member.name, member.kind
 
     def members(self, part: Part) -> Iterator[Member]:
-        """See ``Archive.members``."""
         if part.count == 1:
             return self._all_members()
         return self._part(part)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """See ``Archive.find``."""
         hops: list[int] = []  # ordinals of hard links on the way
         while len(hops) < _MOST_HOPS:
             last: tuple[int, MemberKind, bytes] | None = None

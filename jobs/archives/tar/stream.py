@@ -87,7 +87,6 @@ class TarStream(ArchiveStream):
 
     @property
     def top(self) -> str | None:
-        """See ``Archive.top``."""
         return self._top
 
     @property

@@ -75,12 +75,10 @@ class ZipArchive(Archive):
 
     @property
     def top(self) -> str | None:
-        """See ``Archive.top``."""
         return self._directory.top
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """See ``Archive.warnings``."""
         count = self._directory.decoded
         if not count:
             return ()
@@ -89,13 +87,11 @@ class ZipArchive(Archive):
         return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
 
     def names(self) -> Iterator[tuple[bytes, MemberKind]]:
-        """See ``Archive.names``."""
         for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)
             yield entry.name, entry.kind or MemberKind.FILE
 
     def members(self, part: Part) -> Iterator[Member]:
-        """See ``Archive.members``."""
         members = self._inflated(part)
         # On its own core a second thread saves a quarter of the time; on a shared one it costs a
         # tenth, because the two pass the interpreter lock to each other for each call.
@@ -114,7 +110,6 @@ class ZipArchive(Archive):
             yield member
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """See ``Archive.find``."""
         for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)
             if self._directory.is_superseded(ordinal) or entry.kind is not MemberKind.FILE:
