@@ -15,16 +15,19 @@ from typing import Any, NamedTuple
 
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
-from jobs.finalize.disk_partitions import (
-    Buckets,
+from jobs.finalize.findings import FindingKind
+from jobs.finalize.join import (
+    How,
     InOrder,
+    JoinRow,
+    Meanings,
     Placement,
     Placements,
+    Reference,
     Rewrites,
+    Rows,
     folded,
 )
-from jobs.finalize.findings import FindingKind
-from jobs.finalize.join_rows import How, JoinRow, Meanings, Reference, Rows
 from jobs.finalize.record_paths import as_named, differences, unified
 from jobs.finalize.scan import Audit, AuditShare
 from jobs.formats.pictures import BY_EXTENSION, extension
@@ -397,16 +400,6 @@ def _fails(problem: str | None) -> bool:
 # Rows without findings ----------------------------------------------------------------------------
 
 
-def rows_of(buckets: Buckets, place: int) -> Rows:
-    """All rows of that bucket."""
-    return Rows(
-        buckets.rows(place, JoinRow.FILE),
-        buckets.rows(place, JoinRow.DISK),
-        InOrder(buckets, place, JoinRow.REFERENCE),
-        InOrder(buckets, place, JoinRow.ID),
-    )
-
-
 def rows_to_compare(audit: Audit, found: AuditShare, place: int) -> Rows:
     """The rows of a bucket that have to be compared one by one, which takes four times as long.
 
@@ -415,7 +408,7 @@ def rows_to_compare(audit: Audit, found: AuditShare, place: int) -> Rows:
     ``found``. Of the rows with one join key either all are returned or none.
     """
     context, options, buckets = audit.context, audit.context.plan.options, audit.rows
-    rows = rows_of(buckets, place)
+    rows = buckets.all_rows(place)
     if options.on_collision is OnCollision.PER_SHARD or context.packs_records:
         return rows  # the file that each reference means is noted
     files = {row[_KEY]: row for row in rows.files}

@@ -20,8 +20,8 @@ import msgspec
 from jobs.checks import records
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
-from jobs.finalize.disk_partitions import Rewrites
 from jobs.finalize.findings import FindingKind
+from jobs.finalize.join import Rewrites
 from jobs.finalize.record_paths import placed
 from jobs.model import Entry, OnCollision, Part
 from jobs.storage.blocks import blocks

@@ -25,7 +25,7 @@ import msgspec
 from jobs.errors import OrchestrateError, StorageError, counted
 from jobs.finalize import packed_shards
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.disk_partitions import Placements, Rewrites
+from jobs.finalize.join import Placements, Rewrites
 from jobs.finalize.merge import Merged, published_records
 from jobs.finalize.packed_shards import FinishedShards, Member, WrittenShard
 from jobs.model import Part

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import msgspec
 
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.disk_partitions import Placement, Placements
+from jobs.finalize.join import Placement, Placements
 from jobs.finalize.merge import extracted_files
 from jobs.formats import pictures
 from jobs.model import Options, Part

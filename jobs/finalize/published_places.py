@@ -20,7 +20,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import RunFolderError
-from jobs.finalize.disk_partitions import Buckets
+from jobs.finalize.join import Buckets
 from jobs.model import Entry, Part, Plan, shard_of
 from jobs.outputs import published_members
 from jobs.storage import atomic

@@ -12,9 +12,8 @@ from itertools import accumulate, islice, repeat
 from jobs.archives import nested
 from jobs.errors import RunFolderError
 from jobs.finalize.context import FinalizeContext, Totals
-from jobs.finalize.disk_partitions import Buckets
 from jobs.finalize.findings import Batch, FindingKind
-from jobs.finalize.join_rows import JoinRow, all_unified, join_keys, matches_spellings
+from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.storage import latency

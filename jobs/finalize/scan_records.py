@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise, product
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.join_rows import (
+from jobs.finalize.join import (
     How,
     JoinRow,
     Reference,

@@ -21,8 +21,8 @@ from jobs.errors import Cause, OrchestrateError, counted
 from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
 from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.cross_check import Conflict, check_all
-from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import FindingKind, Findings
+from jobs.finalize.join import Buckets, Placements, Rewrites
 from jobs.finalize.merge import section, sections_of_files, write_manifest
 from jobs.finalize.packed_shards import FinishedShards
 from jobs.finalize.record_files import find_pieces

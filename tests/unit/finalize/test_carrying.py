@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.errors import Cause, StorageError, VerificationError
 from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
-from jobs.finalize.disk_partitions import Buckets
+from jobs.finalize.join import Buckets
 from jobs.finalize.published_places import find_replaced
 from jobs.model import (
     Digest,

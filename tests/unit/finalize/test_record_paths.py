@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.finalize import disk_partitions
+from jobs.finalize import join
 from jobs.finalize.record_paths import differences, unified
 
 
@@ -60,8 +60,8 @@ def test_differences_are_named(one: str, other: str, words: str) -> None:
 def test_new_paths_are_held_a_share_of_the_lines_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk_partitions, "_LINES", 10)
-    with disk_partitions.Rewrites(tmp_path, lines=95) as store:
+    monkeypatch.setattr(join, "_LINES", 10)
+    with join.Rewrites(tmp_path, lines=95) as store:
         for line in (94, 7, 12, 11, 12):
             store.add(line, line % 3, f"images/{line}.png")
         store.add(12, 1, "images/second.png")

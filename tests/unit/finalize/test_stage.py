@@ -15,8 +15,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.finalize import context, cross_check, disk_partitions, scan_records
-from jobs.finalize.cross_check import rows_of
+from jobs.finalize import context, cross_check, join, scan_records
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.storage import blocks as file_blocks
@@ -101,10 +100,10 @@ def test_records_of_one_image_take_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for module, limit, small in [
-        (disk_partitions, "ROWS", 1000),
-        (disk_partitions, "_LINES", 1000),
-        (disk_partitions, "_HELD", 100),
-        (disk_partitions, "_AT_ONCE", 50),
+        (join, "ROWS", 1000),
+        (join, "_LINES", 1000),
+        (join, "_HELD", 100),
+        (join, "_AT_ONCE", 50),
         (file_blocks, "_BLOCK", 10_000),
     ]:
         monkeypatch.setattr(module, limit, small)
@@ -207,7 +206,7 @@ def test_the_work_of_several_processes_gives_the_result_of_one(
     whole = finalized(tmp_path / "whole", make, options)
     monkeypatch.setattr(scan_records, "_SLICE", 1000)
     monkeypatch.setattr(file_blocks, "_BLOCK", 300)
-    monkeypatch.setattr(disk_partitions, "_HELD", 20)
+    monkeypatch.setattr(join, "_HELD", 20)
     divided = finalized(tmp_path / "divided", make, options)
     monkeypatch.setattr(context, "FEW", 0)
     monkeypatch.setenv(CORES, "3")
@@ -223,7 +222,7 @@ def test_the_number_of_buckets_changes_only_the_order_of_findings(
     options: Options,
 ) -> None:
     summary, published, audit = finalized(tmp_path / "one", make, options)
-    monkeypatch.setattr(disk_partitions, "ROWS", 10)
+    monkeypatch.setattr(join, "ROWS", 10)
     other, published_too, audit_too = finalized(tmp_path / "several", make, options)
     counts = ("records", "images", "files", "bytes")
     assert [getattr(other, name) for name in counts] == [getattr(summary, n) for n in counts]
@@ -240,6 +239,6 @@ def test_comparing_all_rows_finds_what_comparing_some_finds(
 ) -> None:
     found = finalized(tmp_path / "unusual", make, options)
     monkeypatch.setattr(
-        cross_check, "rows_to_compare", lambda audit, _, place: rows_of(audit.rows, place)
+        cross_check, "rows_to_compare", lambda audit, _, place: audit.rows.all_rows(place)
     )
     assert finalized(tmp_path / "all", make, options) == found

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.finalize import disk_partitions
-from jobs.finalize.disk_partitions import ROWS, Buckets
+from jobs.finalize import join
+from jobs.finalize.join import ROWS, Buckets
 
 
 @pytest.mark.parametrize("rows", [10, 4 * ROWS], ids=["one bucket", "several"])
 def test_rows_with_the_same_key_meet_in_one_bucket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(disk_partitions, "_HELD", 30)
+    monkeypatch.setattr(join, "_HELD", 30)
     with Buckets(tmp_path, rows=rows) as buckets:
         buckets.add(0, [(f"{number}é", number) for number in range(200)])
         buckets.flush()
