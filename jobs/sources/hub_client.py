@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.sources import file_names
 from jobs.storage.safe_paths import quoted
-from jobs.transfer import certificates
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import RetryLater, until_answered
 
@@ -104,7 +103,9 @@ def api(repo: Repo) -> HfApi:
     try:
         _add_timeouts()
     except OSError as error:  # while the client reads the file of certificates
-        fault = certificates.file_fault(certificates.OF_HUB)
+        from jobs.transfer import connection  # loads requests
+
+        fault = connection.certificates_fault(connection.CERTIFICATES_OF_HUB)
         if fault is None:
             raise
         reached = f"{repo.endpoint} cannot be reached"

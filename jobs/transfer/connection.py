@@ -6,6 +6,7 @@ import contextlib
 import errno
 import http.client
 import logging
+import os
 import re
 import select
 import socket
@@ -21,7 +22,7 @@ import urllib3.exceptions
 from jobs import rlimits
 from jobs.errors import Cause, SourceError
 from jobs.runtime import background
-from jobs.transfer import certificates
+from jobs.storage.safe_paths import quoted
 from jobs.transfer.responses import PROXY_LOGIN, RetryLater
 from jobs.transfer.target import Target, origin_of, redact
 
@@ -32,6 +33,9 @@ _CONNECT_S = 20.0
 _GATHERED = 1 << 18  # bytes
 _NO_ROUTE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
+# Variables that name a file of certificates: of requests, and of the Hub's client.
+_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+CERTIFICATES_OF_HUB = ("SSL_CERT_FILE",)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECTION_ERRORS = (
     requests.RequestException,
@@ -260,12 +264,46 @@ def connection_error(error: BaseException, *, name: str, url: str, stall_s: floa
             return SourceError(f"{name}: cannot reach {site}: {limit}", cause=Cause.LIMIT)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         refused = (one for one in chain if isinstance(one, ssl.SSLCertVerificationError))
-        return SourceError(f"{name}: {certificates.not_verified(site, next(refused, None))}")
-    if url.startswith("https:") and (fault := certificates.file_fault(certificates.OF_REQUESTS)):
+        return SourceError(f"{name}: {_not_verified(site, next(refused, None))}")
+    if url.startswith("https:") and (fault := certificates_fault(_OF_REQUESTS)):
         return SourceError(f"{name}: cannot reach {site}: {fault}", cause=Cause.USAGE)
     return RetryLater(
         SourceError(f"{name}: {_fact(chain, text, site, stall_s)}", cause=Cause.NETWORK)
     )
+
+
+def certificates_fault(variables: tuple[str, ...]) -> str | None:
+    """What is wrong with the file of certificates that a variable names; None if nothing is."""
+    for variable in variables:
+        path = os.environ.get(variable)
+        if not path:
+            continue
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if os.path.isdir(path):  # noqa: PTH112  # a folder of certificates, for requests
+                return None
+            context.load_verify_locations(path)
+        except ssl.SSLError:
+            fact = "contains no certificate"
+        except OSError as error:
+            fact = f"cannot be read ({error.strerror})"
+        else:
+            return None
+        return f"{variable} is {quoted(path)}, which {fact}; correct or unset it"
+    return None
+
+
+def _not_verified(site: str, error: ssl.SSLCertVerificationError | None) -> str:
+    """A message that the certificate of ``site`` was refused, and what to do."""
+    why = getattr(error, "verify_message", "").rstrip(".")
+    if "expired" in why or "not yet valid" in why:
+        step = "check this machine's clock; if it is right, tell the server's operator"
+    elif "match" in why or "not valid for" in why:  # a name or an IP address
+        step = "check the address"
+    else:
+        step = "if your site's proxy has its own authority, name its file in REQUESTS_CA_BUNDLE"
+    fact = f" ({why})" if why else ""
+    return f"the certificate of {site} cannot be verified{fact}; {step}"
 
 
 def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> str:
