@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -78,68 +77,45 @@ class CheckedContent:
 
 
 class RecordsFile:
-    """A records file under a temporary name beside ``path``; ``commit`` renames it to ``path``.
+    """A records file, which gets its name ``path`` by ``commit``; ``close`` removes it before that.
 
-    ``close`` removes it if it was not committed. Raises ``StorageError``.
+    Raises ``StorageError``.
     """
 
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
         self._path = path
-        self._temporary = atomic.sibling(path)
         self._options = options
         self._progress = progress
-        self._content = self._new()
-        self._fd = -1
-        self._is_committed = False
+        self._content: CheckedContent | None = None
+        self._file: atomic.GrowingFile | None = None
         self.ordinal = 0  # of the member
         self.replaced = 0  # how many times a later member replaced an earlier one
-
-    def _new(self) -> CheckedContent:
-        return CheckedContent(self._options.layout.records.encode(), self._options, self._progress)
 
     @property
     def begun(self) -> bool:
         """Whether a records file was written, even an empty one."""
-        return self._fd >= 0
+        return self._file is not None
 
     def write(self, chunks: Iterable[memoryview], *, ordinal: int) -> None:
         """Write a complete records file, which replaces the one before."""
         with own_writing(self._path):
-            self._take(chunks)
+            self.replaced += self.begun
+            self.close()
+            self._file = atomic.GrowingFile(self._path)
+            records = self._options.layout.records.encode()
+            self._content = CheckedContent(records, self._options, self._progress)
+            for chunk in self._content.through(chunks):
+                self._file.write(chunk)
         self.ordinal = ordinal
-
-    def _take(self, chunks: Iterable[memoryview]) -> None:
-        if not self.begun:
-            self._fd = self._created()
-        else:
-            self.replaced += 1
-            os.ftruncate(self._fd, 0)
-            os.lseek(self._fd, 0, os.SEEK_SET)
-            self._content = self._new()
-        for chunk in self._content.through(chunks):
-            done = 0
-            while done < len(chunk):
-                done += os.write(self._fd, chunk[done:])
-
-    def _created(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            return os.open(self._temporary, flags, 0o600)
-        except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._temporary, flags, 0o600)
 
     def commit(self) -> CheckedContent:
         """Make the file durable and give it its name; returns its content's counts and hashes."""
+        assert self._file is not None and self._content is not None
         with own_writing(self._path):
-            os.fsync(self._fd)
-            self._temporary.replace(self._path)
-        self._is_committed = True
+            self._file.publish(durable=False)
         return self._content
 
     def close(self) -> None:
-        if self.begun:
-            os.close(self._fd)
-            self._fd = -1
-            if not self._is_committed:
-                self._temporary.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.__exit__()
+            self._file = None
