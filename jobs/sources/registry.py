@@ -39,11 +39,3 @@ def _class_of(kind: SourceKind) -> type[Source]:
     from jobs.sources.local import LocalSource
 
     return LocalSource
-
-
-def parse_url_list(text: str) -> tuple[str, ...]:
-    """The locators of a list of URLs, with their names if it has any; ``SourceError``."""
-    from jobs.sources import url_lists
-
-    found = url_lists.parse_url_list(text)
-    return tuple(f"{each.name}\t{each.url}" if each.name else each.url for each in found)

@@ -32,6 +32,11 @@ class ListedUrl:
     url: str
     name: str | None = None
 
+    @property
+    def locator(self) -> str:
+        """What ``addresses`` reads as this."""
+        return f"{self.name}\t{self.url}" if self.name else self.url
+
 
 def expand_braces(pattern: str) -> list[str]:
     """The addresses of a pattern: ``{00..99}``, ``{1..9..2}``, ``{a..d}``, ``{x,y}``.

@@ -110,13 +110,13 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]
 
 def _url_list(path: str | None) -> list[str]:
     """The lines of ``--url-list``."""
-    from jobs.sources.registry import parse_url_list
+    from jobs.sources.url_lists import parse_url_list
 
     if not path:
         return []
     try:
         with click.open_file(path, encoding="utf-8") as file:
-            return list(parse_url_list(file.read()))
+            return [each.locator for each in parse_url_list(file.read())]
     except OSError as error:
         raise UsageError(
             f"--url-list {path} cannot be read: {error.strerror}; check the path"

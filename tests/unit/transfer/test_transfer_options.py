@@ -16,7 +16,8 @@ from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import http_probe
 from jobs.sources.base import RemoteSource, SourceRequest, key_of
-from jobs.sources.registry import open_source, parse_url_list
+from jobs.sources.registry import open_source
+from jobs.sources.url_lists import parse_url_list
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
@@ -285,12 +286,12 @@ def test_digests_are_taken_from_headers_that_can_be_trusted(
 
 def test_a_list_of_addresses_gives_names_in_either_column() -> None:
     text = "a.tar http://h/1\nhttp://h/2 b.tar\nhttp://h/c-{8..9}.tar # both\n\n# no\n"
-    assert parse_url_list(text) == (
+    assert [each.locator for each in parse_url_list(text)] == [
         "a.tar\thttp://h/1",
         "b.tar\thttp://h/2",
         "http://h/c-8.tar",
         "http://h/c-9.tar",
-    )
+    ]
 
 
 def test_digests_beside_the_addresses_are_taken(web: FaultyServer) -> None:
