@@ -41,9 +41,7 @@ from jobs.storage.staging import Staging, own_names
 _SMALL = 1 << 20  # bytes
 # No hard links here; protected_hardlinks forbids those to files of other users.
 # https://man7.org/linux/man-pages/man2/link.2.html
-_NO_LINK = frozenset(
-    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
-)
+_NO_LINK = atomic.NO_HARD_LINKS | {errno.EXDEV, errno.EACCES}
 
 
 def carry_part(work: PartJob, carried: Carried) -> PartSummary:

@@ -17,7 +17,7 @@ Self = TypeVar("Self", bound="GrowingFile")
 
 _BUFFER = 1 << 20  # bytes
 # Of link(2), where the file system has no hard links; EPERM according to POSIX.
-_NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 def fsync_folder(folder: Path) -> None:
@@ -141,7 +141,7 @@ def create_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         try:
             os.link(temporary, path)
         except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
+            if error.errno not in NO_HARD_LINKS:
                 raise
             path.touch(exist_ok=False)
             temporary.replace(path)
