@@ -53,12 +53,12 @@ _BASE = 100  # bytes of the destination's name in names of shards: with number, 
 class ChangedError(OrchestrateError):
     """A container does not hold what was written into it; ``part`` has to be extracted again."""
 
-    def __init__(self, part: Part, fact: str) -> None:
-        super().__init__(fact)
+    def __init__(self, part: Part) -> None:
+        super().__init__("what was extracted of it has changed on disk since")
         self.part = part
 
-    def __reduce__(self) -> tuple[type[ChangedError], tuple[Part, str]]:
-        return ChangedError, (self.part, self.message)
+    def __reduce__(self) -> tuple[type[ChangedError], tuple[Part]]:
+        return ChangedError, (self.part,)
 
 
 class Share(NamedTuple):
@@ -419,7 +419,7 @@ def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:
     if copied != member.size or sums.crc32 != member.crc32:
         if member.part is None:
             raise StorageError("the merged records have changed on disk; run `resume`")
-        raise ChangedError(member.part, "what was extracted of it has changed on disk since")
+        raise ChangedError(member.part)
 
 
 # What is beside the shards ------------------------------------------------------------------------

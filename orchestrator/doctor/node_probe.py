@@ -75,7 +75,7 @@ def probe(request: ProbeRequest, *, on_node: bool) -> Iterator[CheckResult]:
     yield _python(request)
     yield from _libraries(on_node)
     yield from _limits()
-    yield from _writing("destination", filesystems.existing(Path(request.dest)), request.dest)
+    yield from _writing(request.dest)
     yield internet(request.endpoint)
     yield _token(request.endpoint)
     if on_node:
@@ -112,21 +112,21 @@ def _limits() -> Iterator[CheckResult]:
             yield CheckResult("limit", None, limit.fact, f"if tasks need more: {limit.remedy}")
 
 
-def _writing(name: str, place: Path, wanted: str) -> Iterator[CheckResult]:
-    """Check whether and how fast ``place`` can be written to; removes the test files."""
+def _writing(dest: str) -> Iterator[CheckResult]:
+    """Check whether and how fast the destination can be written to; removes the test files."""
+    place = filesystems.existing(Path(dest))
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".websight-doctor-") as scratch:
             bytes_s, files_s = _speed(Path(scratch))
     except OSError as error:
-        fact = f"{wanted}: {error.strerror or error} (on {place})"
-        yield CheckResult(
-            name, False, fact, "choose another --dest, or ask for permission or quota"
-        )
+        fact = f"{dest}: {error.strerror or error} (on {place})"
+        step = "choose another --dest, or ask for permission or quota"
+        yield CheckResult("destination", False, fact, step)
         return
-    fact = f"{wanted}: {bytes_s / 1e6:,.0f} MB/s in one file, {files_s:,.0f} small files/s"
+    fact = f"{dest}: {bytes_s / 1e6:,.0f} MB/s in one file, {files_s:,.0f} small files/s"
     slow = bytes_s < _SLOW_BYTES_S or files_s < _SLOW_FILES_S
     remedy = "slow for a dataset; ask your site about its scratch file system" if slow else ""
-    yield CheckResult(name, None if slow else True, fact, remedy)
+    yield CheckResult("destination", None if slow else True, fact, remedy)
 
 
 def _speed(folder: Path) -> tuple[float, float]:
