@@ -27,7 +27,6 @@ from jobs.finalize.pack import lines_of_packed
 from jobs.finalize.record_forms import Form
 from jobs.model import (
     OnCollision,
-    Part,
     Problem,
     Shard,
     Stage,
@@ -195,9 +194,6 @@ def made_receipt(
 ) -> Receipt:
     """The receipt of a dataset with these ``entries`` (keys) in its top folder."""
     plan, folder = context.plan, context.folder
-    parts: dict[str, list[Part]] = defaultdict(list)
-    for part in context.parts:
-        parts[part.shard].append(part)
     options = msgspec.to_builtins(plan.options)
     del options["layout"]
     totals, findings = context.totals, context.findings
@@ -234,9 +230,7 @@ def made_receipt(
             digest=plan.options.digest,
         ),
         sums=proof.sums,
-        shards=tuple(
-            latency.each(lambda shard: _shard(context, shard, parts[shard.id], merged), plan.shards)
-        ),
+        shards=tuple(latency.each(lambda shard: _shard(context, shard, merged), plan.shards)),
         stages=_stages(folder),
         attempts=tuple(_attempts(folder)),
         history=plan.history,
@@ -248,11 +242,9 @@ def made_receipt(
     )
 
 
-def _shard(
-    context: FinalizeContext, shard: Shard, parts: Iterable[Part], merged: Merged | None
-) -> ShardLine:
+def _shard(context: FinalizeContext, shard: Shard, merged: Merged | None) -> ShardLine:
     fetched = context.folder.load_fetched(shard.id)
-    summaries = [read_summary(context.folder.manifest(part)) for part in parts]
+    summaries = [read_summary(context.folder.manifest(part)) for part in shard.each_part()]
     digests = [str(digest) for digest in fetched.digests] if fetched else []
     sizes = list(fetched.sizes) if fetched else []
     return ShardLine(
