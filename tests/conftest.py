@@ -159,12 +159,6 @@ def here(tmp_path: Path, shop: Shop) -> Cli:
 
 
 @pytest.fixture
-def slurm_cli(cli: Cli, slurm: PrivateSlurm) -> Cli:
-    """The command line where `sbatch` reaches a Slurm with accounting."""
-    return cli.having(**slurm.env)
-
-
-@pytest.fixture
 def slurm_plain_cli(cli: Cli, slurm_plain: PrivateSlurm) -> Cli:
     """The command line where `sbatch` reaches a Slurm without accounting."""
     return cli.having(**slurm_plain.env)

@@ -104,10 +104,6 @@ def test_a_damaged_state_file_is_gone_round_as_the_message_says(
     stopped.check_complete()
 
 
-def _pieces(run: Path) -> list[str]:
-    return sorted(path.name for path in run.iterdir() if path.name not in ("plan.json",))
-
-
 @pytest.mark.parametrize(
     "piece",
     ["submissions", "results", "shards", "manifests", "progress", "submitit", "events.jsonl"],
