@@ -14,7 +14,7 @@ from jobs.archives.base import Archive, ArchiveStream, TopChanged
 from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
 from jobs.archives.registry import open_arriving, with_samples
-from jobs.archives.tar.blocks import ArchiveBytes, Arriving
+from jobs.archives.tar.blocks import ArchiveBytes, OneFile
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, from_os_error
 from jobs.extract.messages import Stream
@@ -300,7 +300,7 @@ class ShardStream:
             finally:
                 taken.unlink(missing_ok=True)
 
-    def _openers(self) -> list[Callable[[], Arriving]]:
+    def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:
             return [each.reader for each in self._arrivals]
         return [_opener(path) for path in self._files]
@@ -316,8 +316,8 @@ def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
     return structs.replace(shard, files=tuple(files))
 
 
-def _opener(path: Path) -> Callable[[], Arriving]:
-    def opened() -> Arriving:
+def _opener(path: Path) -> Callable[[], OneFile]:
+    def opened() -> OneFile:
         try:
             return path.open("rb", buffering=0)
         except FileNotFoundError as error:

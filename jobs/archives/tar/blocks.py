@@ -31,7 +31,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHECK_EACH = 64 << 20  # bytes
 
 
-class Arriving(Protocol):
+class OneFile(Protocol):
     """One file of a shard, read from its start; ``read`` waits for bytes that have not arrived."""
 
     def read(self, size: int, /) -> bytes | None: ...
@@ -44,7 +44,7 @@ class ArchiveBytes:
     ``files`` opens each file, in reading order, at its start. ``size``: of the archive in bytes.
     """
 
-    def __init__(self, files: Sequence[Callable[[], Arriving]], shard: Shard) -> None:
+    def __init__(self, files: Sequence[Callable[[], OneFile]], shard: Shard) -> None:
         self._files = [opened() for opened in files]
         self._index = 0
         self._head = b""

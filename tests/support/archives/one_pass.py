@@ -9,13 +9,13 @@ from pathlib import Path
 
 from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
-from jobs.archives.tar.blocks import ArchiveBytes, Arriving
+from jobs.archives.tar.blocks import ArchiveBytes, OneFile
 from jobs.archives.tar.stream import TarStream
 from jobs.model import Options, Part, Shard
 from jobs.runtime.progress import Progress
 
 
-def _bytes_of(path: Path) -> Arriving:
+def _bytes_of(path: Path) -> OneFile:
     return path.open("rb", buffering=0)
 
 
@@ -23,7 +23,7 @@ def read_through(
     shard: Shard,
     options: Options,
     *,
-    files: Sequence[Callable[[], Arriving]] = (),
+    files: Sequence[Callable[[], OneFile]] = (),
     plain: Path | None = None,
     progress: Progress | None = None,
 ) -> Streamed:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.archives.member_index import Streamed
-from jobs.archives.tar.blocks import Arriving
+from jobs.archives.tar.blocks import OneFile
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
@@ -44,7 +44,7 @@ def _archive(tmp_path: Path) -> Path:
     return path
 
 
-def _read(path: Path, opened: Callable[[], Arriving], progress: Progress | None = None) -> Streamed:
+def _read(path: Path, opened: Callable[[], OneFile], progress: Progress | None = None) -> Streamed:
     _, shard = fetched(path, parts=3)
     plain = path.with_name("plain.tar")
     return read_through(shard, Options(), files=[opened], plain=plain, progress=progress)
