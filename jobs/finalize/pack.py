@@ -27,7 +27,7 @@ from jobs.finalize import packed_shards
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.join import Placements, Rewrites
 from jobs.finalize.merge import Merged, published_records
-from jobs.finalize.packed_shards import FinishedShards, Member, WrittenShard
+from jobs.finalize.packed_shards import FinishedShards, PackedMember, WrittenShard
 from jobs.model import Part
 from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
@@ -80,12 +80,12 @@ class _Shard(NamedTuple):
 
     name: str  # relative to the dataset
     units: int | None  # samples, or files; None: as many as members
-    members: Iterable[Member]
+    members: Iterable[PackedMember]
     work: int = 0  # bytes that are written in the time that it takes, about
     memory: int = 0  # bytes that the list of its members takes, about
 
     @classmethod
-    def listed(cls, name: str, units: int, members: list[Member], size: int) -> _Shard:
+    def listed(cls, name: str, units: int, members: list[PackedMember], size: int) -> _Shard:
         """A shard of ``size`` bytes, about."""
         work = size + _MEMBER_WORK * len(members)
         memory = sum(_MEMBER + len(member.data or b"") for member in members)
@@ -246,7 +246,7 @@ class _Packing:
 
     def write_all(
         self,
-        units: Iterable[list[Member]],
+        units: Iterable[list[PackedMember]],
         name: Callable[[int], str],
         what: str,
         *,
@@ -294,7 +294,7 @@ class _Packing:
 
     def _cut(
         self,
-        units: Iterable[list[Member]],
+        units: Iterable[list[PackedMember]],
         name: Callable[[int], str],
         most: int,
         *,
@@ -306,7 +306,7 @@ class _Packing:
             return
         largest = self.context.plan.options.shard_size
         number = count = 0
-        members: list[Member] = []
+        members: list[PackedMember] = []
         size = self.output.empty_size
         for unit in units:
             more = sum(self.output.member_size(member.name, member.size) for member in unit)
@@ -370,7 +370,7 @@ def _batches(shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:
 
 
 def _put(
-    out: ShardWriter, shard: str, member: Member, containers: _Containers, wanted: str
+    out: ShardWriter, shard: str, member: PackedMember, containers: _Containers, wanted: str
 ) -> PublishedFile:
     """Append a member; its line of the manifest."""
     if member.data is not None:
@@ -386,7 +386,7 @@ def _put(
 
 
 def _line_of(
-    shard: str, wanted: str, member: Member, offset: int | None, sums: Sums | None = None
+    shard: str, wanted: str, member: PackedMember, offset: int | None, sums: Sums | None = None
 ) -> PublishedFile:
     """The line of the manifest of a member at ``offset``.
 
@@ -412,7 +412,7 @@ def _line_of(
     )
 
 
-def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:
+def _copy(out: ShardWriter, member: PackedMember, containers: _Containers) -> None:
     sums = Sums("crc32")
     fd = containers.of(member.part)
     copied = out.copy(fd, member.offset, member.size, sums.update)

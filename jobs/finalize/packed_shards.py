@@ -38,7 +38,7 @@ _NOTE, _LINES = ".json", ".lines"  # endings after a shard's name
 _extension_is_plain = re.compile(r"[a-z0-9_-]{1,16}").fullmatch
 
 
-class Member(NamedTuple):
+class PackedMember(NamedTuple):
     """A member of a shard before it is written."""
 
     name: bytes
@@ -57,7 +57,7 @@ def samples(
     placements: Placements,
     descriptor: Callable[[Part], int],
     in_samples: bytearray,
-) -> Iterator[list[Member]]:
+) -> Iterator[list[PackedMember]]:
     """The members of each record's sample; marks the numbers of the files that are in one.
 
     ``records``: their texts with the numbers of their lines; ``descriptor``: of a part's container.
@@ -73,28 +73,32 @@ def samples(
             often[extension] += 1
             name = f"{base}.{again}{extension}".encode()
             sample.append(
-                Member(name, file.size, None, part, file.offset, file.crc32, file.digest, file.key)
+                PackedMember(
+                    name, file.size, None, part, file.offset, file.crc32, file.digest, file.key
+                )
             )
             in_samples[file.number] = 1
-        sample.append(Member(f"{base}.json".encode(), len(text), text))
+        sample.append(PackedMember(f"{base}.json".encode(), len(text), text))
         yield sample
 
 
 def files(
     context: FinalizeContext, skipped: array[int], in_samples: bytearray | None = None
-) -> Iterator[list[Member]]:
+) -> Iterator[list[PackedMember]]:
     """Each file that is published and in no sample, under its path, in the order of the plan."""
     for number, part, entry in extracted_files(context, skipped):
         if in_samples is None or not in_samples[number]:
             key, digest = key_of(entry), entry.digest or entry.crc32
             assert entry.offset is not None
             name = bytes_of(key)
-            yield [Member(name, entry.size, None, part, entry.offset, entry.crc32, digest, key)]
+            yield [
+                PackedMember(name, entry.size, None, part, entry.offset, entry.crc32, digest, key)
+            ]
 
 
-def records_file(line: PublishedFile) -> Member:
+def records_file(line: PublishedFile) -> PackedMember:
     """The merged records, which are published as ``line``."""
-    return Member(
+    return PackedMember(
         line.name.encode(), line.size, crc32=line.crc32, digest=line.digest or line.crc32,
         key=line.path,
     )  # fmt: skip
@@ -179,8 +183,8 @@ class FinishedShards:
     def find(
         self,
         shard: str,
-        members: Sequence[Member],
-        line_of: Callable[[Member, int | None], PublishedFile],
+        members: Sequence[PackedMember],
+        line_of: Callable[[PackedMember, int | None], PublishedFile],
     ) -> WrittenShard | None:
         """The finished shard of that name with exactly these members.
 
@@ -265,8 +269,8 @@ def _folders(staging: Staging, options: Options) -> tuple[Path, Path]:
 def _found(
     place: _Place,
     shard: str,
-    members: Sequence[Member],
-    line_of: Callable[[Member, int | None], PublishedFile],
+    members: Sequence[PackedMember],
+    line_of: Callable[[PackedMember, int | None], PublishedFile],
 ) -> WrittenShard | None:
     """See ``FinishedShards.find``."""
     lines = place.lines(shard)

@@ -215,7 +215,7 @@ def moved(state: RunState, stage: Stage) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedTotals:
     """The finished parts of an update or repair that were not extracted."""
 
     parts: int
@@ -223,7 +223,7 @@ class Carried:
     bytes: int
 
 
-def carried(state: RunState) -> Carried:
+def carried(state: RunState) -> CarriedTotals:
     """What was taken from the published dataset, as far as tasks have ended."""
     left = set(state.parts_left)
     views = sorted((*state.earlier, *state.tasks), key=lambda view: view.attempt)
@@ -235,7 +235,9 @@ def carried(state: RunState) -> Carried:
         if item.outcome is Outcome.OK and item.item not in left
     }
     found = [item for item in latest.values() if item.carried]
-    return Carried(len(found), sum(item.files for item in found), sum(item.bytes for item in found))
+    return CarriedTotals(
+        len(found), sum(item.files for item in found), sum(item.bytes for item in found)
+    )
 
 
 def waiting(state: RunState, now: datetime) -> tuple[Waiting, ...]:

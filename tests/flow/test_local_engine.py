@@ -21,7 +21,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.engine import LocalEngine
-from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
+from orchestrator.engines.local.process_records import EngineFiles, JobId, ProcessRecord
 from tests.support.cluster import payload
 
 ROOT = Path(__file__).parents[2]
@@ -265,7 +265,7 @@ def test_a_task_killed_by_a_limit_of_cpu_time_is_reported_as_such(
     (folder.path / "go").touch()
     assert launcher.wait(30) == 0
     records = (folder.path / "submitit").rglob("*_*.json")
-    ended = [LocalFiles(folder).read(path.stem) for path in records]
+    ended = [EngineFiles(folder).read(path.stem) for path in records]
     assert [record.cause for record in ended if record and record.returncode] == [Cause.LIMIT]
 
 
@@ -274,8 +274,8 @@ def test_a_task_killed_by_a_limit_of_cpu_time_is_reported_as_such(
 ELSEWHERE = JobId("node-of-old", 4242, "777", 0)
 
 
-def elsewhere(folder: RunFolder) -> tuple[LocalFiles, ProcessRecord]:
-    files = LocalFiles(folder)
+def elsewhere(folder: RunFolder) -> tuple[EngineFiles, ProcessRecord]:
+    files = EngineFiles(folder)
     files.make()
     record = ProcessRecord(
         ELSEWHERE.task(0), Stage.EXTRACT, utc_now(), started=utc_now(), pid=os.getpid(), start="1"

@@ -26,7 +26,7 @@ from orchestrator.engines.local.pool import (
     PoolTask,
     signal_group,
 )
-from orchestrator.engines.local.process_records import JobId, LocalFiles
+from orchestrator.engines.local.process_records import EngineFiles, JobId
 from orchestrator.engines.task_entry import Entry
 
 _numbers = itertools.count()  # of the jobs of this process
@@ -57,7 +57,7 @@ class LocalEngine:
         Ends what a killed launcher of the run has left running.
         """
         place = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage)
-        job = Job(_new_id(), spec, after, LocalFiles(RunFolder(Path(spec.run_dir))))
+        job = Job(_new_id(), spec, after, EngineFiles(RunFolder(Path(spec.run_dir))))
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             job.files.make()
@@ -101,7 +101,7 @@ class LocalEngine:
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
     ) -> Mapping[str, TaskState]:
         """See ``base.Engine``; works in any process, and is exact on the pool's host."""
-        files = LocalFiles(folder)
+        files = EngineFiles(folder)
         return {each: files.look(each) for each in ids}
 
     def wait(
@@ -118,7 +118,7 @@ class LocalEngine:
 
         Returns when the tasks of this host have ended.
         """
-        files = LocalFiles(folder)
+        files = EngineFiles(folder)
         wanted = {job for job in map(JobId.parse, job_ids) if job is not None}
         wanted |= {job.id for job in self._pool.jobs.values() if job.spec.name in names}
         for job_id in wanted:
@@ -146,7 +146,7 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     return PoolTask(job, record, place)
 
 
-def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
+def _end_orphans(files: EngineFiles, jobs: Iterable[JobId]) -> None:
     """Wait until pools have ended the tasks of ``jobs``; ends those of dead pools."""
     deadline = time.monotonic() + GRACE_S + 2 * CANCEL_CHECK_S
     left = files.running(jobs)

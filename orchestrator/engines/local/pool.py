@@ -20,7 +20,7 @@ from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, cores
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
-from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
+from orchestrator.engines.local.process_records import EngineFiles, JobId, ProcessRecord
 from orchestrator.engines.local.task_starter import TaskProcess, TaskStarter, take_starter
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Job:
     id: JobId
     spec: JobSpec
     after: Dependency | None
-    files: LocalFiles
+    files: EngineFiles
     tasks: list[PoolTask] = field(default_factory=list)
     cancelled: bool = False
 

@@ -113,7 +113,7 @@ class ProcessRecord:
         )
 
 
-class LocalFiles:
+class EngineFiles:
     """The local engine's folder in a run folder: ``submitit/local``."""
 
     def __init__(self, folder: RunFolder) -> None:
