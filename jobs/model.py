@@ -451,6 +451,7 @@ class PartSummary(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     inner_records: dict[int, str] = field(default_factory=dict)  # of nested archives, by ordinal
     samples: bool = False  # its records were made of files with the same key
+    tops: dict[str, str] = field(default_factory=dict)  # as ``_Pass.tops`` of jobs.extract.part
     span: Span | None = None  # of a tar, or of a zip that was extracted while it arrived
     container: int | None = None  # bytes of the part's container, where members are packed
     carried: bool = False  # the files were taken from the published dataset, not extracted

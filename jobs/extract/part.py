@@ -106,6 +106,9 @@ class _Pass:
         self._replaced = replaced
         self._nested_names = NameHashes()
         self._inner_records: dict[int, str] = {}
+        # The stripped top folders, by the nested archive's path (empty: the shard's own); all
+        # nested archives are listed, without such a folder with an empty text.
+        self.tops: dict[str, str] = {}
         self._plan = work.plan
         self._label = work.shard.name
         self._progress = work.progress
@@ -142,6 +145,8 @@ class _Pass:
         """
         self._read(self._source)
         archive = self._source.archive
+        if archive.top:
+            self.tops[""] = archive.top
         if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += archive.warnings
         self._warnings += archive.part_warnings
@@ -264,6 +269,7 @@ class _Pass:
                 archive, nested.whole_part(shard), names, records, shard.name, below, ordinal, inner
             )
             self._read(source)
+            self.tops[inner] = archive.top or ""
             found = (*archive.warnings, *archive.part_warnings)
             self._warnings += (f"{quoted(path)}: {warning}" for warning in found)
             if self._writer.add_records(source):
@@ -283,6 +289,7 @@ class _Pass:
             left_out=dict(self._names.left_out),
             warnings=(*self._warnings, *self._counts.warnings()),
             inner_records=self._inner_records,
+            tops=self.tops,
             span=span,
         )
         replaced = self._counts.superseded + self._source.records.replaced

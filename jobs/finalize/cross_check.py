@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
-from jobs.checks.base import WARNING, is_no_image, is_warning, settled
-from jobs.checks.registry import is_image_name
+from jobs.checks.base import WARNING, is_warning, settled
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.join import (
     How,
@@ -29,9 +28,9 @@ from jobs.finalize.join import (
     folded,
 )
 from jobs.finalize.record_paths import as_named, differences, unified
-from jobs.finalize.scan import Audit, AuditShare
+from jobs.finalize.scan import Audit, AuditShare, counts_as_image
 from jobs.formats.pictures import BY_EXTENSION, extension
-from jobs.model import Layout, OnBadRecord, OnCollision, Verify
+from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.storage.manifest import bytes_of, shown_key
 from jobs.storage.safe_paths import quoted
 
@@ -99,6 +98,7 @@ class _File:
     on_disk: bool = False
     has_changed: bool = False  # on disk, since its part was finished
     named_by: int | None = None  # number of the first line that names it
+    copies: list[_File] = field(default_factory=list)  # of other archives, with the same content
 
 
 class _Bucket:
@@ -108,6 +108,7 @@ class _Bucket:
         self, audit: Audit, found: Checked, rewrites: Rewrites, placements: Placements | None
     ) -> None:
         self._folders = audit.folders
+        self._lost_folders = audit.lost_folders
         self._found = found
         self._rewrites = rewrites
         self._placements = placements
@@ -169,6 +170,7 @@ class _Bucket:
             self._compare_spelling(key, new.number)
         elif (old.size, old.digest) == (new.size, new.digest):
             self._found.totals.skipped.append(new.number)
+            old.copies.append(new)
             fact = f"{shown_key(key)} is also in {self._archive_of(old)}, with the same content"
             self._report_file(FindingKind.SAME, fact, new.number)
         else:
@@ -218,7 +220,7 @@ class _Bucket:
         meanings: Meanings | None = None
         for reference, key in self._references(rows):
             if key is None:
-                meanings = meanings or Meanings(self._context, self._files, self._near)
+                meanings = meanings or self._meanings()
                 meanings.add(reference)
                 continue
             if reference.required:
@@ -240,6 +242,18 @@ class _Bucket:
             if key not in files and other is not None:
                 key = other
             yield reference, key if reference.how == How.LITERAL and key in files else None
+
+    def _meanings(self) -> Meanings:
+        return Meanings(self._context, self._files, self._near, self._of_another)
+
+    def _of_another(self, path: str, key: str) -> str:
+        """See ``LostFolders.of_another``."""
+        file = self._files[key]
+        archives = [
+            (self._context.part_of(each.number).shard, each.origin[1] if each.origin else "")
+            for each in (file, *file.copies)
+        ]
+        return self._lost_folders.of_another(path, key, archives)
 
     def _resolve(self, reference: Reference, key: str | None, fact: str) -> None:
         """Note the file that a reference means, or the reason for none."""
@@ -434,15 +448,6 @@ def rows_to_compare(audit: Audit, found: AuditShare, place: int) -> Rows:
         [row for row in rows.disk if row[_JOIN_KEY] in compared] if compared else (),
         InOrder(buckets, place, JoinRow.REFERENCE, compared) if compared else (),
         InOrder(buckets, place, JoinRow.ID, twice) if twice else (),
-    )
-
-
-def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
-    """Whether a file counts as an image although no record names it: by folder, name, content."""
-    return (
-        (not layout.has_records or key.startswith(f"{layout.images}/"))
-        and is_image_name(key.partition("\0")[0], layout.images)
-        and not is_no_image(problem)
     )
 
 

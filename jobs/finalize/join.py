@@ -11,7 +11,7 @@ import os
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -346,20 +346,25 @@ class Placements(ByLine):
 class Meanings:
     """Finds the one file of a bucket that each reference means which names none exactly.
 
-    ``files``: paths; ``near``: files by folded name, for messages. All references are added before
-    the meaning of the first one is asked for.
+    ``files``: paths; ``near``: files by folded name, for messages; ``of_another``: the folder in a
+    record's path (its first argument) by which a file (the second) is not meant, or empty. All
+    references are added before the meaning of the first one is asked for.
     """
 
     def __init__(
-        self, context: FinalizeContext, files: Collection[str], near: Mapping[str, str]
+        self,
+        context: FinalizeContext,
+        files: Collection[str],
+        near: Mapping[str, str],
+        of_another: Callable[[str, str], str],
     ) -> None:
-        self._context, self._near = context, near
+        self._context, self._near, self._of_another = context, near, of_another
         self._by_form = _by_form(context, files)
         self._names: defaultdict[str, set[str]] = defaultdict(set)  # in records, by file
 
     def add(self, reference: Reference) -> None:
         """Note how the reference calls the file that it may mean."""
-        keys = self._keys(reference)
+        keys, _ = self._keys(reference)
         if len(keys) == 1 and reference.required:
             self._names[keys[0]].add(_name(self._context, reference))
 
@@ -369,9 +374,9 @@ class Meanings:
         ``literal``: the files that a record names by exactly their path; no other path means
         these, and no two paths mean one file.
         """
-        keys = self._keys(reference)
+        keys, fact = self._keys(reference)
         if len(keys) != 1:
-            return None, _fact(reference, keys, self._near)
+            return None, fact or _fact(reference, keys, self._near)
         key = keys[0]
         names = self._names[key]
         if key in literal:
@@ -385,9 +390,21 @@ class Meanings:
         fact = f"is in no shard; it may be {shown_key(key)}, {fact}"
         return None, fact if reference.required else ""
 
-    def _keys(self, reference: Reference) -> list[str]:
+    def _keys(self, reference: Reference) -> tuple[list[str], str]:
+        """The files that the reference may mean; if they are another archive's, why not."""
         forms = (form for form in _forms(self._context, reference) if form in self._by_form)
-        return self._by_form.get(next(forms, ""), [])
+        keys = self._by_form.get(next(forms, ""), [])
+        if reference.how != How.MOVED:
+            return keys, ""
+        others = {key: self._of_another(reference.path, key) for key in keys}
+        own = [key for key in keys if not others[key]]
+        if own or not keys:
+            return own, ""
+        fact = (
+            f"is in no shard; {shown_key(keys[0])} is from an archive other than "
+            f"{quoted(others[keys[0]])} (if it is the right file, use --match any-folder)"
+        )
+        return [], fact
 
 
 def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:

@@ -10,12 +10,15 @@ from functools import partial
 from itertools import accumulate, islice, repeat
 
 from jobs.archives import nested
+from jobs.checks.base import is_no_image
+from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
 from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.findings import Batch, FindingKind
 from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches_spellings
+from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.record_paths import Sample, Seen
-from jobs.model import Entry, Fetched, Part, PartSummary
+from jobs.model import Entry, Fetched, Layout, Part, PartSummary
 from jobs.storage import latency
 from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_summary
 from jobs.storage.staging import proof_names
@@ -41,6 +44,7 @@ class Audit:
 
     context: FinalizeContext
     rows: Buckets
+    lost_folders: LostFolders
     folders: set[str] = field(default_factory=set)  # of the files, if these are packed
 
     def batch(self, name: str) -> Batch:
@@ -322,3 +326,12 @@ def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
                     waiting.append(folder + entry.name)
                 else:
                     yield folder + entry.name
+
+
+def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
+    """Whether a file counts as an image although no record names it: by folder, name, content."""
+    return (
+        (not layout.has_records or key.startswith(f"{layout.images}/"))
+        and is_image_name(key.partition("\0")[0], layout.images)
+        and not is_no_image(problem)
+    )

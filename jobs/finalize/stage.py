@@ -23,6 +23,7 @@ from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.findings import FindingKind, Findings
 from jobs.finalize.join import Buckets, Placements, Rewrites
+from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.merge import section, sections_of_files, write_manifest
 from jobs.finalize.packed_shards import FinishedShards
 from jobs.finalize.record_files import find_pieces
@@ -245,7 +246,8 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
         Buckets(context.scratch, rows=files + 2 * max(files, context.lines)) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
-        audit = scan.Audit(context, buckets)
+        lost = LostFolders(options, context.shards, zip(context.parts, summaries, strict=True))
+        audit = scan.Audit(context, buckets, lost)
         scan.scan_files(audit)
         scan_records(audit, numbered)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=context.lines))

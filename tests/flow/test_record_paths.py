@@ -14,7 +14,8 @@ from jobs.finalize.repair import reset_damaged
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from tests.support.builders.contents import Content, line, png
+from tests.support.builders.complete_run import complete_run
+from tests.support.builders.contents import Content, line, png, tarred
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -321,6 +322,60 @@ def test_each_shard_may_start_its_paths_elsewhere(tmp_path: Path) -> None:
     run = RunBuilder(*shards).extracted(tmp_path)
     assert run.finalize()[1] is None
     assert published(run) == names
+
+
+SETS = [
+    pytest.param(
+        {"gqa.tar": ["gqa/images/1.png", "gqa/images/2.png"], "ocr.tar": ["ocr/images/3.png"]},
+        "{}/images/{}.png",
+        (),
+        id="top folders",
+    ),
+    pytest.param(
+        {"gqa/a.tar": ["images/1.png", "images/2.png"], "ocr/b.tar": ["images/3.png"]},
+        "{}/images/{}.png",
+        (),
+        id="folders of the archives",
+    ),
+    pytest.param(
+        {"gqa.tar": ["1.png", "2.png"], "ocr.tar": ["3.png"]}, "{}/{}.png", (), id="names"
+    ),
+    pytest.param(
+        {"gqa.tar": ["1.png", "2.png"], "ocr.tar": ["3.png"]},
+        "{}/{}.png",
+        ("--nested",),
+        id="nested archives",
+    ),
+]
+
+
+@pytest.mark.parametrize(("archives", "path", "words"), SETS)
+def test_a_path_means_no_file_of_another_archive_than_it_names(
+    tmp_path: Path, archives: dict[str, list[str]], path: str, words: Sequence[str]
+) -> None:
+    files = {
+        name: tarred({member: png(int(member[-5])) for member in members})
+        for name, members in archives.items()
+    }
+    paths = [path.format(*each) for each in (("gqa", 2), ("ocr", 3), ("ocr", 1))]
+    files = {"o.tar": tarred(files)} if words else files
+    for name, count in (("all", 3), ("without", 2), ("any", 3)):
+        lines = "".join(json.dumps({"image": each}) + "\n" for each in paths[:count])
+        for place, data in {**files, "prompts.jsonl": lines.encode()}.items():
+            target = tmp_path / name / "source" / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    refused = complete_run(tmp_path / "all", tmp_path / "all" / "source", *words)
+    assert f"its image {paths[2]!r} is in no shard; " in refused.text
+    assert "is from an archive other than 'ocr' (if it is the right file, use --m" in refused.text
+    assert refused.files == {}
+    brought = complete_run(tmp_path / "without", tmp_path / "without" / "source", *words)
+    assert brought.problems == []
+    named = [json.loads(row)["image"] for row in brought.files["prompts.jsonl"].splitlines()]
+    assert [brought.files[each] for each in named] == [png(2), png(3)]
+    any_folder = (*words, "--match", "any-folder")
+    brought = complete_run(tmp_path / "any", tmp_path / "any" / "source", *any_folder)
+    assert brought.problems == []
 
 
 def test_loose_records_and_several_archives_are_matched(tmp_path: Path) -> None:
