@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +30,7 @@ from jobs.errors import counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
-from jobs.storage.safe_paths import junk_kind, quoted, sample_key
+from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted, sample_key
 
 _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
@@ -43,7 +45,8 @@ def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
     """Whether an archive whose first members are ``names`` contains samples.
 
     It does if most keys have an image and its data, and there is neither a records file nor the
-    images folder. Files without an extension do not matter.
+    images folder. Files without an extension do not matter. Names with dots (``com.app_1.png``,
+    ``com.app_1.json``) are none of samples, although they share a key.
     """
     keys: dict[bytes, set[str]] = {}
     own = tuple(name.encode() for name in layout.records_names)
@@ -60,7 +63,21 @@ def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
         any(_is_image(e) for e in found) and any(_kind(e) in _DATA for e in found)
         for found in keys.values()
     )
-    return complete > 0 and 2 * complete >= len(keys)
+    return complete > 0 and 2 * complete >= len(keys) and not _have_dots(keys.values())
+
+
+def _have_dots(extensions: Collection[set[str]]) -> bool:
+    """Whether a key, of those with these extensions, has several pairs of an image and its data.
+
+    The parts of a sample have the same extensions with other keys: ``input.png``, ``input.txt``.
+    """
+    pairs = []
+    for found in extensions:
+        images = {each.rpartition(".")[0] for each in found if _is_image(each)}
+        data = {each.rpartition(".")[0] for each in found if _kind(each) in _DATA}
+        pairs.append(images & data - {""})
+    counts = Counter(chain.from_iterable(pairs))
+    return any(len(each) > 1 and min(map(counts.__getitem__, each)) == 1 for each in pairs)
 
 
 def is_pair(one: bytes, other: bytes) -> bool:
@@ -152,6 +169,14 @@ class Samples(Archive):
                         absorbed -= 1
                         yield left
                     sample = _Sample(key)
+                if len(sample.files) + len(sample.held) + 1 >= SampleEnds.MOST:
+                    raise unsupported(
+                        self._label,
+                        f"has {SampleEnds.MOST} or more files with the key {quoted(key)}, which "
+                        "are no sample of WebDataset (names with dots?); launch with --layout "
+                        "files, or rename them",
+                        member=member.name,
+                    )
                 if _kind(extension) in _DATA and member.size <= _MOST_TEXT:
                     sample.held[extension] = (member, b"".join(member.chunks))
                     member.name = name

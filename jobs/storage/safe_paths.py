@@ -161,10 +161,10 @@ def sample_key(path: bytes) -> bytes:
 class SampleEnds:
     """Where a shard may be cut: not between the files of a sample, which follow each other.
 
-    More than ``MOST`` files with the same key are not a sample (``frame.0001.png``, …).
+    ``MOST`` or more files with the same key are not a sample (``frame.0001.png``, …).
     """
 
-    MOST = 64
+    MOST = 512
 
     def __init__(self) -> None:
         self._key: bytes | None = None

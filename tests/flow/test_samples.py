@@ -387,6 +387,10 @@ def test_samples_are_repaired_to_the_same_bytes(tmp_path: Path, damaged: str) ->
         (["0.png", "0.txt", "1.png", "2.png", "3.png"], False),
         (["frame.0001.png", "frame.0002.png"], False),
         ([], False),
+        (["com.app_1.png", "com.app_1.json", "com.app_2.png", "com.app_2.json"], False),
+        (["1.5_a.jpg", "1.5_a.txt", "1.5_b.jpg", "1.5_b.txt", "c.jpg", "c.txt"], False),
+        ([f"{k}.{p}.{e}" for k in "ab" for p in ("in", "out") for e in ("png", "txt")], True),
+        (["a.0.jpg", "a.1.jpg", "a.json", "b.0.jpg", "b.json"], True),
     ],
 )
 def test_what_looks_like_samples(names: list[str], expected: bool) -> None:
@@ -400,6 +404,21 @@ def test_a_shard_is_not_cut_within_a_sample_but_within_a_numbered_row() -> None:
     row = [ends.before(b"frame.%04d.png" % number) for number in range(1000)]
     assert row.index(True, 1) == SampleEnds.MOST
     assert all(row[SampleEnds.MOST :])
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_files_with_one_key_are_no_sample_if_there_are_too_many(tmp_path: Path, parts: int) -> None:
+    files: dict[bytes | str, bytes] = {
+        f"com.app_{number}.{ending}": data
+        for number in range(SampleEnds.MOST)
+        for ending, data in (("png", png(number)), ("json", b"{}"))
+    }
+    path = tmp_path / "d.tar"
+    path.write_bytes(tarred(files))
+    run = RunBuilder(path, options=WEBDATASET, parts=parts).fetched(tmp_path)
+    problems = [result.problem for result in run.extract() if result.problem is not None]
+    assert "512 or more files with the key 'com'" in problems[0].message
+    assert "--layout files" in problems[0].message
 
 
 def test_a_number_may_have_more_digits_than_python_converts(tmp_path: Path) -> None:
