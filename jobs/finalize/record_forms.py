@@ -82,7 +82,7 @@ def beginning(path: Path, name: str, *, encoding: str | None = None) -> Beginnin
     if form_of(name) is Form.TABLE:
         return Beginning(encoding, Form.TABLE)
     try:
-        return Beginning(encoding, _json_form(path, encoding))
+        return Beginning(encoding, _form(path, name, encoding))
     except UnicodeDecodeError:
         return Beginning(encoding, None)
 
@@ -105,7 +105,7 @@ def as_lines(
     if begun is None:
         begun = beginning(path, name, encoding=encoding)
     try:
-        form = begun.form or _json_form(path, begun.encoding)
+        form = begun.form or _form(path, name, begun.encoding)
         return _as_lines(path, name, out, check, begun.encoding, form)
     except UnicodeDecodeError as error:
         raise FormError(f"is not entirely {begun.encoding.upper()}: {error.reason}") from error
@@ -201,15 +201,20 @@ def _opened(path: Path, encoding: str, *, table: bool = False) -> TextIO:
     return path.open(encoding=encoding, errors=errors, newline="" if table else "\n")
 
 
-def _json_form(path: Path, encoding: str) -> Form:
-    """The form of a JSON file, from its first line that is not blank."""
+def _form(path: Path, name: str, encoding: str) -> Form:
+    """The form of a file, from its first line that is not blank.
+
+    A file whose name does not say that it is JSON is a table if it does not begin like JSON
+    (``captions.txt``, ``metadata``).
+    """
     with _opened(path, encoding) as text:
         line = " "
         while line and not line.strip():
             line = text.readline(records.MAX_LINE)
         first = line.strip()
         if first[:1] not in ("{", "["):
-            return Form.LINES
+            is_json = not first or name.lower().endswith((".json", ".jsonl", ".ndjson"))
+            return Form.LINES if is_json else Form.TABLE
         try:
             is_one_line = json_text.value_at(first, 0)[1] == len(first)
         except (json.JSONDecodeError, RecursionError):
@@ -299,14 +304,14 @@ class _Values:
 
 
 class _Table:
-    """A CSV table with a header (RFC 4180, or with tabs or semicolons between columns)."""
+    """A CSV table with a header (RFC 4180, or with another delimiter)."""
 
     def __init__(self, text: TextIO, name: str) -> None:
         csv.field_size_limit(records.MAX_LINE)
         header = text.readline(records.MAX_LINE)
         text.seek(0)
         usual = "\t" if name.lower().endswith(".tsv") else ","
-        self.delimiter = next((d for d in (usual, ",", "\t", ";") if d in header), usual)
+        self.delimiter = next((d for d in (usual, ",", "\t", ";", "|") if d in header), usual)
         self._reader = csv.reader(text, delimiter=self.delimiter, strict=True)
         self.columns = tuple(self._next() or ())
         if len(set(self.columns)) < len(self.columns):

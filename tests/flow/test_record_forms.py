@@ -233,6 +233,9 @@ ROWS = [["file_name", "text"], *([name, 'a "b",\nc;\t€'] for name in NAMES), [
         pytest.param("labels.csv", ";", "utf-8-sig", id="semicolons, a mark"),
         pytest.param("labels.tsv", "\t", "utf-8", id="tabs"),
         pytest.param("labels.csv", "\t", "utf-16", id="as Excel"),
+        pytest.param("results.csv", "|", "utf-8", id="bars"),
+        pytest.param("captions.txt", ",", "utf-8", id="a text"),
+        pytest.param("metadata", "\t", "utf-8", id="no ending"),
     ],
 )
 def test_tables_are_published_as_one(
