@@ -25,6 +25,13 @@ _PIECE = re.compile(
     r"[._ -]?(?:part[._-]?)?(?:[a-z]{1,3}|[0-9]{1,4})"
 )
 _ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
+# In the names of archives that are not read, and of pieces.
+_PACKED = tuple(
+    ending
+    for packing in magic.PACKINGS
+    if not packing.compresses and packing is not magic.PARQUET
+    for ending in packing.endings
+) + tuple(ending for packing in magic.PACKINGS for ending in packing.tar_endings)
 
 
 def all_nested(paths: Sequence[str]) -> list[str]:
@@ -56,6 +63,8 @@ def stays_packed(path: bytes) -> bool:
     """Whether a member is named like an archive that is not opened: a table, a piece, …"""
     name = path.decode("utf-8", "surrogateescape").lower()
     packing = magic.packing_named(name)
+    if name.endswith(magic.OR_TEXTS):
+        return False
     if packing is None:
         piece = _PIECE.fullmatch(name)
         is_data = piece is None or magic.is_data_name(name)
@@ -63,6 +72,18 @@ def stays_packed(path: bytes) -> bool:
     if packing.is_read:
         return not packing.holds_files and not packing.compresses
     return not packing.compresses or magic.is_tar_name(magic.ending(name))
+
+
+def all_packed(paths: Sequence[str]) -> list[str]:
+    """Those paths that ``stays_packed`` accepts, except tables; most paths have no such ending."""
+    text = "\n".join(paths).lower()
+    if not any(ending in text for ending in _PACKED):
+        return []
+    return [path for path in paths if stays_packed(os.fsencode(path)) and not _is_table(path)]
+
+
+def _is_table(path: str) -> bool:
+    return magic.packing_named(path) is magic.PARQUET
 
 
 def shard_of(shard: Shard, path: bytes) -> Shard:

@@ -89,6 +89,8 @@ class Totals:
     members: int = 0
     archives: int = 0  # files that are archives by their names
     archive_example: str = ""
+    packed: int = 0  # files that are archives, but not of a kind that --nested extracts
+    packed_example: str = ""
     nested_images: str | None = None  # an image below an images folder that is not on top
     moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
@@ -98,13 +100,14 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add what a later piece of the work counted."""
-        for name in ("records", "files", "images", "bytes", "members", "archives"):
+        for name in ("records", "files", "images", "bytes", "members", "archives", "packed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.by_shard.update(other.by_shard)
         self.left_out.update(other.left_out)
         self.moved.update(other.moved)
         self.moved_example = {**other.moved_example, **self.moved_example}
         self.archive_example = other.archive_example or self.archive_example
+        self.packed_example = other.packed_example or self.packed_example
         self.nested_images = self.nested_images or other.nested_images
         self.bad_lines += other.bad_lines
         self.replaced_lines += other.replaced_lines

@@ -31,6 +31,13 @@ _SHOWN = 3  # of these in a message
 _CHECKED = 64 << 20  # bytes; of larger files the first record is not read for a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
 _SMALL = 1 << 20  # bytes of a records file, at most, for which a thread reads ahead
+_COMPRESSED_RECORDS = tuple(
+    records + ending
+    for packing in magic.PACKINGS
+    if packing.compresses
+    for records in magic.RECORDS
+    for ending in packing.endings
+)
 _MOST = 10_000  # records files among the data, at most
 
 
@@ -67,6 +74,7 @@ class _OtherFiles:
     def __init__(self) -> None:
         self.likely: defaultdict[str, list[_DataFile]] = defaultdict(list)  # by path
         self._table = ""  # a parquet file that was not extracted
+        self._compressed = ""  # a compressed file that may contain records
         self._is_packed = False  # whether that is inside an archive
         self._last = b""
         self._last_key = b""
@@ -78,6 +86,8 @@ class _OtherFiles:
         if not self._table and lower.endswith(".parquet"):
             self._table = path
             self._is_packed = not shard.name.lower().endswith(".parquet")
+        if not self._compressed and lower.endswith(_COMPRESSED_RECORDS):
+            self._compressed = path
         if self._pair is None:
             raw = path.encode()
             key = sample_key(raw)
@@ -103,6 +113,12 @@ class _OtherFiles:
                 fact += f"; if the records are in {largest}, run `resume` with --records-file"
             else:
                 fact += f"; the first record of {quoted(files[0].path)} names no image"
+        elif self._compressed:
+            fact += (
+                f"; {quoted(self._compressed)} provides none, because it is compressed inside an "
+                "archive (to read it, unpack the archive and launch with --local-path on the "
+                "folder)"
+            )
         elif self._table and self._is_packed:
             fact += (
                 f"; the table {quoted(self._table)} provides none, because it is inside an archive "

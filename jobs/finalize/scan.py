@@ -233,9 +233,13 @@ def _scan_entries(
         )
     ]
     audit.rows.add(JoinRow.FILE, rows)
-    for path in nested.all_nested([entry.path for entry in entries]):
+    paths = [entry.path for entry in entries]
+    for path in nested.all_nested(paths):
         found.totals.archives += 1
         found.totals.archive_example = path
+    for path in () if context.plan.options.nested else nested.all_packed(paths):
+        found.totals.packed += 1
+        found.totals.packed_example = path
     if context.packs:
         for folder in {entry.path.rpartition("/")[0] for entry in entries} - found.folders:
             found.folders.update(accumulate(folder.split("/"), "{}/{}".format))

@@ -282,6 +282,13 @@ def _check_totals(context: FinalizeContext) -> None:
         context.findings.add(FindingKind.COUNT, fact)
     if totals.archives:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
+    if totals.packed:  # with --nested each archive has a warning about these
+        fact = counted(totals.packed, "[file is an archive that is|files are archives that are]")
+        context.findings.add(
+            FindingKind.HINT,
+            f"{fact} not opened inside archives, such as {quoted(totals.packed_example)}; to open "
+            "it, unpack the archive that contains it and launch with --local-path on the folder",
+        )
 
 
 def _archives_hint(totals: Totals, *, nested: bool) -> str:

@@ -153,6 +153,7 @@ _BY_ENDING = {
     for ending in (*packing.endings, *packing.tar_endings)
 }
 ENDINGS = frozenset(_BY_ENDING)  # of archives and compressed files, in lower case
+OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also endings of texts: languages, keys, …
 _TAR_ENDINGS = tuple(e for packing in PACKINGS for e in (*packing.tar_endings, ".tar"))
 
 # Endings that decide the format: data, some of which are zips or compressed streams inside.

@@ -21,7 +21,6 @@ from jobs.storage.safe_paths import quoted, quoted_few
 JOIN_NOTHING = "none"  # value of --join: no files are pieces
 _SHOWN_SETS = 3  # in a note, at most
 _SERIES = re.compile(r"[^/]*?[A-Za-z][-_.](?=\d)")  # of a file's name, before its number
-_OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also endings of texts: languages, keys, …
 
 
 @dataclass(frozen=True)
@@ -365,7 +364,7 @@ def _packing(name: str, heads: Mapping[str, bytes], joined_name: str = "") -> Pa
     if head is None:
         return named
     packing = magic.packing_of(head)
-    is_text = joined_name.lower().endswith(_OR_TEXTS) and split_archives.is_text(head)
+    is_text = joined_name.lower().endswith(magic.OR_TEXTS) and split_archives.is_text(head)
     return packing or (None if is_text else named)
 
 

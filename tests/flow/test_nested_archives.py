@@ -350,6 +350,13 @@ def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
     assert "launch with --nested to extract them in place" in brought.text
 
 
+def test_without_the_option_a_hint_names_archives_that_it_would_not_open(tmp_path: Path) -> None:
+    files = {"a.rar": b"Rar!\x1a\7\1\0", "b.tar.gz.aa": b"x", "news.ar": b"n", "t.parquet": b"PAR1"}
+    brought = complete_run(tmp_path, nested(tmp_path, files), "--layout", "files")
+    assert brought.problems == []
+    assert "2 files are archives that are not opened inside archives, such as 'b." in brought.text
+
+
 def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path) -> None:
     inner = bz2.compress(tarred({"1.png": ONE}))
     files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
@@ -365,6 +372,14 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path)
 def test_a_table_within_an_archive_is_named_where_records_are_missing(tmp_path: Path) -> None:
     brought = complete_run(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
     assert "'data/x.parquet' provides none, because it is inside an archive" in brought.text
+
+
+def test_compressed_records_within_an_archive_are_named_where_records_are_missing(
+    tmp_path: Path,
+) -> None:
+    files = {"a.png": ONE, "metadata.jsonl.gz": gzip.compress(line("a.png"))}
+    brought = complete_run(tmp_path, nested(tmp_path, files))
+    assert "'metadata.jsonl.gz' provides none, because it is compressed inside" in brought.text
 
 
 def test_records_none_of_which_names_an_image_are_refused_with_the_layout_that_takes_them(
