@@ -338,7 +338,9 @@ def _checked_end(chain: RandomAccess, archive: str, at: int, fields: tuple[int, 
 
 def _absolute(chain: RandomAccess, archive: str, disk: int, offset: int, at: int) -> int:
     if disk >= len(chain.starts):
-        raise damaged(
-            archive, f"it is file {disk + 1} of a split zip and the others are missing", offset=at
+        fact = (
+            f"it is file {disk + 1} of a split zip and the others are missing (if they were joined "
+            "with cat, use the files themselves: .z01, .z02, …, .zip)"
         )
+        raise damaged(archive, fact, offset=at)
     return chain.starts[disk] + offset
