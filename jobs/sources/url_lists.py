@@ -22,6 +22,7 @@ _HUB_PAGE = re.compile(r"/(?:datasets/|spaces/)?[^/]+/[^/]+(?:/(?:tree|viewer)(?
 INVENIO_PAGE = re.compile(r"/records?/([A-Za-z0-9-]+)/?")
 FIGSHARE_PAGE = re.compile(r"/articles/(?:[^/]+/)*?(\d+)(?:/\d+)?/?")
 _PAGE_SITES = ("dropbox.com", "google.com", "huggingface.co", "hf.co", "github.com", "gitlab.com")
+_COLUMN = re.compile(r"[A-Za-z_]+")  # a column's name in a list
 _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
 
@@ -96,10 +97,12 @@ def addresses(locators: Sequence[str]) -> list[ListedUrl]:
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
     """The addresses of a list: one on each line, perhaps after a name; ``#`` begins a comment.
 
-    A name is a path relative to the dataset, such as ``images/1.tar``. Without a name, braces work
-    as in ``expand_braces``. Raises ``SourceError`` (``USAGE``) with the line's number.
+    A name is a path relative to the dataset, such as ``images/1.tar``. The first line may have the
+    names of the two columns (``file_name cdn_link``). Without a name, braces work as in
+    ``expand_braces``. Raises ``SourceError`` (``USAGE``) with the line's number.
     """
     found: list[ListedUrl] = []
+    has_columns = False
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip().lstrip("\ufeff")
         if not line or line.startswith("#"):
@@ -113,6 +116,8 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
             found.append(ListedUrl(words[0], _checked_name(words[1], number)))
         elif len(words) == 1 and _is_url(words[0]):
             found += [ListedUrl(url) for url in expand_braces(words[0])]
+        elif len(words) == 2 and all(map(_COLUMN.fullmatch, words)) and not (found or has_columns):
+            has_columns = True
         else:
             raise _usage(
                 f"line {number} of the list of URLs is neither a URL nor a name and a URL; write "

@@ -493,9 +493,11 @@ def test_braces_and_lists_are_read() -> None:
         (None, "http://h/1"),
         (None, "http://h/2"),
     ]
+    [first] = url_lists.parse_url_list("file_name\tcdn_link\nsa_0.tar\thttp://h/0?x=1\n")
+    assert (first.name, first.url) == ("sa_0.tar", "http://h/0?x=1")
     named = ("../a", "/a", "a//b", "a/", "a/./b")
     bad_names = (f"{name} http://h/1" for name in named)
-    for bad in (*bad_names, "no address", "", "http://h/{0..999999999}"):
+    for bad in (*bad_names, "no address", "a b\nc d\nhttp://h/1", "", "http://h/{0..999999999}"):
         with pytest.raises(SourceError) as refused:
             url_lists.parse_url_list(bad)
         assert refused.value.cause is Cause.USAGE
