@@ -98,7 +98,7 @@ class _File:
     on_disk: bool = False
     has_changed: bool = False  # on disk, since its part was finished
     named_by: int | None = None  # number of the first line that names it
-    copies: list[_File] = field(default_factory=list)  # of other archives, with the same content
+    copies: tuple[_File, ...] = ()  # of other archives, with the same content
 
 
 class _Bucket:
@@ -170,7 +170,7 @@ class _Bucket:
             self._compare_spelling(key, new.number)
         elif (old.size, old.digest) == (new.size, new.digest):
             self._found.totals.skipped.append(new.number)
-            old.copies.append(new)
+            old.copies += (new,)
             fact = f"{shown_key(key)} is also in {self._archive_of(old)}, with the same content"
             self._report_file(FindingKind.SAME, fact, new.number)
         else:
