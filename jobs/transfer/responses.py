@@ -28,6 +28,7 @@ PROXY_LOGIN = (
 )
 MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand times
 _GZIP = b"\x1f\x8b"
+_GZIP_NAME = re.compile(r"\.(?:t?gz|taz)[^/]*$", re.IGNORECASE)  # also of a piece: .gz.00, .gzaa
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
 
 T = TypeVar("T")
@@ -360,7 +361,7 @@ class DecodedBody:
             return  # not coded, whatever the header says
         # A response may begin with a few bytes, such as the header of its coding alone.
         self._decided = is_all or inflater.eof or len(head) >= len(_GZIP)
-        is_gz = self._name.lower().endswith((".gz", ".tgz"))
+        is_gz = _GZIP_NAME.search(self._name) is not None
         # One layer of gzip and a name with that ending: the file's own format, as in browsers.
         if self._decided and not (is_gz and not head.startswith(_GZIP)):
             self._inflater = zlib.decompressobj(_CODINGS[self._coding])
