@@ -150,7 +150,10 @@ class _Carrier:
         path = Path(self._carried.dataset, ranged.path)
         hasher = digest.new("crc32")
         size = ranged.stop - ranged.start
-        with as_storage_error(f"reading {quoted(str(path))}"), path.open("rb", buffering=0) as file:
+        with (
+            as_storage_error(f"reading {quoted(str(path))}"),
+            open(path, "rb", buffering=0, opener=atomic.opener) as file,
+        ):
             for chunk in read_range(file.fileno(), ranged.start, size):
                 hasher.update(chunk)
                 yield chunk

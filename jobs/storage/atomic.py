@@ -169,6 +169,12 @@ def opener(path: str, flags: int) -> int:
     raise OSError(errno.ENXIO, os.strerror(errno.ENXIO), path)
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a file (``opener``); raises ``OSError``."""
+    with open(path, "rb", buffering=0, opener=opener) as file:
+        return file.read()
+
+
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replace ``path`` with ``value`` as JSON."""
     write_bytes(path, dumps(value), durable=durable)
@@ -185,8 +191,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     Unknown fields are ignored, so that a newer version can add some.
     """
     try:
-        with open(path, "rb", buffering=0, opener=opener) as file:
-            return msgspec.json.decode(file.read(), type=kind)
+        return msgspec.json.decode(read_bytes(path), type=kind)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from error
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from jobs.storage.atomic import opener
+
 Self = TypeVar("Self", bound="OpenFiles")
 
 _BLOCK = 1 << 20  # bytes
@@ -19,7 +21,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def blocks(file: Path | int) -> Iterator[bytes]:
     """The bytes of a file, about a megabyte at a time; a descriptor is read from where it is, and
     closed."""
-    with open(file, "rb", buffering=0) as stream:  # a descriptor too
+    with open(file, "rb", buffering=0, opener=opener) as stream:  # a descriptor too
         while data := stream.read(_BLOCK):
             yield data
 

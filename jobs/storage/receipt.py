@@ -161,5 +161,5 @@ def published_by(path: Path) -> str | None:
 
 def with_repair(path: Path, ended: datetime) -> dict[str, Any]:
     """The receipt in this file and a note of a repair; all else stays, in any version's form."""
-    content: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+    content: dict[str, Any] = msgspec.json.decode(atomic.read_bytes(path))
     return {**content, "repairs": [*content.get("repairs", ()), {"ended": ended}]}

@@ -188,7 +188,7 @@ class PartialFile:
 
     def _load(self) -> None:
         try:
-            header, *lines = self.sidecar.read_bytes().split(b"\n")
+            header, *lines = atomic.read_bytes(self.sidecar).split(b"\n")
             value: dict[str, Any] = msgspec.json.decode(header, type=dict[str, Any])
             validator = msgspec.convert(value["validator"], Validator)
             digest = msgspec.convert(value["digest"], Digest | None)

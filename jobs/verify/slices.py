@@ -12,7 +12,7 @@ import msgspec
 
 from jobs.errors import check_is_of_file, fact_of
 from jobs.model import shard_of
-from jobs.storage import digest, latency
+from jobs.storage import atomic, digest, latency
 from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.safe_paths import quoted
@@ -78,7 +78,7 @@ def blocks(manifest: Path, index: int, count: int) -> Iterator[bytes]:
 
     A line belongs to the slice in which it begins.
     """
-    with manifest.open("rb", buffering=0) as file:
+    with open(manifest, "rb", buffering=0, opener=atomic.opener) as file:
         fd, size = file.fileno(), os.fstat(file.fileno()).st_size
         begin, end = size * index // count, size * (index + 1) // count
         yield from line_blocks(fd, line_start(fd, begin, size), line_start(fd, end, size))

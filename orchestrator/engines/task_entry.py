@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from jobs.errors import OrchestrateError
 from jobs.model import Outcome, Stage, Task, TaskResult
+from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec
 
@@ -185,7 +186,7 @@ def result_of(folder: RunFolder, attempt: int, task: Task) -> TaskResult | None:
 
     path = JobPaths(folder_of(folder, attempt, task), task.job_id, 0).result_pickle
     try:
-        _, result = pickle.loads(path.read_bytes())
+        _, result = pickle.loads(atomic.read_bytes(path))
     except FileNotFoundError:
         return None
     except _UNREADABLE as error:

@@ -67,8 +67,7 @@ def append(
 def read(folder: RunFolder) -> Iterator[Event]:
     """All events in order; ignores an incomplete last line."""
     try:
-        with open(folder.events, "rb", opener=atomic.opener) as file:
-            lines = file.read().split(b"\n")
+        lines = atomic.read_bytes(folder.events).split(b"\n")
     except FileNotFoundError:
         return
     for line in lines:

@@ -189,6 +189,18 @@ def test_without_its_proof_a_dataset_does_not_pass(
     assert report.lines[0].startswith(line)
 
 
+@pytest.mark.parametrize("name", ["RECEIPT.json", "MANIFEST.jsonl"])
+def test_a_pipe_in_place_of_its_proof_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    run = published(tmp_path)
+    dest = run.staging.dest
+    (dest / name).unlink()
+    os.mkfifo(dest / name)  # nobody ever writes to it
+    assert not check(run).ok
+    assert f"{name} cannot be read: not a file" in conclude(dest, [], deep=False).lines[0]
+    with pytest.raises((StorageError, VerificationError), match="not a file"):
+        verify_slice(dest, 0, 1, deep=False, workers=1, progress=Progress())
+
+
 def test_no_such_folder_is_a_verdict_too(tmp_path: Path) -> None:
     report = verify_dataset(tmp_path / "x", deep=False, workers=1, progress=Progress())
     assert report.lines[0].endswith("does not exist; if it was moved, give its new location")
