@@ -23,7 +23,7 @@ from jobs.storage import atomic
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
 from jobs.storage.receipt import Receipt, published_by, read_receipt, receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging, own_names
+from jobs.storage.staging import MANIFEST, RECEIPT, FinalCheck, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport, verify_dataset
 
 
@@ -57,8 +57,9 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
         parts = tuple(p for p in plan.parts() if _is_damaged(folder, p, report, among_data))
         forgotten = parts
     staging.root.mkdir(parents=True, exist_ok=True)
-    needed = Repair(records=report.records_damaged, deep=report.deep and report.is_blind)
-    atomic.write_json(staging.repair, needed)
+    atomic.write_json(staging.repair, Repair(records=report.records_damaged))
+    if report.is_blind:
+        atomic.write_json(staging.final_check, FinalCheck(report.deep))
     for shard_id, fetched in carried.items():
         atomic.write_json(folder.fetched(shard_id), fetched)
     for part in forgotten:
@@ -98,7 +99,7 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
             f"run `resume {there.run_id}`",
             cause=Cause.CLAIMED,
         )
-    atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())
+    atomic.write_bytes(folder.receipt, atomic.read_bytes(staging.receipt))
 
 
 def _receipt_copy(folder: RunFolder) -> Receipt:
@@ -192,6 +193,29 @@ def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: Published
     )
 
 
+def damage_left(context: FinalizeContext) -> VerifyReport | None:
+    """The damage that the check after the publication finds, if one is needed; None: there is none.
+
+    The damaged parts are marked as unfinished (``reset_damaged``).
+    """
+    staging = context.staging
+    try:
+        check = atomic.read_json(staging.final_check, FinalCheck)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError:
+        check = FinalCheck(deep=True)
+    report = verify_dataset(
+        staging.dest, deep=check.deep, workers=cores(), progress=context.progress
+    )
+    if report.ok:
+        return None  # the cleanup removes the request
+    reset_damaged(context.folder, context.plan, report)
+    if not report.is_blind:
+        staging.final_check.unlink()
+    return report
+
+
 # A lost receipt ----------------------------------------------------------------------------------
 
 
@@ -222,7 +246,7 @@ def restore_receipt(context: FinalizeContext) -> bool:
         return False
     if not check_without_receipt(folder, plan, deep=False, progress=context.progress).ok:
         return False
-    atomic.write_bytes(context.staging.receipt, folder.receipt.read_bytes())
+    atomic.write_bytes(context.staging.receipt, atomic.read_bytes(folder.receipt))
     return True
 
 

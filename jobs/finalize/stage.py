@@ -37,6 +37,7 @@ from jobs.storage.receipt import published_by, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, proof_names
+from jobs.verify.dataset import VerifyReport
 
 _SHOWN = 5  # shards, at most, that a message names
 
@@ -127,11 +128,23 @@ def run_finalize(
                 return summary, problem
         if journal is not None:
             publish.finish(context.staging, journal)
+    damage = repair.damage_left(context)
+    if damage is not None:
+        return Summary(lines=damage.lines), _damage_problem(damage)
     published = _published_summary(context)
-    atomic.write_bytes(folder.receipt, context.staging.receipt.read_bytes())
+    atomic.write_bytes(folder.receipt, atomic.read_bytes(context.staging.receipt))
     cleanup.clean_up(context)
     lines = (*cleanup.replaced_lines(context.staging), *published.lines)
     return structs.replace(published, lines=lines), None
+
+
+def _damage_problem(damage: VerifyReport) -> Problem:
+    fact = f"{counted(damage.bad, '[file is|files are]')} damaged or missing"
+    return Problem(
+        Cause.NOT_FETCHED,
+        f"{fact}, as the check after the publication has found; `resume` extracts the parts of "
+        "these again",
+    )
 
 
 def run_pack(

@@ -45,7 +45,16 @@ class Repair:
     """What a repair of a published dataset does besides extracting damaged parts again."""
 
     records: bool = False  # merge the records file again
-    deep: bool = False  # check all content afterwards, which was not possible before
+
+
+@dataclass(frozen=True)
+class FinalCheck:
+    """The check of the files that has to follow the publication, because none was possible before.
+
+    ``deep``: all content.
+    """
+
+    deep: bool
 
 
 class FileIn:
@@ -79,6 +88,7 @@ class Staging:
     packed = _file("packed")  # notes on the shards that are packed completely
     records = _file("records")  # the records files of the shards, until finalize merges them
     repair = _file(REPAIR)  # marks that finalize has to repair the published dataset (``Repair``)
+    final_check = _file("check.json")  # if one has to follow the publication (``FinalCheck``)
     replaced = _file("replaced")  # the old dataset while the new one replaces it
     ready = _file("ready")  # manifest and receipt before they are published
     journal = _file("publish.json")  # the renames of the publication, written before the first

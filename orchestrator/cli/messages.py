@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -184,19 +184,12 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
     }
 
 
-def launched(
-    folder: RunFolder, mode: OutputMode, goes_on: Callable[[], bool] = lambda: False
-) -> int:
-    """Print the job ids and the next commands, or how the run ended.
-
-    ``goes_on`` is called after the run was waited for: whether it has submitted more jobs.
-    """
+def launched(folder: RunFolder, mode: OutputMode) -> int:
+    """Print the job ids and the next commands, or how the run ended."""
     state = status_of(folder)
     waited = mode.wait and state.status is RunStatus.RUNNING
     if waited:
         state = _watched(state, folder, mode)
-    if mode.wait and goes_on():
-        waited, state = True, _watched(status_of(folder), folder, mode)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
         print_lines([_HINTS.format(run=run_list.run_word(folder))])
@@ -315,14 +308,11 @@ def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
     )
 
 
-def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
-    """What a resume will do; ``waits``: until the run has ended."""
+def resume_lines(planned: Resumable) -> list[str]:
+    """What a resume will do."""
     if planned.damage is not None:
-        fact = _repair(
-            blind=planned.damage.is_blind,
-            packs=planned.state.plan.options.packs,
-            checks=planned.is_local or waits,
-        )
+        packs = planned.state.plan.options.packs
+        fact = _repair(blind=planned.damage.is_blind, packs=packs)
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     step = planned.step
     if not step.tasks:
@@ -344,8 +334,8 @@ def resume_lines(planned: Resumable, *, waits: bool) -> list[str]:
     return [*lines, *(f"  {note}" for note in step.notes)]
 
 
-def _repair(*, blind: bool, packs: bool, checks: bool) -> str:
-    """How a resume repairs; ``blind``: nothing is known of the files, unless it ``checks`` them."""
+def _repair(*, blind: bool, packs: bool) -> str:
+    """How a resume repairs; ``blind``: nothing is known of the files yet."""
     if not blind:
         fact = "Resume repairs it by extracting the damaged parts again."
         copied = " The members of all others are copied from the published shards."
@@ -356,9 +346,7 @@ def _repair(*, blind: bool, packs: bool, checks: bool) -> str:
             f"Without {MANIFEST} no member of the published shards can be used again: resume "
             "extracts all archives again, and downloads those that are gone. "
         )
-    if checks:
-        return f"{fact}After that the files are checked."
-    return f"{fact}The files could not be checked: run `resume --deep` again after that."
+    return f"{fact}After that the files are checked."
 
 
 def _nothing_to_do(planned: Resumable) -> str:

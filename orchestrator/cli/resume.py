@@ -12,7 +12,7 @@ from orchestrator.cli import options
 from orchestrator.cli.options import flag
 
 if TYPE_CHECKING:
-    from orchestrator.api import Amendments, Resumable
+    from orchestrator.api import Amendments
 
 
 _publishing = options.stack(
@@ -89,7 +89,7 @@ def command(
     if not mode.quiet:
         messages.print_lines(
             [
-                *messages.resume_lines(planned, waits=mode.wait),
+                *messages.resume_lines(planned),
                 *options.without_effect(ctx, planned.is_local),
             ]
         )
@@ -103,20 +103,7 @@ def command(
     retries = 0 if mode.hands_out_id else None
     with progress(quiet=mode.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=retries)
-    return messages.launched(folder, mode, lambda: _repairs_more(planned, mode, retries))
-
-
-def _repairs_more(planned: Resumable, mode: options.OutputMode, retries: int | None) -> bool:
-    """Whether another repair after ``planned`` was needed, and began."""
-    from orchestrator import api
-    from orchestrator.cli import messages
-    from orchestrator.lifecycle.resuming import repair_after
-
-    more = None if planned.is_local else repair_after(planned)
-    if more is not None:
-        messages.print_lines([] if mode.quiet else messages.resume_lines(more, waits=True))
-        api.resume(more, retries=retries)
-    return more is not None
+    return messages.launched(folder, mode)
 
 
 def _amendments(ctx: click.Context, values: dict[str, Any]) -> Amendments | None:

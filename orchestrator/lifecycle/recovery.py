@@ -141,12 +141,12 @@ def _downloads(state: RunState) -> int:
     return max((len(sub.of_stage(Stage.DOWNLOAD)) for sub in state.submissions), default=1) or 1
 
 
-def may_retry(state: RunState, before: int | None) -> bool:
+def may_retry(state: RunState, before: frozenset[str]) -> bool:
     """Whether to start an attempt automatically: something retryable is left, and the last attempt
-    made progress (``before``: unfinished parts before it)."""
+    made progress (``before``: the parts that it had to extract; empty: other work)."""
     if state.status not in (RunStatus.INCOMPLETE, RunStatus.RUNNING):
         return False
-    if before is not None and len(state.parts_left) >= before:
+    if before and before.issubset(state.parts_left):
         return False
     if any(open_problem.problem.cause in _NEEDS_A_HUMAN for open_problem in state.problems):
         return False

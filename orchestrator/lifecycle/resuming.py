@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, UsageError, counted
@@ -34,7 +32,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import Repair, Staging
+from jobs.storage.staging import FinalCheck, Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import Engine
 from orchestrator.engines.registry import AUTO, LOCAL, choose_engine, cluster_after, engine_named
@@ -74,9 +72,7 @@ class Resumable:
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
     options: Options | None = None  # in place of the run's, if requested
-    # Whether the check is deep that has to follow a repair before which none was possible, because
-    # the manifest or the receipt is damaged; None where none has to follow.
-    check_after: bool | None = None
+    was_checked: bool = False  # the published dataset, before the resume
 
     @property
     def last(self) -> Submission:
@@ -125,7 +121,7 @@ def plan_resume(
         report = repair.check_without_receipt(folder, state.plan, deep=deep, progress=progress)
     if report is not None and not report.ok:
         planned = replace(planned, step=Recovery(), damage=report)
-    return replace(planned, check_after=_check_after(planned))
+    return replace(planned, was_checked=report is not None)
 
 
 def _plan(folder: RunFolder, request: ResumeRequest) -> Resumable:
@@ -226,18 +222,17 @@ def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster)
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
     """Do what ``plan_resume`` planned; nothing if everything is finished or running.
 
-    If the work ends here, what ``repair_after`` finds is repaired too. Raises ``PreflightError``
-    (not enough space), ``ClaimedError``, ``EngineError``, ``VerificationError`` if a damaged
-    dataset is another run's.
+    Raises ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``,
+    ``VerificationError`` if a damaged dataset is another run's.
     """
-    first, folder, request = planned, planned.folder, planned.request
+    folder, request = planned.folder, planned.request
     if planned.damage is not None:
         # Before the receipt is withdrawn.
         engine_named(planned.engine, planned.cluster).reach()
         preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))
         claim.take(Staging(planned.state.plan), folder.path)
         repair.reset_damaged(folder, planned.state.plan, planned.damage)
-        planned = _plan(folder, request)
+        planned = replace(_plan(folder, request), was_checked=True)
     step, last = planned.step, planned.last
     if not step.tasks:
         return
@@ -262,35 +257,6 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
             on_tick=on_tick,
             options=planned.options,
         )
-    if (again := repair_after(first)) is not None:
-        resume(again, on_tick=on_tick, retries=retries)
-
-
-def repair_after(done: Resumable) -> Resumable | None:
-    """The repair of what else is damaged, which only a check after the resume ``done`` finds.
-
-    None if nothing is, if the check was made before, or if the work has not ended.
-    """
-    if done.check_after is None or state_of(done.folder).status is not RunStatus.DONE:
-        return None
-    changed = {"amendments": None, "deep": done.check_after}
-    again = plan_resume(done.folder, **{**vars(done.request), **changed})
-    return again if again.damage is not None and not again.damage.is_blind else None
-
-
-def _check_after(planned: Resumable) -> bool | None:
-    """See ``Resumable.check_after``."""
-    damage, deep = planned.damage, planned.request.deep
-    if damage is not None:
-        return damage.deep if damage.is_blind else None
-    folder, plan = planned.folder, planned.state.plan
-    if planned.state.status is RunStatus.DONE or repair.has_lost_receipt(folder, plan):
-        return None  # checked
-    if not folder.receipt.exists():
-        return deep or None  # never published: all that is there to check will be new
-    with suppress(FileNotFoundError, msgspec.DecodeError):
-        deep |= atomic.read_json(Staging(plan).repair, Repair).deep
-    return deep
 
 
 def _prepare(planned: Resumable) -> None:
@@ -303,6 +269,9 @@ def _prepare(planned: Resumable) -> None:
         for part in plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(plan, planned.state, planned.step.temp_limit)
+    if planned.request.deep and not planned.was_checked:
+        staging.root.mkdir(exist_ok=True)  # nothing is extracted yet, or all was removed
+        atomic.write_json(staging.final_check, FinalCheck(deep=True))
 
 
 def _end_leftovers(folder: RunFolder, engine: Engine, step: Recovery, attempt: int) -> None:

@@ -146,7 +146,7 @@ def _following(folder: RunFolder, last: Submission, rest: Submission | None) -> 
 
 def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
     """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
-    if last.retries < 1 or not recovery.may_retry(state, _parts_before(last)):
+    if last.retries < 1 or not recovery.may_retry(state, _parts_of(last)):
         return None
     step = recovery.recover(state)
     return step if step.tasks else None
@@ -167,11 +167,11 @@ def retry(run_dir: str, attempt: int) -> None:
     submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 
-def _parts_before(last: Submission) -> int | None:
-    """Unfinished parts before ``last``; None for the first submission."""
+def _parts_of(last: Submission) -> frozenset[str]:
+    """The parts that a submission after the first one had to extract; none for the first one."""
     if last.number == 1:
-        return None
-    return sum(len(task.items) for task in last.of_stage(Stage.EXTRACT)) or None
+        return frozenset()
+    return frozenset(item for task in last.of_stage(Stage.EXTRACT) for item in task.items)
 
 
 def draft(

@@ -25,7 +25,7 @@ def test_an_array_checks_a_dataset_and_names_what_is_damaged(
     assert image.name in said.out
 
 
-def test_a_resume_that_waits_repairs_what_only_a_check_with_the_repaired_manifest_finds(
+def test_a_resume_repairs_what_only_a_check_with_the_repaired_manifest_finds(
     slurm_plain_cli: Cli, shards: Path, dataset: Path, tmp_path: Path
 ) -> None:
     cli, dest = slurm_plain_cli, tmp_path / "data"
@@ -33,5 +33,6 @@ def test_a_resume_that_waits_repairs_what_only_a_check_with_the_repaired_manifes
     image = sorted((dest / "images").iterdir())[11]
     image.write_bytes(image.read_bytes()[:-1] + b"\0")
     (dest / "MANIFEST.jsonl").write_bytes(b"")
-    assert "After that the files are checked." in cli.run("resume", "--deep", "--wait").err
+    assert "After that the files are checked." in cli.run("resume", "--deep").err
+    cli.run("status", "--watch")
     assert tree_digest(dest) == tree_digest(dataset)

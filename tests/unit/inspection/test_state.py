@@ -256,7 +256,7 @@ def test_what_a_task_could_not_pack_is_a_problem_until_finalize_has_a_result(
     assert found == {Stage.FINALIZE}
     assert state.status is RunStatus.FAILED
     assert exit_codes.of_state(state) == exit_codes.VERIFICATION
-    assert not may_retry(state, None)
+    assert not may_retry(state, frozenset())
 
 
 @pytest.mark.parametrize(

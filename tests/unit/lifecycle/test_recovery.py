@@ -280,12 +280,15 @@ def test_a_finalize_that_was_lost_runs_alone() -> None:
 
 
 def test_another_attempt_is_made_only_where_it_can_help() -> None:
-    assert may_retry(_failed_part(Cause.KILLED), None)
-    assert not may_retry(_failed_part(Cause.UNSAFE_MEMBER), None)
-    assert not may_retry(_failed_part(Cause.DISK_FULL), None)
-    assert not may_retry(_failed_part(Cause.LIMIT), None)
-    assert not may_retry(_failed_part(Cause.KILLED), 1)  # the last one brought nothing
-    assert may_retry(_failed_part(Cause.KILLED), 3)
+    first: frozenset[str] = frozenset()
+    assert may_retry(_failed_part(Cause.KILLED), first)
+    assert not may_retry(_failed_part(Cause.UNSAFE_MEMBER), first)
+    assert not may_retry(_failed_part(Cause.DISK_FULL), first)
+    assert not may_retry(_failed_part(Cause.LIMIT), first)
+    left = frozenset(_failed_part(Cause.KILLED).parts_left)
+    assert not may_retry(_failed_part(Cause.KILLED), left)  # the last one brought nothing
+    assert may_retry(_failed_part(Cause.KILLED), left | {"b.p0000"})
+    assert may_retry(_failed_part(Cause.KILLED), frozenset({"b.p0000"}))  # another one is damaged
 
 
 BEFORE = Resources(time_min=100, mem_mb=1000, exclude="n1")

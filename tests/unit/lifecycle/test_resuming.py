@@ -9,6 +9,7 @@ import pytest
 from examples.samples import tree_digest
 from jobs.errors import PreflightError
 from jobs.model import Options, Output
+from jobs.storage import atomic
 from orchestrator import filesystems
 from orchestrator.cli import messages
 from orchestrator.filesystems import FreeSpace
@@ -74,6 +75,19 @@ def test_without_a_receipt_and_a_manifest_the_archives_are_needed_and_that_is_sa
     (dataset.dest / "RECEIPT.json").unlink()
     (dataset.dest / "MANIFEST.jsonl").write_bytes(b"")
     planned = plan_resume(run)
-    said = "\n".join(messages.resume_lines(planned, waits=False))
+    said = "\n".join(messages.resume_lines(planned))
     assert "MANIFEST.jsonl is damaged" in said
     assert "extracts all archives again, and downloads those that are gone" in said
+
+
+def test_a_deep_check_can_be_requested_of_a_run_that_has_extracted_nothing(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    dataset.path("s-0").write_bytes(page_tar(range(4)))
+    planned = dataset.plan().planned
+    planned.folder.create(planned.plan)
+    atomic.create_json(planned.folder.submission(1), planned.draft)
+    resume(plan_resume(planned.folder, deep=True))
+    assert plan_resume(planned.folder).state.status is RunStatus.DONE
+    assert not (dataset.dest / ".incoming").exists()

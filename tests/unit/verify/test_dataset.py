@@ -17,7 +17,9 @@ from jobs.model import OnBadRecord, OnCollision, Options, Output, Verify
 from jobs.outputs.base import Stored
 from jobs.outputs.published_members import PublishedMembers
 from jobs.runtime.progress import Progress
+from jobs.storage import atomic
 from jobs.storage.manifest import read_published
+from jobs.storage.staging import FinalCheck
 from jobs.verify import slices
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
@@ -290,6 +292,47 @@ def test_a_damaged_manifest_is_written_again_without_any_extraction(
     remove(run.staging.dest / name)
     assert mend(run, check(run)) == []
     assert tree(run.staging.dest) == whole
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_could_not_be_checked_without_a_manifest_is_checked_after_its_repair(
+    tmp_path: Path, deep: bool
+) -> None:
+    run = published(tmp_path)
+    dest = run.staging.dest
+    whole = tree(dest)
+    victim = dest / "images" / "000005.png"
+    (flip if deep else cut)(victim)
+    cut(dest / "MANIFEST.jsonl")
+    reset_damaged(run.folder, run.plan, check(run, deep=deep))
+    assert run.redo() == []
+    summary, problem = run.finalize()
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED  # which an automatic retry follows
+    assert any("'images/000005.png'" in line for line in summary.lines)
+    assert not run.staging.receipt.exists()
+    assert run.redo() == [f"{run.plan.shards[1].id}.p0000"]
+    run.finish()
+    assert tree(dest) == whole
+
+
+def test_a_check_after_the_publication_that_was_cut_off_is_made_by_the_next_attempt(
+    tmp_path: Path,
+) -> None:
+    run = RunBuilder(pages(0, 4)).extracted(tmp_path)
+    atomic.write_json(run.staging.final_check, FinalCheck(deep=True))
+
+    class UntilPublished(Progress):
+        def check(self) -> None:
+            if run.staging.receipt.exists():
+                self.stop(Cause.TIME_LIMIT, "enough")
+            super().check()
+
+    with pytest.raises(Stopped):
+        run.finalize(UntilPublished())
+    flip(run.staging.dest / "images" / "000001.png")
+    _, problem = run.finalize()
+    assert problem is not None and problem.cause is Cause.NOT_FETCHED
 
 
 @pytest.mark.parametrize("damage", [cut, flip, remove])
