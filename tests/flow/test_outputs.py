@@ -167,6 +167,21 @@ def test_a_run_packs_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_by
     assert len(json.loads((dest / "RECEIPT.json").read_bytes())["repairs"]) == 1
 
 
+def test_in_the_loop_of_the_guide_a_worker_without_a_tar_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "OUTPUTS.md"
+    text = guide.read_text(encoding="utf-8")
+    (code,) = re.findall(r"^dataset = webdataset\.WebDataset\([^)]*\)$", text, re.MULTILINE)
+    samples.write_archive(tmp_path / "a.tar", [("0.png", b"p"), ("0.json", b"{}")], "tar")
+    script = f"import webdataset; urls = ['{tmp_path}/a.tar']\n{code}\nprint(len(list(dataset)))"
+    monkeypatch.setenv("NUM_WORKERS", "2")  # as in a worker of PyTorch's loader
+    for worker, pages in (("0", "1\n"), ("1", "0\n")):
+        monkeypatch.setenv("WORKER", worker)
+        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+        assert done.stdout.decode() == pages
+
+
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
