@@ -137,6 +137,12 @@ def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: 
     assert "--local-path on the folder" in text
 
 
+def test_half_of_a_tars_end_mark_is_refused_with_what_unpacks_it(tmp_path: Path) -> None:
+    members = b"".join(member(name.encode(), data) for name, data in PAGES.items())
+    text = complete_run(tmp_path, put(tmp_path / "source" / "d.tar", members + bytes(512))).text
+    assert "the end mark is incomplete; if `tar -tf` lists everything, unpack it" in text
+
+
 def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred({}))
     text = complete_run(tmp_path, source, "--layout", "files").text

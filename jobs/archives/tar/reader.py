@@ -166,7 +166,7 @@ class TarReader:
                 if extra is not None:
                     self._fail("an extension header belongs to no member")
                 if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
-                    self._fail("the end mark is incomplete")
+                    self._fail(f"the end mark is incomplete; {_UNPACK}")
                 return None, 0
             header = tar_header.parse(raw)
             self._name = header.name
