@@ -145,6 +145,23 @@ def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
     return decorate
 
 
+def typed_only(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options, of which settings have no effect in this command (``settings.spellings``).
+
+    Settings are for the next launch: a run that exists keeps what it was launched with, and a
+    launch's option can have other values or another meaning here.
+    """
+
+    def decorate(function: F) -> F:
+        before = len(getattr(function, "__click_params__", ()))
+        function = stack(*options)(function)
+        for param in function.__click_params__[before:]:  # type: ignore[attr-defined]
+            param.only_typed = True
+        return function
+
+    return decorate
+
+
 def one_of(
     name: str, values: Iterable[Enum], help: str, default: Enum | None = None
 ) -> Callable[[F], F]:

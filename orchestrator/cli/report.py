@@ -12,8 +12,13 @@ from orchestrator.cli import options
 @click.command(short_help="Write a run's report as one HTML page.")
 @options.run
 @options.log_dir
-@click.option(
-    "-o", "--output", help="File to write.  [default: report.html of the run]", type=options.FOLDER
+@options.typed_only(
+    click.option(
+        "-o",
+        "--output",
+        help="File to write.  [default: report.html of the run]",
+        type=options.FOLDER,
+    )
 )
 def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     """Write RUN's report: summary, tasks by node, throughput, problems, efficiency, receipt.

@@ -39,12 +39,12 @@ _publishing = options.stack(
 @click.command(cls=options.Titled, short_help="Do the remaining work of a run.")
 @options.run
 @options.log_dir
-@click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
+@options.typed_only(
+    click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
+)
 @flag("--dry-run", help="Show what would be done; change nothing.")
 @flag("--deep", help="Check all content of the dataset: first, or once it is published.")
-@options.temp_limit("as before")
-@_publishing
-@options.slurm
+@options.typed_only(options.temp_limit("as before"), _publishing, options.slurm)
 @options.wait
 @options.as_json
 @options.parsable
@@ -72,7 +72,7 @@ def command(
     from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
-    amendments = _amendments(ctx, values)
+    amendments = _amendments(values)
     mode = options.OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(
@@ -106,13 +106,9 @@ def command(
     return messages.launched(folder, mode)
 
 
-def _amendments(ctx: click.Context, values: dict[str, Any]) -> Amendments | None:
-    """Remove the changes to the launch's options from ``values``; None if there are none.
-
-    Only what was typed is a change: settings are for the next launch.
-    """
+def _amendments(values: dict[str, Any]) -> Amendments | None:
+    """Remove the changes to the launch's options from ``values``; None if there are none."""
     from orchestrator.api import Amendments
 
     given = {name: values.pop(name) for name in Amendments.__match_args__}
-    typed = {n: v for n, v in given.items() if options.is_typed(ctx, n)}
-    return Amendments(**typed) if typed else None
+    return None if set(given.values()) == {None} else Amendments(**given)

@@ -142,8 +142,8 @@ def _layer(table: Mapping[str, Any], origin: str) -> dict[str, Setting]:
 
 
 def spellings(param: click.Parameter) -> list[str]:
-    """The names of an option in settings: its long forms."""
-    if not isinstance(param, click.Option):
+    """The names of an option in settings: its long forms; none of ``options.typed_only``."""
+    if not isinstance(param, click.Option) or getattr(param, "only_typed", False):
         return []
     names = [text[2:] for text in (*param.opts, *param.secondary_opts) if text.startswith("--")]
     return [name for name in names if name not in _NOT_SETTABLE]

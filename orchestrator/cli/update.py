@@ -14,17 +14,21 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
 
 @click.command(cls=options.Titled, short_help="Update a dataset to the latest state of its source.")
 @click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
-@click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")
+@options.typed_only(
+    click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")
+)
 @flag("--dry-run", help="Show what changed; change nothing.")
-@click.option(
-    "--engine",
-    help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
-    type=options.ENGINE,
+@options.typed_only(
+    click.option(
+        "--engine",
+        help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
+        type=options.ENGINE,
+    )
 )
 @click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
-@options.temp_limit("as at launch")
+@options.typed_only(options.temp_limit("as at launch"))
 @options.log_dir
-@options.slurm
+@options.typed_only(options.slurm)
 @options.wait
 @options.yes
 @options.as_json

@@ -14,17 +14,19 @@ from orchestrator.cli.options import flag
 @click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
 @click.argument("path", type=options.FOLDER)
 @flag("--deep", help="Check all content, not only names and sizes.")
-@click.option(
-    "--engine",
-    help="slurm: check as a job array.",
-    type=click.Choice(["local", "slurm"]),
-    default="local",
-)
-@click.option(
-    "--tasks",
-    help="Number of array tasks on Slurm; on this machine, one process per core is used.",
-    type=options.POSITIVE,
-    default=8,
+@options.typed_only(
+    click.option(
+        "--engine",
+        help="slurm: check as a job array.",
+        type=click.Choice(["local", "slurm"]),
+        default="local",
+    ),
+    click.option(
+        "--tasks",
+        help="Number of array tasks on Slurm; on this machine, one process per core is used.",
+        type=options.POSITIVE,
+        default=8,
+    ),
 )
 @options.log_dir
 @options.slurm

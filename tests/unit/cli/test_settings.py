@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobs.errors import UsageError
+from orchestrator import api, cli
 from orchestrator.cli import settings
 
 
@@ -174,3 +175,56 @@ def test_a_file_that_everybody_can_write_is_refused(home: Path) -> None:
 def test_no_settings_at_all(home: Path) -> None:
     assert settings.load(env={}) == {}
     assert _config()["partition"] == ["any", "default"]
+
+
+LAUNCHES = """
+partition = "other"
+mem = "8G"
+time = "1:00:00"
+setup = "module load x"
+tasks = 3
+temp-limit = "1G"
+engine = "auto"
+revision = "v1"
+output = "webdataset"
+layout = "websight"
+on-collision = "per-shard"
+expect-records = 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "calls", "kept"),
+    [
+        (["resume"], "plan_resume", ["tasks", "temp_limit", "amendments"]),
+        (["update", "data"], "plan_update", ["revision", "engine", "temp_limit"]),
+    ],
+)
+def test_an_existing_run_keeps_its_options_whatever_the_settings_are_now(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], calls: str, kept: list[str]
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def planned(place: object, **options: object) -> None:
+        asked.append(options)
+        raise click.Abort
+
+    monkeypatch.setattr(api, calls, planned)
+    monkeypatch.setattr(api, "find_run", lambda run, log_dir: None)
+    home.write_text(LAUNCHES)
+    CliRunner().invoke(cli.cli, words)
+    CliRunner().invoke(cli.cli, [*words, "--mem", "9G"])
+    assert [each["changes"] for each in asked] == [{}, {"mem_mb": 9 << 10}]
+    assert [asked[0][name] for name in kept] == [None] * len(kept)
+
+
+def test_an_option_of_launch_is_no_setting_of_another_commands_option_of_that_name(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.write_text(LAUNCHES)
+    for name, words in (("verify", ["data"]), ("report", [])):
+        command = cli.cli.get_command(click.Context(cli.cli), name)
+        assert command is not None
+        defaults = settings.for_command(settings.load(), command)
+        assert not {"engine", "tasks", "output"} & defaults.keys()
+        command.make_context(name, list(words), default_map=defaults)
