@@ -315,6 +315,7 @@ class Plan(Struct, frozen=True, dict=True):
     version: str  # of the tool that made the plan
     created: datetime
     engine: str = "auto"  # as requested at launch
+    download_on: str = "cluster"  # likewise; login: a shell downloads, the rest runs on Slurm
     history: tuple[Published, ...] = ()  # earlier states of the dataset, the oldest first
     schema: int = SCHEMA
 
@@ -602,10 +603,9 @@ class Submission(Struct, frozen=True):
 
     def task(self, stage: Stage, number: int) -> Task:
         """The task with that number (``KeyError`` if there is none)."""
-        for task in self.tasks:
-            if task.stage is stage and task.number == number:
-                return task
-        raise KeyError(f"{stage.value} task {number}")
+        if (task := {each.number: each for each in self.of_stage(stage)}.get(number)) is None:
+            raise KeyError(f"{stage.value} task {number}")
+        return task
 
     def of_stage(self, stage: Stage) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if task.stage is stage)

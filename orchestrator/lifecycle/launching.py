@@ -163,6 +163,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         run_id=planning.new_run_id(now),
         now=now,
         engine=request.engine,
+        download_on=request.download_on,
     )
     jobs = request.resources
     if choice.is_local or not (jobs.python or jobs.launcher or jobs.container_image):

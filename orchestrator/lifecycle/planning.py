@@ -47,6 +47,7 @@ def plan_run(
     run_id: str,
     now: datetime,
     engine: str = "auto",
+    download_on: str = "cluster",
 ) -> Plan:
     """The plan for ``shards``; ``UsageError`` if there are none, or too many parts.
 
@@ -70,6 +71,7 @@ def plan_run(
         version=__version__,
         created=now,
         engine=engine,
+        download_on=download_on,
     )
 
 

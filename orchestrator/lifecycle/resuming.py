@@ -177,7 +177,8 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
     last = state.submissions[-1]
     limit_min = engine.time_limit_min(last.resources[Stage.EXTRACT.value].partition)
     wanted = request.temp_limit or last.temp_limit
-    room = space.choose_limit(state.plan, wanted, state, automatic=last.onward is None)
+    here = _downloads_here(state)  # nobody expects extraction there
+    room = space.choose_limit(state.plan, wanted, state, automatic=not here)
     step = recovery.recover(state, most=request.tasks, limit_min=limit_min, temp_limit=room)
     staging = Staging(state.plan)
     notes = list(step.notes)
@@ -246,7 +247,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     draft = submitting.next_draft(
         last, step, retries=retries, engine=planned.engine, cluster=planned.cluster
     )
-    if last.onward is not None and step.shards:
+    if step.shards and _downloads_here(planned.state):
         submitting.download_here(folder, draft, on_tick=on_tick, options=planned.options)
     else:
         submitting.submit(
@@ -293,6 +294,12 @@ def _to_repair(state: RunState, damage: VerifyReport) -> RunState:
 
 def _engine_name(last: Submission) -> str:
     return last.onward or last.engine
+
+
+def _downloads_here(state: RunState) -> bool:
+    """Whether downloads of the run are made in the user's shell, and the rest on Slurm."""
+    is_local = _engine_name(state.submissions[-1]) == LOCAL
+    return state.plan.download_on == "login" and not is_local
 
 
 # Changed options ----------------------------------------------------------------------------------

@@ -48,9 +48,8 @@ def submit(
     ``rest``: what to submit after a download here, as far as that leaves something to do;
     ``options``: in place of the run's.
     """
-    following: Submission | None = draft
-    while following is not None:
-        last = following
+    last = draft
+    while True:
         engine = engine_named(last.engine, last.cluster)
         if on_tick is not None:
             on_tick(folder)  # from now on an interrupt names the run
@@ -61,7 +60,10 @@ def submit(
             return
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
         following = _following(folder, last, rest)
-        also_after, downloads, options = (), (), None
+        if following is None:
+            return
+        last, step = following
+        also_after, downloads, options = step.also_after, step.downloads, None
 
 
 def download_here(
@@ -121,8 +123,11 @@ def next_draft(
     )
 
 
-def _following(folder: RunFolder, last: Submission, rest: Submission | None) -> Submission | None:
-    """The submission after one on this machine: the stages after a download here, or a retry."""
+def _following(
+    folder: RunFolder, last: Submission, rest: Submission | None
+) -> tuple[Submission, recovery.Recovery] | None:
+    """The submission after one on this machine, and its work: the stages after a download here, or
+    a retry."""
     state = state_of(folder)
     if state.status is RunStatus.CANCELLED:
         return None
@@ -137,11 +142,12 @@ def _following(folder: RunFolder, last: Submission, rest: Submission | None) -> 
         )
         tasks = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
         step = replace(step, tasks=tasks)
-        return next_draft(
+        draft = next_draft(
             last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
         )
+        return draft, step
     retried = _retry_step(state, last)
-    return next_draft(last, retried, retries=last.retries - 1) if retried else None
+    return (next_draft(last, retried, retries=last.retries - 1), retried) if retried else None
 
 
 def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
@@ -149,6 +155,8 @@ def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
     if last.retries < 1 or not recovery.may_retry(state, _parts_of(last)):
         return None
     step = recovery.recover(state)
+    if step.shards and state.plan.download_on == "login" and not last.is_local:
+        return None  # only a `resume` in the user's shell downloads
     return step if step.tasks else None
 
 

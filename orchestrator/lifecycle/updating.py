@@ -182,7 +182,7 @@ def _request(
         resources=extract,
         download_partition=download.partition if download.partition != extract.partition else None,
         download_sbatch_args=download.sbatch_args[len(extract.sbatch_args) :],
-        download_on="login" if first.onward else "cluster",
+        download_on=old.download_on,
         retries=first.retries,
         temp_limit=last.temp_limit,
         then=Path(first.then) if first.then else None,

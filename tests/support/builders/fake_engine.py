@@ -21,7 +21,8 @@ from orchestrator.engines.base import (
 class FakeEngine:
     """Gives out ids from 100 on; refuses a job whose stage is in ``refuses``.
 
-    ``limit``: most jobs, an array's task being one.
+    ``limit``: most jobs, an array's task being one; ``limits_min``: the partitions' time limits;
+    ``seen``: its states of tasks, of which all others have ended (None: all of them wait).
     """
 
     name = "fake"
@@ -33,6 +34,8 @@ class FakeEngine:
         refuses: Sequence[str] = (),
         limit: int = 1000,
         on_submit: Callable[[JobSpec], None] | None = None,
+        limits_min: Mapping[str | None, int] | None = None,
+        seen: Mapping[str, TaskState] | None = None,
     ) -> None:
         self.submitted: list[tuple[JobSpec, Dependency | None]] = []
         self.followed: list[tuple[Path, Dependency]] = []
@@ -40,6 +43,8 @@ class FakeEngine:
         self.cancelled_names: list[str] = []
         self._refuses = refuses
         self._limit = limit
+        self._limits_min = limits_min or {}
+        self._seen = seen
         self._on_submit = on_submit or (lambda spec: None)
 
     def reach(self, otherwise: str = "") -> None:
@@ -70,7 +75,7 @@ class FakeEngine:
         return "900"
 
     def time_limit_min(self, partition: str | None) -> int | None:
-        return None
+        return self._limits_min.get(partition)
 
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
@@ -80,7 +85,9 @@ class FakeEngine:
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
     ) -> Mapping[str, TaskState]:
-        return {job_id: TaskState(EngineState.PENDING) for job_id in ids}
+        if self._seen is None:
+            return {job_id: TaskState(EngineState.PENDING) for job_id in ids}
+        return {job_id: self._seen.get(job_id, TaskState(EngineState.ENDED)) for job_id in ids}
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
         self.cancelled += job_ids

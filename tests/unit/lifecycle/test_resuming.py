@@ -7,16 +7,21 @@ from pathlib import Path
 import pytest
 
 from examples.samples import tree_digest
-from jobs.errors import PreflightError
-from jobs.model import Options, Output
+from jobs.errors import Cause, PreflightError
+from jobs.model import Options, Output, Stage
 from jobs.storage import atomic
 from orchestrator import filesystems
 from orchestrator.cli import messages
+from orchestrator.engines.registry import LOCAL, SLURM
 from orchestrator.filesystems import FreeSpace
+from orchestrator.inspection import evidence
 from orchestrator.inspection.state import RunStatus
+from orchestrator.lifecycle import resuming, submitting
 from orchestrator.lifecycle.resuming import plan_resume, resume
 from tests.support.builders.contents import page_tar
 from tests.support.builders.dataset import Dataset
+from tests.support.builders.fake_engine import FakeEngine
+from tests.support.builders.runs import RunBuilder, running, shard
 
 
 @pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
@@ -91,3 +96,29 @@ def test_a_deep_check_can_be_requested_of_a_run_that_has_extracted_nothing(tmp_p
     resume(plan_resume(planned.folder, deep=True))
     assert plan_resume(planned.folder).state.status is RunStatus.DONE
     assert not (dataset.dest / ".incoming").exists()
+
+
+def test_what_a_download_in_a_shell_left_is_downloaded_in_the_shell_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(shard("a", parts=2), shard("b"), download_on="login")
+    run = run.submitted([(Stage.DOWNLOAD, 0, "ab")], engine=LOCAL, onward=SLURM)
+    run = run.result(Stage.DOWNLOAD, failed={"b": Cause.NETWORK}).submitted(
+        [
+            *((Stage.EXTRACT, n, [part.id]) for n, part in enumerate(run.plan.parts())),
+            (Stage.FINALIZE, 0, ""),
+        ]
+    )
+    run = run.result(Stage.EXTRACT, 1).result(Stage.EXTRACT, 2, cause=Cause.NOT_FETCHED)
+    engines = {SLURM: FakeEngine(seen={"201_0": running()}), LOCAL: FakeEngine(seen={})}
+    for module in (evidence, resuming, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engines[name])
+    made = run.on_disk(tmp_path)
+    made.staging.make_folders()
+    resume(plan_resume(made.folder))
+    assert [spec.stage for spec, _ in engines[LOCAL].submitted] == [Stage.DOWNLOAD]
+    on_slurm = engines[SLURM].submitted
+    assert [spec.stage for spec, _ in on_slurm] == [Stage.EXTRACT, Stage.FINALIZE]
+    assert [task.items for task in on_slurm[0][0].tasks] == [("b.p0000",)]
+    after = on_slurm[1][1]
+    assert after is not None and after.job_ids[-1] == "201"  # it is extracting

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.errors import ClaimedError, EngineError, Stopped
+from jobs.errors import Cause, ClaimedError, EngineError, Stopped
 from jobs.model import Options, Resources, Stage, Submission, Verify
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.engines.registry import LOCAL
-from orchestrator.inspection import event_log
+from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.run_list import run_word
 from orchestrator.lifecycle import planning, submitting
@@ -241,3 +241,19 @@ def test_what_cannot_be_taken_back_is_not_said_to_be_gone(folder: RunFolder) -> 
         submitting.submit_chain(folder, draft(folder), Deaf(refuses=["extract"]))
     assert "could not cancel 100" in caught.value.message
     assert "Nothing" not in caught.value.message
+
+
+@pytest.mark.parametrize(("download_on", "attempts"), [("cluster", [1, 2]), ("login", [1])])
+def test_an_automatic_retry_downloads_only_on_nodes_that_are_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download_on: str, attempts: list[int]
+) -> None:
+    run = RunBuilder(shard("a"), shard("b"), download_on=download_on).submitted(retries=1)
+    run = run.result(Stage.DOWNLOAD, failed={"b": Cause.NETWORK}).result(Stage.EXTRACT, 0)
+    run = run.result(Stage.EXTRACT, 1, cause=Cause.NOT_FETCHED)
+    run = run.result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+    engine = FakeEngine(seen={})
+    for module in (evidence, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    folder = run.on_disk(tmp_path).folder
+    submitting.retry(str(folder.path), 1)
+    assert folder.submission_numbers() == attempts
