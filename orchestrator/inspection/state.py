@@ -194,6 +194,12 @@ class RunState:
     def of_stage(self, stage: Stage) -> tuple[TaskView, ...]:
         return tuple(view for view in self.tasks if view.stage is stage)
 
+    def has_followed(self, submission: Submission) -> bool:
+        """Whether the user's job (``--then``) of a submission has started: finalize published."""
+        final = self.view((submission.number, Stage.FINALIZE, 0))
+        succeeded = final is not None and final.status is TaskStatus.DONE
+        return submission.then_job is not None and succeeded
+
     def view(self, key: TaskKey) -> TaskView | None:
         """The task with that key; None if there is none."""
         return next((view for view in (*self.tasks, *self.earlier) if view.key == key), None)

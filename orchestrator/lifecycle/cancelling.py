@@ -39,7 +39,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     try:
         event_log.append(folder, Act.CANCELLING, attempt=attempt)
     except OSError as error:  # a full disk must not prevent cancelling jobs
-        _end_jobs(folder, abandon=abandon)
+        _end_jobs(folder, state, abandon=abandon)
         failure = from_os_error(error, doing=f"writing {error.filename}")
         raise with_message(
             failure,
@@ -47,7 +47,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
             f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}",
         ) from error
     try:
-        _end_jobs(folder, abandon=abandon)
+        _end_jobs(folder, state, abandon=abandon)
     except EngineError as error:
         raise with_message(
             error,
@@ -107,9 +107,10 @@ def _check_reached(folder: RunFolder) -> None:
         ) from other
 
 
-def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
+def _end_jobs(folder: RunFolder, state: RunState, *, abandon: bool) -> None:
     """Cancel the jobs of all submissions, including those whose ids are unknown.
 
+    The user's job (``--then``) is only cancelled while it waits; it may run beside a repair.
     A cluster out of reach is skipped: ``_check_reached`` found that its jobs have ended, or they
     are abandoned.
     """
@@ -118,7 +119,7 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
     for submission in folder.load_submissions():
         known = ids.setdefault(_where(submission), {})
         known |= dict.fromkeys(submission.job_ids())
-        if submission.then_job:
+        if submission.then_job and not state.has_followed(submission):
             known[submission.then_job] = None
     failed: list[EngineError] = []
     for where, known in ids.items():

@@ -81,11 +81,7 @@ def recover(
         ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
-        # A finalize job that did not publish leaves the user's job waiting.
-        cancel=(
-            *job_ids_of(view.task for view in waiting),
-            *filter(None, [state.submissions[-1].then_job]),
-        ),
+        cancel=(*job_ids_of(view.task for view in waiting), *_left_waiting(state)),
         also_after=job_ids_of(view.task for view in working),
         downloads=job_ids_of(view.task for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
@@ -123,6 +119,12 @@ def _will_finalize(waiting: Sequence[TaskView]) -> bool:
 
 
 def _most(state: RunState) -> int:
+def _left_waiting(state: RunState) -> list[str]:
+    """The user's job, if finalize did not publish; one that runs, before a repair, is not ours."""
+    last = state.submissions[-1]
+    return [last.then_job] if last.then_job and not state.has_followed(last) else []
+
+
     had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
     return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
 

@@ -247,6 +247,8 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     draft = submitting.next_draft(
         last, step, retries=retries, engine=planned.engine, cluster=planned.cluster
     )
+    if any(map(planned.state.has_followed, planned.state.submissions)):
+        draft = structs.replace(draft, then=None)  # a repair does not start it again
     if step.shards and _downloads_here(planned.state):
         submitting.download_here(folder, draft, on_tick=on_tick, options=planned.options)
     else:

@@ -196,6 +196,12 @@ def test_the_users_job_that_waits_for_a_finalize_that_failed_is_cancelled() -> N
     assert recover(run.result(Stage.FINALIZE, cause=Cause.IO).state()).cancel == ("900",)
 
 
+def test_the_users_job_that_a_finalize_has_started_is_not_cancelled_by_a_repair() -> None:
+    published = AB.submitted(then_job="900").result(Stage.DOWNLOAD).result(Stage.FINALIZE)
+    step = recover(published.state())  # its receipt is withdrawn
+    assert step.tasks and step.cancel == ()
+
+
 def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> None:
     run = (
         DOWNLOADED.seen(running(), Stage.EXTRACT, 0)

@@ -122,3 +122,18 @@ def test_what_a_download_in_a_shell_left_is_downloaded_in_the_shell_that_resumes
     assert [task.items for task in on_slurm[0][0].tasks] == [("b.p0000",)]
     after = on_slurm[1][1]
     assert after is not None and after.job_ids[-1] == "201"  # it is extracting
+
+
+@pytest.mark.parametrize(("published", "starts"), [(True, 0), (False, 1)])
+def test_a_repair_does_not_start_the_users_job_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool, starts: int
+) -> None:
+    run = RunBuilder(shard("a")).submitted(then="/x/train.slurm", then_job="900")
+    run = run.result(Stage.DOWNLOAD)
+    run = run.result(Stage.FINALIZE, cause=None if published else Cause.IO)
+    engine = FakeEngine(seen={"900": running()})
+    for module in (evidence, resuming, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    resume(plan_resume(run.on_disk(tmp_path).folder))
+    assert len(engine.followed) == starts
+    assert engine.cancelled == ["900"] * starts
