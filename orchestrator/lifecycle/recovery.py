@@ -50,14 +50,15 @@ def recover(
     *,
     most: int | None = None,
     packs: int | None = None,
-    limit_min: int | None = None,
+    limits_min: Mapping[Stage, int | None] | None = None,
     temp_limit: int | None = None,
 ) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
     ``most``: tasks of an array, at most, and ``packs``: tasks that pack (None: as many as in any
-    submission); ``limit_min``: the partition's time limit in minutes; ``temp_limit``: bytes of
-    archives that may be stored at a time (None: as in the last submission).
+    submission); ``limits_min``: the time limits of the stages' partitions in minutes;
+    ``temp_limit``: bytes of archives that may be stored at a time (None: as in the last
+    submission).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
@@ -79,7 +80,7 @@ def recover(
             downloads=1 if temp_limit is not None else _downloads(state),
             packs=_packs(state, most) if packs is None else packs,
         ),
-        resources=_resources(state, limit_min, notes),
+        resources=_resources(state, limits_min or {}, notes),
         refetch=refetch,
         cancel=(*job_ids_of(view.task for view in waiting), *_left_waiting(state)),
         also_after=job_ids_of(view.task for view in working),
@@ -118,13 +119,13 @@ def _will_finalize(waiting: Sequence[TaskView]) -> bool:
     return bool(finalize) and not stuck
 
 
-def _most(state: RunState) -> int:
 def _left_waiting(state: RunState) -> list[str]:
     """The user's job, if finalize did not publish; one that runs, before a repair, is not ours."""
     last = state.submissions[-1]
     return [last.then_job] if last.then_job and not state.has_followed(last) else []
 
 
+def _most(state: RunState) -> int:
     had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
     return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
 
@@ -190,7 +191,9 @@ def _parts_of(state: RunState, shards: Iterable[str]) -> set[str]:
     return {part.id for part in state.plan.parts() if part.shard in wanted}
 
 
-def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
+def _resources(
+    state: RunState, limits_min: Mapping[Stage, int | None], notes: list[str]
+) -> dict[str, Resources]:
     requested: dict[str, Resources] = {}
     if state.submissions[-1].is_local:  # a task gets what this machine has
         return dict(state.submissions[-1].resources)
@@ -208,7 +211,7 @@ def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict
             before,
             causes | {Cause.LIMIT} if limited else causes - {Cause.LIMIT},
             bad_nodes=_bad_nodes(failed),
-            limit_min=limit_min,
+            limit_min=limits_min.get(stage),
         )
         notes += _changes(stage, before, requested[stage.value])
     return requested

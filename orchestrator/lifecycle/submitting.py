@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.run_list import run_word
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import planning, recovery
+from orchestrator.lifecycle.request import override
 
 log = logging.getLogger(__name__)
 
@@ -154,10 +155,23 @@ def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
     """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
     if last.retries < 1 or not recovery.may_retry(state, _parts_of(last)):
         return None
-    step = recovery.recover(state)
+    limits = time_limits(engine_named(last.engine, last.cluster), last)
+    step = recovery.recover(state, limits_min=limits)
     if step.shards and state.plan.download_on == "login" and not last.is_local:
         return None  # only a `resume` in the user's shell downloads
     return step if step.tasks else None
+
+
+def time_limits(
+    engine: Engine, last: Submission, changes: Mapping[str, object] | None = None
+) -> dict[Stage, int | None]:
+    """The time limits of the partitions of ``last``, with ``changes`` to its resources.
+
+    By stage, in minutes; None: no limit, or unknown.
+    """
+    used = {stage: override(last.resources_of(stage), changes or {}).partition for stage in Stage}
+    known = {partition: engine.time_limit_min(partition) for partition in set(used.values())}
+    return {stage: known[partition] for stage, partition in used.items()}
 
 
 def retry(run_dir: str, attempt: int) -> None:

@@ -324,6 +324,14 @@ def test_time_grows_within_the_partitions_limit_and_never_shrinks(
     assert grown(BEFORE, {Cause.TIME_LIMIT}, limit_min=limit).time_min == minutes
 
 
+def test_the_time_of_a_stage_grows_within_the_limit_of_its_own_partition() -> None:
+    run = AB.submitted(resources=BEFORE).result(Stage.DOWNLOAD, cause=Cause.TIME_LIMIT)
+    run = run.result(Stage.EXTRACT, cause=Cause.TIME_LIMIT)
+    step = recover(run.state(), limits_min={Stage.DOWNLOAD: 120, Stage.EXTRACT: None})
+    assert step.resources is not None
+    assert [step.resources[stage].time_min for stage in ("download", "extract")] == [120, 150]
+
+
 def test_one_minute_becomes_two() -> None:
     assert grown(Resources(time_min=1), {Cause.TIME_LIMIT}).time_min == 2
 

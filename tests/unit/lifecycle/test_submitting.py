@@ -257,3 +257,33 @@ def test_an_automatic_retry_downloads_only_on_nodes_that_are_to_download(
     folder = run.on_disk(tmp_path).folder
     submitting.retry(str(folder.path), 1)
     assert folder.submission_numbers() == attempts
+
+
+def test_each_stage_has_the_time_limit_of_the_partition_that_it_will_use(
+    folder: RunFolder,
+) -> None:
+    engine = FakeEngine(limits_min={"io": 60, None: 120, "long": 900})
+    asked = {stage.value: Resources() for stage in FILES}
+    last = structs.replace(
+        draft(folder), resources={**asked, "download": Resources(partition="io")}
+    )
+    own = submitting.time_limits(engine, last)
+    assert own == {stage: 60 if stage is Stage.DOWNLOAD else 120 for stage in Stage}
+    assert set(submitting.time_limits(engine, last, {"partition": "long"}).values()) == {900}
+
+
+def test_an_automatic_retry_requests_no_more_time_than_the_partition_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Resources(partition="short", time_min=100)
+    run = RunBuilder(shard("a"), shard("b")).submitted(retries=1, resources=asked)
+    run = run.result(Stage.DOWNLOAD).result(Stage.EXTRACT, 0)
+    run = run.result(Stage.EXTRACT, 1, cause=Cause.TIME_LIMIT)
+    run = run.result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+    engine = FakeEngine(seen={}, limits_min={"short": 120})
+    for module in (evidence, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    made = run.on_disk(tmp_path)
+    made.staging.make_folders()
+    submitting.retry(str(made.folder.path), 1)
+    assert made.folder.load_submission(2).resources["extract"].time_min == 120
