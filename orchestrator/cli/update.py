@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def command(
         changes=changes,
     )
     planned = update.planned
+    if mode.hands_out_id:
+        planned = replace(planned, request=replace(planned.request, retries=0))
     lines = messages.update_lines(update)
     if mode.dry_run or update.nothing_to_do:
         problems = [] if update.nothing_to_do else planned.problems()

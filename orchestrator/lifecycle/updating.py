@@ -181,7 +181,10 @@ def _request(
         parallel=None if last.is_local and not last.onward else last.parallel,
         resources=extract,
         download_partition=download.partition if download.partition != extract.partition else None,
-        download_sbatch_args=download.sbatch_args[len(extract.sbatch_args) :],
+        # Both may have got others since (``recovery.grown``).
+        download_sbatch_args=tuple(
+            arg for arg in download.sbatch_args if arg not in extract.sbatch_args
+        ),
         download_on=old.download_on,
         retries=first.retries,
         temp_limit=last.temp_limit,

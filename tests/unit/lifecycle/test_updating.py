@@ -6,19 +6,24 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from click.testing import CliRunner
 from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.errors import RunFolderError, UsageError, VerificationError
-from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Stage
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Resources, Stage
 from jobs.storage import atomic
+from orchestrator import api, cli
 from orchestrator.lifecycle import space
+from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.updating import plan_update
 from tests.support.builders.contents import images, page_tar, png, records, tarred, zipped
 from tests.support.builders.dataset import Dataset, attempt, published, work
@@ -91,6 +96,37 @@ def test_an_update_on_this_machine_says_that_the_launchs_script_is_not_submitted
     planned = dataset.plan(engine="local").planned
     assert "/x/train.slurm, the launch's --then, is not submitted" in planned.notes[-1]
     assert planned.draft.then == "/x/train.slurm"  # for an update on Slurm after this one
+
+
+def test_options_of_the_download_job_alone_stay_its_own(dataset: Dataset) -> None:
+    submission = dataset.run.load_submission(1)
+    own = {"extract": (), "download": ("--gres=net",), "finalize": ()}
+    resources = {
+        stage: Resources(sbatch_args=("--nice=1", *args, "--propagate=NONE"))  # added by a resume
+        for stage, args in own.items()
+    }
+    atomic.write_json(dataset.run.submission(1), structs.replace(submission, resources=resources))
+    request = dataset.plan().planned.request
+    assert request.download_sbatch_args == ("--gres=net",)
+    assert request.resources.sbatch_args == ("--nice=1", "--propagate=NONE")
+
+
+@pytest.mark.parametrize(("output", "retries"), [("--parsable", 0), ("--json", 1)])
+def test_an_update_whose_job_id_a_script_gets_makes_no_automatic_retry(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, output: str, retries: int
+) -> None:
+    found: list[int] = []
+
+    def launch(planned: Planned, on_tick: object) -> None:
+        found.append(planned.draft.retries)
+        raise click.Abort
+
+    monkeypatch.setattr(api, "launch", launch)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    dataset.path("s-1").touch()
+    words = ["update", str(dataset.dest), "--log-dir", str(dataset.logs), output]
+    CliRunner().invoke(cli.cli, words)
+    assert found == [retries]
 
 
 def test_a_moved_run_folder_is_named_and_found_with_log_dir(dataset: Dataset) -> None:
