@@ -285,7 +285,8 @@ def check_not_taken(plan: Plan) -> None:
     there = receipt_head(Path(plan.dest))
     if there is None or there.run_id == plan.run_id:
         return
-    if plan.options.overwrite and there.published < plan.created:
+    replaced = {state.run_id for state in plan.history}  # by an update, whatever the clocks say
+    if plan.options.overwrite and (there.run_id in replaced or there.published < plan.created):
         return  # the dataset that the plan replaces
     raise PreflightError(
         f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "

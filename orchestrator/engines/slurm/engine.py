@@ -137,11 +137,12 @@ class SlurmEngine:
         """See ``base.Engine``; uses Slurm's own test, because it alone knows all its limits."""
         from orchestrator.engines.slurm import script
 
-        fits, least_refused = 0, min(most, limits.array_size()) + 1
+        at = self._way.at
+        fits, least_refused = 0, min(most, limits.array_size(at)) + 1
         while least_refused - fits > 1:
             count = (fits + least_refused) // 2
             try:
-                script.trial(spec, count)
+                script.trial(spec, count, at)
                 fits = count
             except TooManyJobs:
                 least_refused = count

@@ -144,18 +144,18 @@ def _signal(time_min: int) -> str:
     return f"{name}@{_SIGNAL_S}"
 
 
-def trial(spec: JobSpec, count: int | None = None) -> str:
+def trial(spec: JobSpec, count: int | None = None, at: str | None = None) -> str:
     """The output of ``sbatch --test-only`` for the script that would be submitted.
 
-    ``count``: the number of array tasks, instead of that of ``spec``. Raises ``EngineError`` if we
-    or Slurm would refuse it.
+    ``count``: the number of array tasks, instead of that of ``spec``; ``at``: the cluster, as in
+    ``client.ask``. Raises ``EngineError`` if we or Slurm would refuse it.
     """
-    check(spec)
+    check(spec, at)
     with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
         array = Array(0, count or len(spec.tasks), spec.parallel)
         script = Path(scratch) / "trial.sh"
         script.write_text(batch_script(spec, Path(scratch), array), encoding="utf-8")
-        answer = client.submit(["sbatch", "--test-only", str(script)])
+        answer = client.submit(["sbatch", "--test-only", str(script)], at=at)
     if answer.returncode:
         raise limits.refusal("Slurm would refuse it", answer.words)
     return answer.stderr + answer.stdout

@@ -19,6 +19,7 @@ from jobs.model import (
     Options,
     Output,
     Plan,
+    Published,
     Shard,
     ShardKind,
     SourceFile,
@@ -128,6 +129,15 @@ def test_a_dataset_of_another_run_may_be_replaced_only_if_it_was_there_at_launch
         return
     with pytest.raises(PreflightError, match="run other published"):
         preflight.check_not_taken(made)
+
+
+def test_an_update_replaces_its_dataset_though_another_clock_dates_that_later(
+    tmp_path: Path,
+) -> None:
+    made = structs.replace(plan(tmp_path), options=Options(overwrite=True))
+    later = made.created + timedelta(minutes=3)
+    atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="other", published=later))
+    preflight.check_not_taken(structs.replace(made, history=(Published("other", later),)))
 
 
 def _publish(dest: Path, run_id: str) -> None:

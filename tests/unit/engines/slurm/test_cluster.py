@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EngineError
-from jobs.model import Cluster
+from jobs.model import Cluster, Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
-from orchestrator.engines.base import EngineState, OtherClusterError
+from orchestrator.engines.base import EngineState, JobSpec, OtherClusterError
 from orchestrator.engines.registry import cluster_after
 from orchestrator.engines.slurm import cluster
 from orchestrator.engines.slurm.cluster import Way, read_config
@@ -274,3 +274,14 @@ def test_an_interrupt_while_jobs_are_cancelled_names_them_and_the_command(
         SlurmEngine(ALPHA).cancel(RUN, ["7"], ["lab a"])
     assert "7, lab a may still be in Slurm's queue" in caplog.text
     assert "run: scancel 7; scancel '--name=lab a'" in caplog.text
+
+
+def test_the_room_for_jobs_is_that_of_the_runs_own_cluster(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "identify", {None: BETA, "alpha": ALPHA}.get)
+    refused = "echo QOSMaxSubmitJobPerUserLimit >&2; exit 1"
+    shell(scontrol="true", sbatch=f'[ "$1 $2" = "-M alpha" ] || {{ {refused}; }}')
+    tasks = [Task(Stage.EXTRACT, number, ()) for number in range(3)]
+    spec = JobSpec("lab", Stage.EXTRACT, 1, str(RUN.path), tasks, Resources(), 3, print)
+    assert SlurmEngine(ALPHA).room(spec, 3) == 3
