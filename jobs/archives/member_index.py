@@ -129,6 +129,7 @@ class MemberIndex:
         self._data_bytes = 0
         self.top_folder = TopFolder(options)
         self.members = 0
+        self.links = 0  # symbolic
 
     def add(self, member: Member) -> None:
         """Add the next member."""
@@ -137,6 +138,7 @@ class MemberIndex:
         if not self.top_folder.final:
             self.top_folder.add(member.name, member.kind)
         self.members += 1
+        self.links += member.kind is MemberKind.LINK
         self._data_bytes += member.size
 
     def result(

@@ -202,7 +202,10 @@ class ShardStream:
         )
         try:
             self._read_parts(stream)
-            return stream.finish()
+            streamed = stream.finish()
+            if self._order.extracts and stream.links and streamed.superseded:
+                self._leave_links(stream)
+            return streamed
         except TopChanged:
             self._top = (stream.top,)
             raise
@@ -211,12 +214,16 @@ class ShardStream:
 
     def _read_parts(self, stream: TarStream) -> None:
         archive = with_samples(stream, stream.format, self._shard, self._plan)
-        copies = False
+        skips, copies = True, False
         for part in self._parts:
             finished = self._finished(part)
-            if not copies and finished is not None:
+            if skips and finished is not None:
                 stream.skip(part, finished)
                 continue
+            skips = False
+            if finished is not None:
+                # A part before it, which is written again, may write older files of the same names.
+                self._folder.manifest(part).unlink()
             if not copies and (not self._order.extracts or self._lags(stream)):
                 stream.copy_rest()
                 copies = True
@@ -232,6 +239,16 @@ class ShardStream:
                     raise self._read_only_once(error) from error
                 log.info("%s is left to an extract task: %s", part.id, error.message)
                 stream.skip_content(part)
+
+    def _leave_links(self, stream: TarStream) -> None:
+        """Leave all parts to extract tasks, which know the last member of each name.
+
+        A symbolic link may have the content of one that a later part replaces.
+        """
+        self._take_back(files=False)
+        if not self._stored:
+            what = "symbolic links where members replace others"
+            raise self._read_only_once(stream.needs_another_pass(what))
 
     def _read_only_once(self, reason: ArchiveError | str) -> ArchiveError:
         """The error for an archive that has to be stored."""

@@ -90,6 +90,11 @@ class TarStream(ArchiveStream):
         return self._top
 
     @property
+    def links(self) -> int:
+        """How many members that were read are symbolic links."""
+        return self._table.links
+
+    @property
     def taken(self) -> int:
         """Bytes of the archive that were read so far."""
         return self._source.taken

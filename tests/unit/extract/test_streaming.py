@@ -14,15 +14,16 @@ from msgspec import structs
 from jobs.archives.member_index import Streamed
 from jobs.archives.tar.stream import TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.extract.child_process import PartExtractor
 from jobs.extract.messages import Stream
 from jobs.extract.streaming import ShardStream
-from jobs.model import Fetched, Format, Layout, Options, Verify
+from jobs.model import Fetched, Format, Layout, Links, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.transfer.ordered_bytes import OrderedBytes
 from tests.support.archives.rawtar import END, member
 from tests.support.archives.reading import part_digests, reader_of
-from tests.support.builders.made_run import Run
+from tests.support.builders.made_run import Run, extracted
 from tests.support.builders.runs import RunBuilder
 
 COUNT, PARTS = 60, 4
@@ -217,6 +218,39 @@ def test_a_link_to_another_part_is_left_to_an_extract_task(tmp_path: Path) -> No
     _stream(run)
     done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
     assert done == {f"{part.id}.jsonl" for part in run.parts[:-1]}
+
+
+LINKED = structs.replace(OPTIONS, links=Links.COPY)
+
+
+def _extracted(run: Run) -> dict[str, bytes]:
+    """The files after a pass, and after extract tasks have done what it left."""
+    atomic.write_json(run.folder.fetched("00000"), _fetched(run, _stream(run)))
+    left = [part for part in run.parts if not run.folder.manifest(part).exists()]
+    extracted(PartExtractor(run.folder, run.plan, Progress()), *left)
+    assert len(_manifests(run)) == PARTS
+    return run.tree()
+
+
+def test_a_symbolic_link_is_to_the_last_member_of_a_name_also_in_a_later_part(
+    tmp_path: Path,
+) -> None:
+    first = member(b"a.txt", b"old") + member(b"l.txt", kind=b"2", target=b"a.txt")
+    first += member(b"h.txt", kind=b"1", target=b"a.txt")
+    run = _run(tmp_path, first + _tar({**FILES, "a.txt": b"new"}), options=LINKED)
+    found = {name: data for name, data in _extracted(run).items() if name not in FILES}
+    assert found == {"a.txt": b"new", "l.txt": b"new", "h.txt": b"old"}
+
+
+def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
+    tmp_path: Path,
+) -> None:
+    *_, last = FILES
+    first = member(b"a.txt", b"old") + member(b"l.png", kind=b"1", target=last.encode())
+    run = _run(tmp_path, first + _tar({**FILES, "a.txt": b"new"}))
+    _stream(run)  # and it ends before there is evidence
+    assert len(_manifests(run)) == PARTS - 1
+    assert _extracted(run)["a.txt"] == b"new"
 
 
 def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
