@@ -194,11 +194,15 @@ class _Downloads:
         before = before or self._replaced_evidence(shard)
         most = self._space.reserve(shard)
         window = window_of(shard, most)
+        streams = self._streams(shard, window is not None)
+        extracts = self._extracts and (before is None or window is not None)
         # If the bytes are the same as before, finished parts of the shard are kept.
+        if before is None and not (streams and extracts):
+            self._forget_parts(shard)  # of a stream that ended early: nobody compares the bytes
         fetched = self._fetcher.fetch(
             shard,
-            streams=self._streams(shard, window is not None),
-            extracts=self._extracts and (before is None or window is not None),
+            streams=streams,
+            extracts=extracts,
             repaired=before is not None or shard.id in self._damaged_before,
             most=most,
             window=window,
@@ -288,9 +292,12 @@ class _Downloads:
         if before.digests == fetched.digests:
             return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
         log.info("%s: the content has changed; extracting all of its parts again", shard.id)
+        self._forget_parts(shard)
+        return fetched
+
+    def _forget_parts(self, shard: Shard) -> None:
         for part in shard.each_part():
             self._folder.manifest(part).unlink(missing_ok=True)
-        return fetched
 
     def _check_for_all(self, problem: Problem) -> Problem:
         """Stop all downloads if ``problem`` affects all; returns it with a remedy."""

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -16,6 +17,7 @@ from jobs.download import shard
 from jobs.download.shard import check_unchanged
 from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
+from jobs.extract.child_process import PartExtractor
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
@@ -23,6 +25,7 @@ from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from tests.support.builders.contents import tarred
+from tests.support.builders.made_run import extracted
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
@@ -117,6 +120,31 @@ def test_what_is_here_is_not_read_again_unless_it_changed(dataset: Path, tmp_pat
         check_unchanged(fetched)
     run(folder, plan)
     assert evidence.stat().st_ino != before
+
+
+@pytest.mark.parametrize("how", [{"extracts": False}, {"workers": 1}])
+def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+
+    def write(content: bytes) -> None:
+        for name in ("a", "b"):
+            (source / f"{name}.tar").write_bytes(tarred({f"images/{name}.png": content}))
+
+    write(b"old")
+    folder, plan = planned(tmp_path, source)
+    run(folder, plan)
+    write(b"new")
+    for each in plan.shards:
+        folder.fetched(each.id).unlink()  # as if the task had ended before it was written
+    ids = [each.id for each in plan.shards]
+    run_download(folder, plan, ids, Progress(), refetch=frozenset(), attempt=1, **how)
+    left = [part for part in plan.parts() if not folder.manifest(part).exists()]
+    extracted(PartExtractor(folder, plan, Progress()), *left)
+    images = Staging(plan).data / "images"
+    assert [(images / f"{name}.png").read_bytes() for name in ("a", "b")] == [b"new", b"new"]
 
 
 def test_a_stop_leaves_the_rest_to_resume(shards: Path, tmp_path: Path) -> None:
