@@ -161,7 +161,8 @@ def sample_key(path: bytes) -> bytes:
 class SampleEnds:
     """Where a shard may be cut: not between the files of a sample, which follow each other.
 
-    ``MOST`` or more files with the same key are not a sample (``frame.0001.png``, …).
+    ``MOST`` or more files with the same key are not a sample (``frame.0001.png``, …). Junk may be
+    between the files of a sample: macOS writes ``._a.png`` or ``__MACOSX/._a.png`` with ``a.png``.
     """
 
     MOST = 512
@@ -172,7 +173,8 @@ class SampleEnds:
 
     def before(self, path: bytes) -> bool:
         """Whether a cut may be before ``path``, the path of the next file."""
-        key = sample_key(path)
+        is_junk = self._key is not None and junk_kind(path) is not None
+        key = self._key if is_junk else sample_key(path)
         self._run = self._run + 1 if key == self._key else 0
         self._key = key
         return self._run == 0 or self._run >= self.MOST

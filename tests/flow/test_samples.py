@@ -95,6 +95,25 @@ def test_samples_are_images_and_records_whatever_the_number_of_parts(
     ) in summary.lines
 
 
+@pytest.mark.parametrize("format", ["tar", "zip"])
+@pytest.mark.parametrize("junk", ["._{}", "__MACOSX/._{}"])
+def test_a_sample_is_whole_although_macos_wrote_a_file_beside_each_of_its_files(
+    tmp_path: Path, junk: str, format: str
+) -> None:
+    files: dict[bytes | str, bytes] = {}
+    for name, data in samples(range(10)).items():
+        files |= {name: data, junk.format(name): b"attributes"}
+    path = tmp_path / f"a.{format}"
+    if format == "tar":
+        path.write_bytes(tarred(files))
+    else:
+        path.write_bytes(zip_of([Raw(str(name).encode(), data) for name, data in files.items()]))
+    run, _, problem = finish(RunBuilder(path, parts=40, options=WEBDATASET).fetched(tmp_path))
+    assert problem is None
+    found = [(record["__key__"], "txt" in record) for record in records(run)]
+    assert found == [(f"{n:05d}", True) for n in range(10)]
+
+
 def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> None:
     path = tmp_path / "train.tar.gz"
     path.write_bytes(gzip.compress(tarred({"./": b"", **samples(range(3), "./train/")})))

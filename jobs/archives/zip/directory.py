@@ -123,7 +123,8 @@ class Directory:
         if first == 0:
             return 0
         ends = SampleEnds()
-        ends.before(self.entry(first - 1).name)
+        for ordinal in range(max(0, first - SampleEnds.MOST), first):
+            ends.before(self.entry(ordinal).name)
         while first < len(self) and not ends.before(self.entry(first).name):
             first += 1
         return first
