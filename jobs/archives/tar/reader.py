@@ -21,6 +21,7 @@ from jobs.storage.safe_paths import unsafe
 
 _HEAD = 8 << 20  # bytes of a tar that are examined for the top folder
 _META = 1 << 20  # bytes of a pax header or a long name, at most
+_MOST_META = 4 << 20  # bytes of all extension headers of a member, at most
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default
 # The sizes that a tar is padded to: a record, or the block size of a tape or of dd.
 _PADDED_TO = (_RECORD, *(BLOCK << power for power in range(13)))
@@ -264,6 +265,9 @@ class TarReader:
     def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
         """Read an extension header, for the next member or for all."""
         kind = header.kind
+        before = self._cursor.offset - self.header_offset
+        if before + header.size > _MOST_META:
+            self._fail(f"its extension headers have more than {_MOST_META} bytes")
         if kind == b"V":
             return extra  # a volume's label; it has no content
         if header.size > _META:

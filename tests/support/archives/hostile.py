@@ -148,6 +148,8 @@ def _tar_structure() -> Iterator[Case]:
     yield damaged("pax size not a number", GOOD + pax({b"size": b"1e3"}) + member(b"b") + END)
     yield damaged("pax header of no member", GOOD + pax({b"path": b"x"}) + END)
     yield damaged("pax header too large", GOOD + header(b"p", 1 << 30, kind=b"x") + END)
+    comment = pax({b"comment": bytes(1_000_000).replace(b"\0", b"x")})
+    yield damaged("many pax headers", GOOD + 5 * comment + GOOD + END)
     yield damaged("long name too large", GOOD + header(b"p", 1 << 30, kind=b"L") + END)
     yield damaged("hard link with content", GOOD + member(b"l", PNG, kind=b"1", target=b"a") + END)
     yield damaged("sparse map beyond the size", GOOD + _sparse_1(b"s", [(9, 4)], b"data", 4) + END)
