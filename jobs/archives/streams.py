@@ -36,10 +36,14 @@ class RandomAccess(Protocol):
 class Arriving(RandomAccess, Protocol):
     """A file that is being downloaded; reads wait for bytes that have not arrived.
 
-    ``wants``: what a read waits for is fetched before all other bytes.
+    ``wants``: what a read waits for is fetched before all other bytes. ``in_order``: whether bytes
+    are not stored any more once later ones were read.
     """
 
     wants: bool
+
+    @property
+    def in_order(self) -> bool: ...
 
 
 class ConcatenatedFiles(io.RawIOBase):

@@ -314,6 +314,11 @@ class ArrivingBytes:
     read_exactly = pread
 
     @property
+    def in_order(self) -> bool:
+        """Whether bytes are not stored any more once later ones were read."""
+        return self._arrivals.window is not None
+
+    @property
     def is_complete(self) -> bool:
         """Whether the file is complete and verified."""
         return self._arrivals.is_complete

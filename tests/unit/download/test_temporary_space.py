@@ -387,7 +387,7 @@ def test_a_shard_that_is_larger_than_the_limit_is_refused_at_once(run: Run) -> N
 
 WINDOW = 16 << 20  # bytes
 LARGE = {
-    f"notes/{n}.bin": random.Random(n).randbytes((2 << 20) if n < 9 else (6 << 20))
+    f"notes/{n}.bin": random.Random(n).randbytes((6 << 20) if n in (1, 9) else (3 << 19))
     for n in range(10)
 }
 

@@ -249,7 +249,7 @@ def test_a_footer_that_names_bytes_outside_of_the_file_is_read_to_the_end_of_the
     class Complete:
         """All bytes are there; a read of others would wait for ever."""
 
-        starts, size, wants = (0,), len(hostile), False
+        starts, size, wants, in_order = (0,), len(hostile), False, False
 
         def pread(self, size: int, offset: int) -> bytes:
             assert 0 <= offset <= offset + size <= len(hostile)
