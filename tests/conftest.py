@@ -9,6 +9,7 @@ import signal
 import tempfile
 import zlib
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,26 @@ def _has_memory() -> bool:
         return min(kib << 10, shutil.disk_usage(MEMORY).free) >= MEMORY_BYTES
     except (OSError, ValueError):
         return False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules whose tests wait for a Slurm come evenly among the others.
+
+    Each worker begins with a share of the tests in their order: so the cores are busy all the time.
+    """
+    modules: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.path, []).append(item)
+    kinds: dict[bool, list[list[pytest.Item]]] = {False: [], True: []}
+    for module in modules.values():
+        kinds[module[0].get_closest_marker("slurm") is not None].append(module)
+    placed = []
+    for some in kinds.values():
+        counts = list(accumulate(map(len, some), initial=0))
+        placed += [
+            (count / counts[-1], module) for count, module in zip(counts, some, strict=False)
+        ]
+    items[:] = [item for _, module in sorted(placed, key=lambda each: each[0]) for item in module]
 
 
 def pytest_collection_finish() -> None:
