@@ -603,9 +603,10 @@ class Submission(Struct, frozen=True):
 
     def task(self, stage: Stage, number: int) -> Task:
         """The task with that number (``KeyError`` if there is none)."""
-        if (task := {each.number: each for each in self.of_stage(stage)}.get(number)) is None:
-            raise KeyError(f"{stage.value} task {number}")
-        return task
+        for task in self.of_stage(stage):
+            if task.number == number:
+                return task
+        raise KeyError(f"{stage.value} task {number}")
 
     def of_stage(self, stage: Stage) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if task.stage is stage)

@@ -20,7 +20,7 @@ OURS = ("jobs", "orchestrator")
 OF_THE_PROJECT = ("architecture", "docs", "packaging")  # tests of no module
 NOT_AT_START = ("requests", "huggingface_hub", "submitit", "PIL", "pyarrow", "isal")
 MOST_LINES = 500
-LONGER = {"jobs.model": 630}  # a list of nouns, in which things are looked up
+LONGER = {"jobs.model": 640}  # a list of nouns, in which things are looked up
 
 _DOTTED = re.compile(r"\b(?:jobs|orchestrator)(?:\.\w+)+")
 
