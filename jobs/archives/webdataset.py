@@ -46,7 +46,7 @@ def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
 
     It does if most keys have an image and its data, and there is neither a records file nor the
     images folder. Files without an extension do not matter. Names with dots (``com.app_1.png``,
-    ``com.app_1.json``) are none of samples, although they share a key.
+    ``com.app_1.json``) do not make a sample, although they share a key.
     """
     keys: dict[bytes, set[str]] = {}
     own = tuple(name.encode() for name in layout.records_names)

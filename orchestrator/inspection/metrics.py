@@ -117,10 +117,7 @@ def _not_reported(state: RunState) -> int:
     An extract task that finds parts finished reports them as its own.
     """
     last = max((view.attempt for view in state.tasks), default=0)
-    current = [
-        view for view in state.tasks
-        if view.attempt == last or view.status is TaskStatus.RUNNING
-    ]  # fmt: skip
+    current = [v for v in state.tasks if v.attempt == last or v.status is TaskStatus.RUNNING]
     found = sum(
         view.heartbeat.files_done
         for view in current

@@ -30,6 +30,13 @@ def shards(count: int) -> dict[str, bytes]:
     return {f"s-{n:02d}.tar": page_tar(range(10 * n, 10 * n + 2)) for n in range(count)}
 
 
+def folder_of_shards(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for name, data in shards(count).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 def launch(cli: Cli, dest: Path, *words: str | Path) -> Done:
     return cli.run("launch", "--engine", "local", "--yes", "--dest", dest, *words)
 
@@ -173,10 +180,7 @@ def test_a_revision_can_be_chosen_and_stays_chosen(
 def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     cli: Cli, tmp_path: Path
 ) -> None:
-    source, dest = tmp_path / "source", tmp_path / "data"
-    source.mkdir()
-    for name, data in shards(3).items():
-        (source / name).write_bytes(data)
+    source, dest = folder_of_shards(tmp_path / "source", 3), tmp_path / "data"
     launch(cli, dest, "--local-path", source)
     (source / "s-01.tar").write_bytes(page_tar([10, 11], "new "))
     old, runs = state(dest), cli.runs()
@@ -201,10 +205,7 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
 def test_what_changes_in_the_old_state_before_a_resume_is_not_published(
     cli: Cli, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    source, dest = tmp_path / "source", tmp_path / "data"
-    source.mkdir()
-    for name, data in shards(3).items():
-        (source / name).write_bytes(data)
+    source, dest = folder_of_shards(tmp_path / "source", 3), tmp_path / "data"
     launch(cli, dest, "--local-path", source)
     changed = page_tar([10, 11], "new ")
     (source / "s-01.tar").write_bytes(changed[:1500])
@@ -239,10 +240,7 @@ def flip(path: Path, data: bytes) -> None:
 def test_a_damaged_shard_is_named_and_its_archives_are_read_again(
     cli: Cli, tmp_path: Path, output: tuple[str, ...]
 ) -> None:
-    source, dest = tmp_path / "source", tmp_path / "data"
-    source.mkdir()
-    for name, data in shards(4).items():
-        (source / name).write_bytes(data)
+    source, dest = folder_of_shards(tmp_path / "source", 4), tmp_path / "data"
     words: list[str | Path] = ["--local-path", source, "--output", *output]
     launch(cli, dest, *words)
     (source / "s-00.tar").write_bytes(page_tar([0, 1], "new "))
