@@ -316,6 +316,8 @@ class Plan(Struct, frozen=True, dict=True):
     created: datetime
     engine: str = "auto"  # as requested at launch
     download_on: str = "cluster"  # likewise; login: a shell downloads, the rest runs on Slurm
+    download_tasks: int = 1  # likewise
+    parallel: int | None = None  # likewise; None: all tasks, or one per core on one machine
     history: tuple[Published, ...] = ()  # earlier states of the dataset, the oldest first
     schema: int = SCHEMA
 
@@ -594,6 +596,7 @@ class Submission(Struct, frozen=True):
     start: str = ""  # of the process ``pid``, in clock ticks since boot
     cluster: Cluster | None = None  # of its jobs; None: unknown, or not Slurm
     temp_limit: int | None = None  # bytes of archives that may be stored at a time; None: any
+    most: int | None = None  # array tasks, at most, as requested at launch or resume; None: default
     schema: int = SCHEMA
 
     @property

@@ -40,7 +40,11 @@ _publishing = options.stack(
 @options.run
 @options.log_dir
 @options.typed_only(
-    click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
+    click.option(
+        "--tasks",
+        help="Maximum number of array tasks.  [default: as before]",
+        type=options.POSITIVE,
+    )
 )
 @flag("--dry-run", help="Show what would be done; change nothing.")
 @flag("--deep", help="Check all content of the dataset: first, or once it is published.")

@@ -26,8 +26,14 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
         type=options.ENGINE,
     )
 )
-@click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
-@options.typed_only(options.temp_limit("as at launch"))
+@options.typed_only(
+    click.option(
+        "--tasks",
+        help="Maximum number of array tasks.  [default: as at launch]",
+        type=options.POSITIVE,
+    ),
+    options.temp_limit("as at launch"),
+)
 @options.log_dir
 @options.typed_only(options.slurm)
 @options.wait

@@ -118,6 +118,7 @@ class Planned:
             retries=self.request.retries,
             then=str(then.absolute()) if then else None,
             temp_limit=self.temp_limit,
+            most=self.request.tasks,
         )
 
     def scripts(self) -> dict[Stage, str]:
@@ -164,6 +165,8 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         now=now,
         engine=request.engine,
         download_on=request.download_on,
+        download_tasks=request.download_tasks,
+        parallel=request.parallel,
     )
     jobs = request.resources
     if choice.is_local or not (jobs.python or jobs.launcher or jobs.container_image):

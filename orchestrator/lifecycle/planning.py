@@ -48,6 +48,8 @@ def plan_run(
     now: datetime,
     engine: str = "auto",
     download_on: str = "cluster",
+    download_tasks: int = 1,
+    parallel: int | None = None,
 ) -> Plan:
     """The plan for ``shards``; ``UsageError`` if there are none, or too many parts.
 
@@ -72,6 +74,8 @@ def plan_run(
         created=now,
         engine=engine,
         download_on=download_on,
+        download_tasks=download_tasks,
+        parallel=parallel,
     )
 
 

@@ -55,8 +55,8 @@ def recover(
 ) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
-    ``most``: tasks of an array, at most, and ``packs``: tasks that pack (None: as many as in any
-    submission); ``limits_min``: the time limits of the stages' partitions in minutes;
+    ``most``: tasks of an array, at most (None: as in the last submission), and ``packs``: tasks
+    that pack (None: as many as in any submission); ``limits_min``: the time limits of the stages' partitions in minutes;
     ``temp_limit``: bytes of archives that may be stored at a time (None: as in the last
     submission).
     """
@@ -66,6 +66,7 @@ def recover(
     live = [view for view in state.live if not view.engine.exited_nonzero]
     working = [view for view in live if _works(view, state.status)]
     waiting = [view for view in live if not _works(view, state.status)]
+    most = most or state.submissions[-1].most
     temp_limit = temp_limit or state.submissions[-1].temp_limit
     shards, parts, refetch = _unfinished(state, working, temp_limit)
     if not shards and not parts and _will_finalize(waiting):
@@ -134,7 +135,7 @@ def _packs(state: RunState, most: int | None) -> int:
     """The most tasks of a submission that pack, at most ``most``; a single one has no use."""
     had = max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions)
     if state.submissions[-1].onward is not None:  # a download in a shell has none of these tasks
-        had = max(had, planning.pack_tasks(state.plan, planning.DEFAULT_TASKS))
+        had = max(had, planning.pack_tasks(state.plan, most or planning.DEFAULT_TASKS))
     tasks = had if most is None else min(had, most)
     return tasks if tasks > 1 else 0
 

@@ -245,7 +245,12 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
     draft = submitting.next_draft(
-        last, step, retries=retries, engine=planned.engine, cluster=planned.cluster
+        last,
+        step,
+        retries=retries,
+        engine=planned.engine,
+        cluster=planned.cluster,
+        most=request.tasks,
     )
     if any(map(planned.state.has_followed, planned.state.submissions)):
         draft = structs.replace(draft, then=None)  # a repair does not start it again

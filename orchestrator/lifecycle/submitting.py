@@ -105,9 +105,11 @@ def next_draft(
     retries: int,
     engine: str | None = None,
     cluster: Cluster | None = None,
+    most: int | None = None,
 ) -> Submission:
-    """The submission after ``last`` with the work of ``step``; ``engine``: None: as before.
+    """The submission after ``last`` with the work of ``step``.
 
+    ``engine``, and ``most`` (array tasks, as requested): None: as before.
     ``submit_chain`` raises if another process has made this submission.
     """
     return draft(
@@ -121,6 +123,7 @@ def next_draft(
         then=last.then,
         cluster=cluster,
         temp_limit=step.temp_limit,
+        most=most or last.most,
     )
 
 
@@ -208,6 +211,7 @@ def draft(
     then: str | None = None,
     cluster: Cluster | None = None,
     temp_limit: int | None = None,
+    most: int | None = None,
 ) -> Submission:
     """A submission by this process, without job ids."""
     me = ProcessId.here()
@@ -227,6 +231,7 @@ def draft(
         then=then,
         cluster=cluster,
         temp_limit=temp_limit,
+        most=most,
     )
 
 

@@ -100,6 +100,8 @@ def plan_update(
         resources=override(request.resources, changes or {}),
         **{name: value for name, value in asked.items() if value is not None},
     )
+    if request.temp_limit is not None:
+        request = replace(request, download_tasks=1)  # the only one that knows what is stored
 
     def carry(new: Plan) -> CarryPlan:
         # A dataset that was moved has its files beside its receipt.
@@ -177,8 +179,9 @@ def _request(
         log_dir=log_dir,
         options=structs.replace(old.options, overwrite=True, expect_records=None),
         engine=old.engine,
-        # Local runs use one task per core, and this may be a different machine.
-        parallel=None if last.is_local and not last.onward else last.parallel,
+        tasks=last.most,
+        parallel=old.parallel,
+        download_tasks=old.download_tasks,
         resources=extract,
         download_partition=download.partition if download.partition != extract.partition else None,
         # Both may have got others since (``recovery.grown``).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Dataset:
     def path(self, name: str) -> Path:
         return self.source / f"{name}.{self._ending}"
 
-    def launch(self, dest: Path | None = None) -> None:
+    def launch(self, dest: Path | None = None, **fields: Any) -> None:
+        """Publish in ``dest`` (None: its own); ``fields``: others of the request."""
         options = self._options
         source = SourceRequest(
             SourceKind.LOCAL,
@@ -48,10 +50,8 @@ class Dataset:
             folder_times=options.folder_times,
             nested=options.nested,
         )
-        request = LaunchRequest(
-            source, dest or self.dest, log_dir=self.logs, options=options, engine="local"
-        )
-        assert work(launching.plan(request)) is None
+        request = LaunchRequest(source, dest or self.dest, log_dir=self.logs, options=options)
+        assert work(launching.plan(replace(request, **{"engine": "local", **fields}))) is None
 
     def plan(self, **changes: Any) -> PlannedUpdate:
         return plan_update(self.dest, **{"log_dir": self.logs, **changes})

@@ -12,7 +12,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Options, Outcome, Output, Resources, SourceKind, SourceRef, Stage, Task
 from orchestrator.inspection.state import RunState, TaskStatus
-from orchestrator.lifecycle.recovery import grown, may_retry, recover
+from orchestrator.lifecycle.recovery import Recovery, grown, may_retry, recover
 from orchestrator.lifecycle.submitting import placeholder
 from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
 
@@ -25,6 +25,10 @@ DOWNLOADED = SUBMITTED.result(Stage.DOWNLOAD)
 
 def _items(tasks: tuple[Task, ...], stage: Stage) -> list[str]:
     return [item for task in tasks if task.stage is stage for item in task.items]
+
+
+def _array(step: Recovery) -> list[Task]:
+    return [task for task in step.tasks if task.stage is Stage.EXTRACT]
 
 
 def _failed_part(cause: Cause, run: RunBuilder = SUBMITTED) -> RunState:
@@ -148,6 +152,12 @@ def test_what_still_packs_is_replaced_together_with_its_finalize() -> None:
     assert step.resources is not None
     assert step.resources["finalize"].mem_mb == 4000
     assert step.resources["pack"].mem_mb == 8000
+
+
+def test_the_maximum_number_of_tasks_is_that_of_the_last_resume_that_had_one() -> None:
+    run = AB.submitted(refused="too many jobs").submitted(most=2)  # resume --tasks 2
+    again = run.submitted(most=2).state()
+    assert [len(_array(recover(again, most=most))) for most in (None, 1, 9)] == [2, 1, 3]
 
 
 @pytest.mark.parametrize(("most", "tasks"), [(None, 2), (9, 2), (2, 2), (1, 0)])

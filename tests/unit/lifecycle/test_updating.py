@@ -20,6 +20,7 @@ from msgspec import structs
 from examples.samples import tree_digest
 from jobs.errors import RunFolderError, UsageError, VerificationError
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Resources, Stage
+from jobs.runtime.process import cores
 from jobs.storage import atomic
 from orchestrator import api, cli
 from orchestrator.lifecycle import space
@@ -84,6 +85,32 @@ def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset
     assert len(planned.draft.of_stage(Stage.EXTRACT)) == 3  # no archive is read for these
     with pytest.raises(UsageError, match="has no revisions"):
         dataset.plan(revision="v2")
+
+
+def test_an_update_has_as_many_tasks_as_was_requested_and_those_of_slurm_are_not_for_one_machine(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(dataset.dest)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    dataset.launch(engine="slurm", tasks=2, download_tasks=3)
+    for index in range(4):
+        dataset.path(f"t-{index}").write_bytes(page_tar(range(40 + index, 41 + index)))
+    planned = dataset.plan().planned
+    assert (planned.tasks, planned.parallel, planned.download_tasks) == (2, 2, 3)
+    planned = dataset.plan(engine="local").planned
+    assert (planned.parallel, planned.request.parallel) == (cores(), None)
+    assert dataset.plan(temp_limit=1 << 20).planned.download_tasks == 1
+    submission = dataset.run.load_submission(1)
+    resumed = structs.replace(submission, number=2, most=1)  # resume --tasks 1
+    atomic.create_json(dataset.run.submission(2), resumed)
+    assert dataset.plan().planned.tasks == 1
+
+
+def test_an_update_uses_as_much_of_this_machine_as_the_launch(dataset: Dataset) -> None:
+    shutil.rmtree(dataset.dest)
+    dataset.launch(parallel=5)
+    dataset.path("s-1").touch()
+    assert dataset.plan().planned.parallel == 5
 
 
 def test_an_update_on_this_machine_says_that_the_launchs_script_is_not_submitted(
