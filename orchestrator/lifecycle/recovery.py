@@ -56,9 +56,9 @@ def recover(
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
     ``most``: tasks of an array, at most (None: as in the last submission), and ``packs``: tasks
-    that pack (None: as many as in any submission); ``limits_min``: the time limits of the stages' partitions in minutes;
-    ``temp_limit``: bytes of archives that may be stored at a time (None: as in the last
-    submission).
+    that pack (None: as many as in any submission); ``limits_min``: the time limits of the stages'
+    partitions in minutes; ``temp_limit``: bytes of archives that may be stored at a time (None: as
+    in the last submission).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
