@@ -17,7 +17,6 @@ from orchestrator.inspection.state import CONSEQUENCES, RunState, TaskStatus, Ta
 READ_EVERY_S = 0.5  # for new lines
 POLL_EVERY_S = 3.0  # for a task's state: each a query to slurmctld, which the site's users share
 _TASK = re.compile(r"(?:(?P<stage>download|extract|pack|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
-_BAD = (TaskStatus.FAILED, TaskStatus.MISSING)
 _LIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.UNKNOWN)  # in order of preference
 
 
@@ -33,7 +32,7 @@ def select(state: RunState, what: str | None = None, *, failed: bool = False) ->
     ``UsageError`` if nothing matches.
     """
     if failed:
-        found = [view for view in state.tasks if view.status in _BAD]
+        found = [view for view in state.tasks if view.status.bad]
         return found if what is None else [view for view in found if view in _named(state, what)]
     return _named(state, what) if what is not None else _default_tasks(state)
 

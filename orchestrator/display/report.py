@@ -267,8 +267,7 @@ def _gantt_chart(bars: Sequence[Bar], lanes: Sequence[Lane], end: float) -> str:
 
 def _bar_lines(bar: Bar, top: float, end: float, *, waited: bool) -> Iterator[str]:
     assert bar.started is not None and bar.ended is not None
-    bad = bar.status in (TaskStatus.FAILED, TaskStatus.MISSING)
-    kind = "bad" if bad else bar.stage.value
+    kind = "bad" if bar.status.bad else bar.stage.value
     a, b, c = (_x(moment, end) for moment in (bar.submitted, bar.started, bar.ended))
     if waited and b - a >= 1:
         middle = top + _BAR / 2

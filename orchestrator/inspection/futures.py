@@ -12,7 +12,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import task_entry
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import evidence
-from orchestrator.inspection.state import RunState, TaskStatus, TaskView, all_tasks, compute_state
+from orchestrator.inspection.state import RunState, TaskView, all_tasks, compute_state
 
 POLL_S = 2.0  # least interval of queries to the engine, for all futures together
 
@@ -63,7 +63,7 @@ class TaskFuture(core.Job[TaskResult]):
 
     def done(self, force_check: bool = False) -> bool:
         """Whether the task has ended; queries the engine at most every two seconds."""
-        return self._view(fresh=force_check).status not in _NOT_OVER
+        return not self._view(fresh=force_check).status.live
 
     def results(self) -> list[TaskResult]:
         """See ``result``; a task has one result."""
@@ -92,9 +92,6 @@ class TaskFuture(core.Job[TaskResult]):
         """Always raises ``UsageError``: ``api.cancel`` cancels the complete run."""
         run_id = self._run.folder.run_id
         raise UsageError(f"cancel the whole run: websight-orchestrate cancel {run_id}")
-
-
-_NOT_OVER = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
 
 
 def futures_of(folder: RunFolder) -> list[TaskFuture]:

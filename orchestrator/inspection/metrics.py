@@ -323,7 +323,7 @@ def _node(
     name: str, views: Sequence[TaskView], rates: Mapping[str, float | None], now: datetime
 ) -> Node:
     failed = sum(
-        v.status in (TaskStatus.FAILED, TaskStatus.MISSING)
+        v.status.bad
         and v.engine.cause not in (Cause.CANCELLED, Cause.PREEMPTED)  # not the node's fault
         for v in views
     )
@@ -409,7 +409,7 @@ class StageCount:
     @property
     def bad(self) -> int:
         """Tasks that ended without success."""
-        return self[TaskStatus.FAILED] + self[TaskStatus.MISSING]
+        return sum(count for status, count in self.by_status.items() if status.bad)
 
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:

@@ -59,6 +59,11 @@ class TaskStatus(str, Enum):
     def live(self) -> bool:
         return self in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
 
+    @property
+    def bad(self) -> bool:
+        """Whether it ended without success."""
+        return self in (TaskStatus.FAILED, TaskStatus.MISSING)
+
 
 TaskKey = tuple[int, Stage, int]  # attempt, stage, number
 
@@ -371,7 +376,7 @@ def _open_problems(views: Sequence[TaskView], evidence: Evidence) -> tuple[OpenP
             found[(view.stage, item or f"task {view.task.number}")] = open_problem
 
     for view in views:
-        if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
+        if not view.status.bad:
             continue
         if view.stage is Stage.PACK and view.attempt <= finalized:
             continue

@@ -202,11 +202,7 @@ def _resources(
     limited = any(Cause.LIMIT in _causes(view) for view in state.tasks)
     for stage in state.stages:
         before = state.submissions[-1].resources_of(stage)
-        failed = [
-            view
-            for view in state.tasks
-            if view.stage is stage and view.status in (TaskStatus.FAILED, TaskStatus.MISSING)
-        ]
+        failed = [view for view in state.tasks if view.stage is stage and view.status.bad]
         causes = {cause for view in failed for cause in _causes(view)}
         requested[stage.value] = grown(
             before,
