@@ -33,6 +33,7 @@ from jobs.storage.staging import FileIn
 
 T = TypeVar("T")
 
+DEFAULT_LOG_DIR = Path("logs")  # of the run folders
 _file = partial(FileIn, "path")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH

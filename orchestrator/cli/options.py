@@ -18,6 +18,7 @@ import click
 
 from jobs.errors import RunFolderError, UsageError
 from jobs.model import Resources
+from jobs.storage.run_folder import DEFAULT_LOG_DIR
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 
@@ -194,7 +195,7 @@ log_dir = click.option(
     "--log-dir",
     help="Folder of the run folders; compute nodes must see it too.",
     type=FOLDER,
-    default=Path("logs"),
+    default=DEFAULT_LOG_DIR,
 )
 
 
@@ -285,7 +286,7 @@ def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     from orchestrator.inspection import run_list
 
     try:
-        names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
+        names = run_list.run_ids(Path(ctx.params.get("log_dir") or DEFAULT_LOG_DIR))
     except (RunFolderError, OSError):
         names = []
     return [name for name in names if name.startswith(incomplete)]

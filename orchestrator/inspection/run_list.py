@@ -16,14 +16,13 @@ import msgspec
 from jobs.errors import OrchestrateError, RunFolderError, UsageError, fact_of, path_of
 from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
-from jobs.storage.run_folder import RunFolder, closed_to_us
+from jobs.storage.run_folder import DEFAULT_LOG_DIR, RunFolder, closed_to_us
 from jobs.storage.staging import CLAIM, INCOMING, RECEIPT
 from orchestrator.inspection.state import RunState, RunStatus
 
 if TYPE_CHECKING:
     from orchestrator.inspection.futures import TaskFuture
 
-DEFAULT_LOG_DIR = Path("logs")
 SCHEMA = 1
 _SHOWN = 5  # runs in a message
 _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
@@ -79,7 +78,7 @@ def _folder(run: str, base: Path) -> Path | None:
     path = Path(run)
     if (owner := _owner(path)) is not None:
         return owner
-    if (path / "plan.json").is_file():
+    if RunFolder(path).plan.is_file():
         return path.absolute()
     if "/" not in run and (base / run).is_dir():
         return base / run  # loading a missing plan reports it
@@ -180,7 +179,7 @@ def _created(folder: Path) -> float:
 
 def _is_run(folder: Path) -> bool:
     try:
-        return (folder / "plan.json").is_file()
+        return RunFolder(folder).plan.is_file()
     except OSError:  # another user's, in a shared log folder
         return False
 

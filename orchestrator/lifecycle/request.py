@@ -13,9 +13,9 @@ from jobs.errors import UsageError
 from jobs.model import Layout, Options, Resources, Stage
 from jobs.outputs import registry
 from jobs.sources.base import SourceRequest
+from jobs.storage.run_folder import DEFAULT_LOG_DIR
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
-from orchestrator.inspection.run_list import DEFAULT_LOG_DIR
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.planning import LEAST_PART_SIZE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,13 @@ from jobs.errors import RunFolderError, UsageError, as_storage_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import DEFAULT_LOG_DIR, RunFolder
 from jobs.verify import dataset
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
-from orchestrator.inspection.run_list import DEFAULT_LOG_DIR, find_run, run_word
+from orchestrator.inspection.run_list import find_run, run_word
+from orchestrator.lifecycle import planning
 
 _LOOK_S = 2.0
 
@@ -36,7 +36,7 @@ def verify(
 def dataset_of(path: Path, log_dir: Path = DEFAULT_LOG_DIR) -> Path:
     """``path``, or the destination of a run if ``path`` is its id or run folder."""
     try:
-        if path.exists() and not (path / "plan.json").is_file():
+        if path.exists() and not RunFolder(path).plan.is_file():
             return path
         return Path(find_run(str(path), log_dir).load_plan().dest)
     except (OSError, RunFolderError, UsageError):
@@ -86,7 +86,7 @@ def verify_on_slurm(
     Raises ``EngineError`` if Slurm refuses, ``VerificationError`` if a task wrote no report.
     """
     engine = engine_named(choose_engine("slurm").name)
-    name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    name = f"verify-{planning.new_run_id(utc_now())}"
     folder = RunFolder(log_dir.expanduser().absolute() / name)
     with as_storage_error(f"creating {folder.path}"):
         folder.path.mkdir(mode=0o700, parents=True)
