@@ -50,23 +50,15 @@ class Merged:
     rewritten: int = 0  # records whose paths were changed
 
 
-class _Numbers:
-    """Membership test in a sorted array, for numbers in ascending order."""
-
-    def __init__(self, numbers: array[int]) -> None:
-        self._numbers = numbers
-        self._place = 0
-
-    def holds(self, number: int) -> bool:
-        numbers = self._numbers
-        while self._place < len(numbers) and numbers[self._place] < number:
-            self._place += 1
-        return self._place < len(numbers) and numbers[self._place] == number
-
-
 def sorted_numbers(numbers: array[int]) -> array[int]:
     """The numbers in order, each once."""
     return array("Q", (number for number, _ in groupby(sorted(numbers))))
+
+
+def _holds(numbers: array[int], number: int) -> bool:
+    """Whether ``number`` is among sorted ``numbers``."""
+    place = bisect_left(numbers, number)
+    return place < len(numbers) and numbers[place] == number
 
 
 def merge_records(
@@ -150,7 +142,7 @@ class _PublishedLines:
 
     def __init__(self, context: FinalizeContext, dropped: array[int], rewrites: Rewrites) -> None:
         self._context = context
-        self._dropped = _Numbers(dropped)
+        self._dropped = dropped
         self._rewrites = rewrites
         self.may_change = (
             bool(dropped)
@@ -171,7 +163,7 @@ class _PublishedLines:
         for number, piece, line in _lines(self._context):
             if number % 1000 == 0:
                 self._context.progress.check()
-            if self._dropped.holds(number):
+            if _holds(self._dropped, number):
                 continue
             if not records.is_blank(line):
                 placed = _placed(self._context, piece, line, self._rewrites.of(number))
@@ -231,12 +223,11 @@ def extracted_files(
     context: FinalizeContext, skipped: array[int]
 ) -> Iterator[tuple[int, Part, Entry]]:
     """Every file that is published, with its number and part, in plan order."""
-    left_out = _Numbers(skipped)
     number = -1
     for part in context.parts:
         for entry in read_manifest(context.folder.manifest(part)):
             number += 1
-            if not left_out.holds(number):
+            if not _holds(skipped, number):
                 yield number, part, entry
 
 

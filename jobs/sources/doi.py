@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
@@ -15,6 +14,7 @@ from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinne
 from jobs.sources.doi_records import DoiRecord
 from jobs.sources.http_probe import Connections
 from jobs.sources.shard_selection import Look, select
+from jobs.sources.url_lists import last_name
 from jobs.transfer.target import Target, origin_of
 
 _MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
@@ -117,10 +117,6 @@ def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:
     return [
         file
         if counts[file.name] == 1
-        else structs.replace(file, name=f"{_last_part(file.locator)}/{file.name}")
+        else structs.replace(file, name=f"{last_name(file.locator)}/{file.name}")
         for file in files
     ]
-
-
-def _last_part(address: str) -> str:
-    return urllib.parse.urlsplit(address).path.rpartition("/")[2]

@@ -10,7 +10,7 @@ from jobs.formats import magic
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.partial_file import FileVersion, PartialFile, RunningHash
+from jobs.transfer.partial_file import PartialFile, RunningHash
 from jobs.transfer.ranges import Range
 from jobs.transfer.responses import StartOver
 from jobs.transfer.target import Received, Target, quoted_url
@@ -119,11 +119,6 @@ class DownloadState:
             except SourceError as error:
                 raise StartOver(error) from error
         self._is_checked = True
-
-    def identify(self, identity: FileVersion) -> None:
-        """Store the file's version in the sidecar."""
-        if self.partial.identity != identity:
-            self.partial.identify(identity)
 
     # Bytes ------------------------------------------------------------------------------
 

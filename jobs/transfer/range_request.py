@@ -256,7 +256,7 @@ class RangeRequest:
         # Bytes that are there already may be of another version, if their response had none.
         is_first = state.partial.identity is None and not state.partial.total
         if is_first and not self._is_coded(reply):
-            state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
+            state.partial.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
         state.responses += 1
         self._on_response(size, not self._streaming)
 
