@@ -170,8 +170,8 @@ class FinalizeContext:
 
     @property
     def records_out_of_data(self) -> Path:
-        """Folder for the records files that were found among the data."""
-        return self.scratch if self.packs else self.staging.records
+        """Folder for the records files that were found among the files of the data."""
+        return self.staging.records / "among-data"
 
     @property
     def ready(self) -> Path:

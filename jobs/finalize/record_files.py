@@ -18,12 +18,13 @@ from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.scan import forget_manifest
+from jobs.finalize.scan import forget_manifest, walk
 from jobs.formats import magic
 from jobs.formats.pictures import from_table, may_be_named
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.storage import digest, latency
 from jobs.storage.blocks import blocks, read_range
+from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted, sample_key
 
@@ -299,38 +300,56 @@ def _sources_of(
         yield _source(inner, context.staging.inner_records(part, ordinal))
 
 
-def _source(shard: Shard, path: Path, folder: str = "") -> _Source | None:
+def _source(shard: Shard, path: Path) -> _Source | None:
     """The file of records in ``path``; None if it does not exist."""
     try:
-        return _Source(shard, path, path.stat().st_size, folder)
+        return _Source(shard, path, path.stat().st_size)
     except FileNotFoundError:
         return None
+
+
+def put_back(context: FinalizeContext) -> None:
+    """Put the records files back that an earlier attempt has moved out of the data.
+
+    With other options they may be data, and that attempt may have left merged records there.
+    """
+    folder = context.records_out_of_data
+    moved = {os.fsdecode(path) for path in walk(os.fsencode(folder), [b""])}
+    for part in context.parts if moved else ():
+        for entry in _entries(context, part):
+            if entry.path in moved:
+                sums = Sums.of("crc32", blocks(folder / entry.path))
+                # If they differ, the part was extracted again, from an archive that has changed.
+                if (sums.size, sums.crc32) == (entry.size, entry.crc32):
+                    _move(folder / entry.path, context.staging.data / entry.path)
+                    moved.remove(entry.path)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
 
 
 def _among_data(context: FinalizeContext) -> Iterator[_Source]:
     """Move records files out of the data."""
     taken: set[str] = set()
-    for index, file in enumerate(_choose(context)):
+    for file in _choose(context):
         context.records_path = file.name
         context.records_among_data[file.number] = file.part.id
         if not context.reads_records or file.path in taken:
             continue
         taken.add(file.path)
-        moved = _taken_to(context, index)
-        moved.parent.mkdir(exist_ok=True)
+        moved = context.records_out_of_data / file.path
         if context.packs:
+            moved = context.scratch / f"among-data-{len(taken):05d}"
             _copy(context, file, moved)
         elif (place := context.staging.data / file.path).exists():
-            place.replace(moved)
-        source = _source(context.shards[file.part.shard], moved, file.folder)
-        if source is not None:
-            yield source
+            _move(place, moved)
         else:
             forget_manifest(context, file.part, "its records are missing")
-
-
-def _taken_to(context: FinalizeContext, index: int) -> Path:
-    return context.records_out_of_data / f"among-data-{index:05d}"
+            continue
+        shard = context.shards[file.part.shard]
+        yield _Source(shard, moved, moved.stat().st_size, file.folder)
 
 
 def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
@@ -401,7 +420,7 @@ def _names_images(context: FinalizeContext, file: _DataFile) -> bool:
         _copy(context, file, place)
     try:
         found = record_forms.as_lines(
-            place if place.exists() else _taken_to(context, 0),
+            place,
             file.path,
             context.scratch / "look",
             context.progress.check,

@@ -26,7 +26,7 @@ from jobs.finalize.join import Buckets, Placements, Rewrites
 from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.merge import section, sections_of_files, write_manifest
 from jobs.finalize.packed_shards import FinishedShards
-from jobs.finalize.record_files import find_pieces
+from jobs.finalize.record_files import find_pieces, put_back
 from jobs.finalize.scan_records import number_lines, scan_records
 from jobs.finalize.summary import lines_of, made_receipt, problem_of
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
@@ -247,6 +247,7 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
     summaries = scan.read_summaries(context)
     if len(summaries) < len(context.parts):
         return _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
+    put_back(context)
     if options.layout.has_records:
         find_pieces(context, summaries)
     if context.repair_state is not None and not context.reads_records:

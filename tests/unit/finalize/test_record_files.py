@@ -1,0 +1,78 @@
+"""Records files among the data: what an attempt did with them changes nothing for the next one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs.errors import VerificationError
+from jobs.model import Layout, OnBadRecord, Options
+from tests.support.builders.contents import Content, line, png, tree
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
+
+PICTURES: dict[bytes | str, bytes] = {f"images/{number}.png": png(number) for number in range(3)}
+LINES = [line(f"images/{number}.png", id=str(number)) for number in range(3)]
+MISSING = line("images/none.png")
+AUTO = Options(layout=Layout("auto"))
+DROPPING = structs.replace(AUTO, on_bad_record=OnBadRecord.DROP)
+FILES = Options(layout=Layout("files"))
+
+ONE = [Content({**PICTURES, "metadata.jsonl": b"".join([*LINES, MISSING])})]
+TWO_VERSIONS = [
+    Content({**PICTURES, "v1/metadata.jsonl": b"".join(LINES)}),
+    Content({"v2/metadata.jsonl": b"".join(LINES[::-1])}),
+]
+SECOND = Options(layout=Layout("websight", records="v2/metadata.jsonl"))
+
+
+def attempt(run: Run, options: Options) -> Run:
+    """``run`` after an attempt with these options that has published nothing."""
+    mine = run.staging.dest / "mine"
+    mine.write_bytes(b"")
+    run = with_options(run, options)
+    try:
+        assert run.finalize()[1] is not None
+    except VerificationError as error:
+        assert "contains files that are not this run's: 'mine'" in error.message
+    mine.unlink()
+    return run
+
+
+def with_options(run: Run, options: Options) -> Run:
+    return replace(run, plan=structs.replace(run.plan, options=options))
+
+
+@pytest.mark.parametrize(
+    ("shards", "first", "then"),
+    [
+        pytest.param(TWO_VERSIONS, AUTO, SECOND, id="one of two"),
+        pytest.param(TWO_VERSIONS, SECOND, FILES, id="none of two"),
+        pytest.param(ONE, AUTO, FILES, id="a file"),
+        pytest.param(ONE, DROPPING, FILES, id="a file, after its records were merged"),
+        pytest.param(ONE, DROPPING, DROPPING, id="the same again"),
+    ],
+)
+def test_an_attempt_with_other_options_leaves_nothing_behind(
+    tmp_path: Path, shards: list[Content], first: Options, then: Options
+) -> None:
+    fresh = RunBuilder(*shards, options=then).extracted(tmp_path / "fresh")
+    receipt = fresh.finish()
+    run = RunBuilder(*shards, options=first).extracted(tmp_path / "run")
+    run = with_options(attempt(run, first), then)
+    found = run.finish()  # nothing is extracted again
+    assert tree(run.staging.dest) == tree(fresh.staging.dest)
+    assert (found["counts"], found["findings"]) == (receipt["counts"], receipt["findings"])
+
+
+def test_a_records_file_that_was_extracted_again_counts(tmp_path: Path) -> None:
+    run = attempt(RunBuilder(*ONE, options=DROPPING).extracted(tmp_path), DROPPING)
+    run.folder.manifest(run.parts[0]).unlink()
+    changed = Content({**PICTURES, "metadata.jsonl": b"".join(LINES)})
+    run = replace(run, contents=(changed,))
+    run.redo()
+    assert run.finish()["counts"]["records_dropped"] == 0
+    assert (run.staging.dest / "metadata.jsonl").read_bytes() == b"".join(LINES)
