@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ _SAVE_S = 1.0
 _SYNC_BYTES = 128 << 20
 _SYNC_S = 10.0
 _CHUNK = 1 << 20
+_SYNCED = "synced"  # a line of the sidecar: everything before it is durable
 _TINY = 1 << 16  # bytes, up to which a file is downloaded again rather than continued
 
 
@@ -63,6 +65,8 @@ class PartialFile:
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
         self._ranges = Ranges()
+        self._durable = Ranges()  # of an earlier attempt: bytes that no crash has lost
+        self._durable_end = 0  # offset in the sidecar: what it has before is durable
         self.identity: FileVersion | None = None
         self._lock = threading.Lock()
         self._unsaved = Ranges()
@@ -71,6 +75,7 @@ class PartialFile:
         self._unsynced_bytes = 0
         self._syncing = OneBehind()
         self._log = -1
+        self._failed: StorageError | None = None
         self._has_sidecar = True  # perhaps
         try:
             self.fd = self._open(os.O_CREAT | os.O_EXCL)
@@ -85,15 +90,15 @@ class PartialFile:
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
         """Write bytes; returns how many are new. The sidecar is updated a little later."""
-        try:
-            view = memoryview(data)
-            at = offset
+        if self._failed is not None:
+            raise self._failed
+        view = memoryview(data)
+        at = offset
+        with self._disk(f"writing {self.path}"):
             while view:
                 place, most = self._place(at)
                 count = os.pwrite(self.fd, view[:most], place)
                 view, at = view[count:], at + count
-        except OSError as error:
-            raise from_os_error(error, doing=f"writing {self.path}") from error
         with self._lock:
             new = self._ranges.add(offset, at)
             self._unsaved.add(offset, at)
@@ -154,10 +159,12 @@ class PartialFile:
                 return
             self._has_sidecar = True
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
-            lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
+            durable = [header, list(self._durable), _SYNCED]
+            lines = [msgspec.json.encode(line) + b"\n" for line in (*durable, list(self._ranges))]
+            self._durable_end = sum(map(len, lines[:-1]))
             with as_storage_error(f"writing {self.sidecar}"):
                 # Renamed when complete, so that the first line is never incomplete.
-                atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
+                atomic.write_bytes(self.sidecar, b"".join(lines), durable=False)
                 if self._log >= 0:
                     before, self._log = self._log, -1  # in case the next step fails
                     os.close(before)
@@ -180,11 +187,31 @@ class PartialFile:
 
     def _sync(self) -> None:
         """Make the bytes in the sidecar durable, and note it there: a crash cannot lose them."""
-        os.fdatasync(self.fd)
+        with self._disk(f"writing {self.path}"):
+            os.fdatasync(self.fd)
         with self._lock:
             if self._log >= 0:
-                os.write(self._log, b'"synced"\n')
+                os.write(self._log, msgspec.json.encode(_SYNCED) + b"\n")
                 os.fdatasync(self._log)
+                self._durable_end = os.fstat(self._log).st_size
+
+    @contextmanager
+    def _disk(self, doing: str) -> Iterator[None]:
+        """Raise an ``OSError`` as ``StorageError``; another attempt uses only durable bytes then.
+
+        The system reports once that bytes written earlier did not reach the disk, and forgets them.
+        """
+        try:
+            yield
+        except OSError as error:
+            self._failed = from_os_error(error, doing=doing)
+            with self._lock:
+                if self._log >= 0:
+                    with suppress(OSError):
+                        os.ftruncate(self._log, self._durable_end)
+                    os.close(self._log)
+                    self._log = -1
+            raise self._failed from error
 
     def _load(self) -> None:
         try:
@@ -199,8 +226,11 @@ class PartialFile:
         if value.get("schema") != SCHEMA or not (validator or digest):
             return
         self.identity = FileVersion(size, validator, digest)
-        for start, stop in _trusted(lines, same_boot=value.get("boot") == _boot()):
-            self._ranges.add(start, min(stop, here))
+        durable, others = _journaled(lines)
+        self._durable = Ranges((start, min(stop, here)) for start, stop in durable)
+        same_boot = value.get("boot") == _boot()  # then the others are not lost
+        known = [*durable, *others] if same_boot else durable
+        self._ranges = Ranges((start, min(stop, here)) for start, stop in known)
 
     # The end ----------------------------------------------------------------------------
 
@@ -218,14 +248,14 @@ class PartialFile:
             self.fd = fresh
         self._is_new = self._has_sidecar = False
         with self._lock:
-            self._ranges, self.identity = Ranges(), None
+            self._ranges, self._durable, self.identity = Ranges(), Ranges(), None
 
     def finish(self, size: int) -> None:
         """Rename the complete file, durably."""
         if self._window is not None:
             self._remove()
             return
-        with as_storage_error(f"finishing {self.out}"):
+        with self._disk(f"finishing {self.out}"):
             if os.fstat(self.fd).st_size != size:
                 os.ftruncate(self.fd, size)
             self._syncing.wait()
@@ -249,15 +279,18 @@ class PartialFile:
     def close(self) -> None:
         """Close the files; bytes in the sidecar can be used by another attempt."""
         self._syncing.close()
-        with self._lock:
-            try:
-                if self._log >= 0 and self._unsaved_bytes:
-                    self._save()
-            finally:
-                if self._log >= 0:
-                    os.close(self._log)
-                self._log = -1
+        try:
+            with self._disk(f"closing {self.path}"):
                 os.close(self.fd)
+        finally:
+            with self._lock:
+                try:
+                    if self._log >= 0 and self._unsaved_bytes:
+                        self._save()
+                finally:
+                    if self._log >= 0:
+                        os.close(self._log)
+                    self._log = -1
 
     def _drop_log(self) -> None:
         self._syncing.close()
@@ -282,20 +315,21 @@ class PartialFile:
             raise from_os_error(error, doing=f"opening {self.path}") from error
 
 
-def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:
-    """The ranges of a journal that no crash can have lost; ignores an incomplete last line."""
-    found: list[Range] = []
-    trusted = 0
+def _journaled(lines: list[bytes]) -> tuple[list[Range], list[Range]]:
+    """The durable ranges of a journal, and the others; ignores an incomplete last line."""
+    durable: list[Range] = []
+    others: list[Range] = []
     for line in lines:
         try:
             value = msgspec.json.decode(line, type=list[tuple[int, int]] | str)
         except msgspec.MsgspecError:
             break
         if isinstance(value, str):
-            trusted = len(found)
+            durable += others
+            others = []
         else:
-            found += value
-    return found if same_boot else found[:trusted]
+            others += value
+    return durable, others
 
 
 class RunningHash:
@@ -369,7 +403,7 @@ class RunningHash:
         while not stopped() and (left := self._partial.prefix - self._at) > 0:
             count = self._partial.read_into(buffer[: min(left, _CHUNK)], self._at)
             if not count:
-                return  # shorter than the sidecar says; the digest will not match
+                raise StorageError(f"{self._partial.path} has become shorter; run `resume`")
             self._update(buffer[:count])
 
     def _update(self, data: bytes | memoryview) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import StorageError
 from jobs.transfer import partial_file
-from jobs.transfer.partial_file import FileVersion, PartialFile
+from jobs.transfer.partial_file import FileVersion, PartialFile, RunningHash
 from jobs.transfer.responses import Validator
 
 STEP = 100  # bytes
@@ -52,7 +52,7 @@ def partial(tmp_path: Path, disk: Disk) -> Iterator[PartialFile]:
 
 
 def _journal(partial: PartialFile) -> list[bytes]:
-    return partial.sidecar.read_bytes().splitlines()[2:]
+    return partial.sidecar.read_bytes().splitlines()[4:]
 
 
 def test_bytes_arrive_while_the_disk_is_slow_and_are_not_called_durable(
@@ -88,6 +88,9 @@ def test_bytes_that_the_disk_lost_are_an_error(
         partial.write(offset, bytes(STEP))
     with pytest.raises(StorageError):
         partial.finish(2 * STEP) if ends else _write_on(partial)
+    again = PartialFile(partial.out)
+    assert (again.identity, again.total) == (partial.identity, 0)
+    again.close()
 
 
 def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -> None:
@@ -100,6 +103,34 @@ def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -
     again = PartialFile(tmp_path / "a")
     assert (again.identity, again.missing(0, 1000)) == (version, [(400, 1000)])
     again.close()
+
+
+def test_what_is_durable_stays_known_however_often_the_node_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial_file, "_SYNC_S", 0)
+    partial = PartialFile(tmp_path / "a")
+    partial.identify(FileVersion(1 << 20, Validator(etag='"1"'), None))
+    while b"synced" not in b"".join(_journal(partial)):
+        partial.write(0, bytes(partial_file._SAVE_BYTES))
+    partial.close()
+    had = partial.total
+    for node in ("another", "a third"):  # where nothing arrives
+        monkeypatch.setattr(partial_file, "_boot", lambda node=node: node)
+        partial = PartialFile(tmp_path / "a")
+        assert partial.identity is not None
+        partial.identify(partial.identity)
+        partial.close()
+        assert partial.total == had
+
+
+def test_a_file_that_becomes_shorter_is_not_published(tmp_path: Path) -> None:
+    partial = PartialFile(tmp_path / "a")
+    partial.write(0, bytes(600))
+    os.truncate(partial.path, 400)
+    with pytest.raises(StorageError, match="has become shorter"):
+        RunningHash(partial, None, 600).finish()
+    partial.close()
 
 
 @pytest.mark.parametrize("size", [9, None], ids=["tiny", "of unknown size"])
