@@ -119,7 +119,7 @@ class _Pass:
         self._counts = MemberCounts()
         self._warnings: list[str] = []
         self._samples = isinstance(archive, Samples)
-        several = work.fetched.format is Format.PARQUET or self._options.nested or self._samples
+        several = work.fetched.format is Format.PARQUET or self._samples
         records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
             self._options,

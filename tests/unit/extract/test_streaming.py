@@ -88,6 +88,19 @@ def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Run) -> Non
         assert sorted(found) == sorted(entry.path for entry in run.entries(part))
 
 
+@pytest.mark.parametrize("options", [OPTIONS, structs.replace(OPTIONS, nested=True)])
+def test_a_later_records_file_replaces_one_of_an_earlier_part(
+    tmp_path: Path, options: Options
+) -> None:
+    old, new = ({"prompts.jsonl": f'{{"image": "images/{n}.png"}}\n'.encode()} for n in (1, 2))
+    data = _tar(old)[: -len(END)] + _tar(FILES)[: -len(END)] + _tar(new)
+    run = _run(tmp_path, data, options=options)
+    atomic.write_json(run.folder.fetched(run.shard_ids[0]), _fetched(run, _stream(run)))
+    assert [run.summary(part).records for part in run.parts] == [True, False, False, True]
+    assert run.finish()["counts"]["records"] == 1
+    assert (run.staging.dest / "prompts.jsonl").read_bytes() == new["prompts.jsonl"]
+
+
 def test_parts_that_are_done_are_read_past_and_not_written_again(run: Run) -> None:
     _stream(run)
     before = _manifests(run)
