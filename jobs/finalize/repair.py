@@ -193,16 +193,19 @@ def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: Published
     )
 
 
-def damage_left(context: FinalizeContext) -> VerifyReport | None:
+def damage_left(context: FinalizeContext, *, was_cut_off: bool) -> VerifyReport | None:
     """The damage that the check after the publication finds, if one is needed; None: there is none.
 
-    The damaged parts are marked as unfinished (``reset_damaged``).
+    ``was_cut_off``: an earlier attempt began to publish, and what it had staged may have been
+    removed since. The damaged parts are marked as unfinished (``reset_damaged``).
     """
     staging = context.staging
     try:
         check = atomic.read_json(staging.final_check, FinalCheck)
     except FileNotFoundError:
-        return None
+        if not was_cut_off:
+            return None
+        check = FinalCheck(deep=False)
     except msgspec.DecodeError:
         check = FinalCheck(deep=True)
     report = verify_dataset(
@@ -212,7 +215,7 @@ def damage_left(context: FinalizeContext) -> VerifyReport | None:
         return None  # the cleanup removes the request
     reset_damaged(context.folder, context.plan, report)
     if not report.is_blind:
-        staging.final_check.unlink()
+        staging.final_check.unlink(missing_ok=True)
     return report
 
 

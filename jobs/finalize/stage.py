@@ -116,8 +116,10 @@ def run_finalize(
     if owner not in (None, plan.run_id) and has_published:
         cleanup.clean_up(context)
         return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
+    was_cut_off = False
     if owner != plan.run_id:  # the receipt is renamed last
         journal = publish.load(context.staging)
+        was_cut_off = journal is not None
         if journal is None and not repair.restore_receipt(context):
             missing = unfinished(folder, plan)
             if missing is not None:
@@ -128,7 +130,7 @@ def run_finalize(
                 return summary, problem
         if journal is not None:
             publish.finish(context.staging, journal)
-    damage = repair.damage_left(context)
+    damage = repair.damage_left(context, was_cut_off=was_cut_off)
     if damage is not None:
         return Summary(lines=damage.lines), _damage_problem(damage)
     published = _published_summary(context)

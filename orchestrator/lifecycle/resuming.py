@@ -12,7 +12,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, UsageError, counted
-from jobs.finalize import repair
+from jobs.finalize import publish, repair
 from jobs.model import (
     Cluster,
     Format,
@@ -342,13 +342,18 @@ class Amendments:
 def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Options:
     """The options of the run's plan with ``amendments``.
 
-    Raises ``UsageError`` if the run is active or has published, or if these options would extract
-    the archives differently.
+    Raises ``UsageError`` if the run is active, has published or begun to, or if these options would
+    extract the archives differently.
     """
-    if state.status is RunStatus.DONE:
+    if state.status is RunStatus.DONE or folder.receipt.exists():
         raise UsageError(
             f"run {folder.run_id} has published its dataset, whose options cannot be changed any "
             "more; to publish it differently, launch again with --overwrite"
+        )
+    if publish.load(Staging(state.plan)) is not None:
+        raise UsageError(
+            f"run {folder.run_id} has begun to publish its dataset, with the options that it had; "
+            "run `resume` without these options, which finishes that"
         )
     if state.live:
         raise UsageError(

@@ -24,7 +24,7 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection.evidence import gather
 from tests.support.builders.contents import Content, line, pages, png, tarred, tree
-from tests.support.builders.made_run import fetched_of
+from tests.support.builders.made_run import Run, fetched_of
 from tests.support.builders.runs import RUN_ID, RunBuilder
 
 
@@ -209,6 +209,16 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     assert tree(run.staging.dest) == before
 
 
+def killed_before_the_first_rename(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(publish, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.finish()
+
+
 @pytest.mark.parametrize(
     "gone", [("images",), ("images", "prompts.jsonl", "MANIFEST.jsonl", "RECEIPT.json")]
 )
@@ -217,20 +227,28 @@ def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
 ) -> None:
     RunBuilder(pages(0, 3), run_id="2025-old").extracted(tmp_path).finish()
     run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as once:
-        once.setattr(publish, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.finish()
+    killed_before_the_first_rename(run, monkeypatch)
     for name in gone:
         place = run.staging.dest / name
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     run.finish()
     new = ["MANIFEST.jsonl", "images/000010.png", "images/000011.png", "prompts.jsonl"]
     assert sorted(path for path in tree(run.staging.dest) if not path.startswith("kept-")) == new
+
+
+def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
+    killed_before_the_first_rename(run, monkeypatch)
+    (run.staging.data / "images" / "000003.png").unlink()
+    summary, problem = run.finalize()
+    assert problem is not None and problem.cause is Cause.NOT_FETCHED
+    assert "✗ 'images/000003.png' (shard 0001-shard-0001.tar): missing" in summary.lines
+    assert not run.staging.receipt.exists()
+    assert run.redo() == [run.parts[1].id]
+    run.finish()
+    assert run.verify().ok
 
 
 def made(path: Path) -> Path:

@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 
 from examples.samples import tree_digest
-from jobs.errors import Cause, PreflightError
-from jobs.model import Options, Output, Stage
+from jobs.errors import Cause, PreflightError, UsageError
+from jobs.finalize import publish
+from jobs.model import OnBadRecord, Options, Output, Stage
 from jobs.storage import atomic
 from orchestrator import filesystems
 from orchestrator.cli import messages
 from orchestrator.engines.registry import LOCAL, SLURM
 from orchestrator.filesystems import FreeSpace
 from orchestrator.inspection import evidence
+from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.state import RunStatus
 from orchestrator.lifecycle import resuming, submitting
-from orchestrator.lifecycle.resuming import plan_resume, resume
-from tests.support.builders.contents import page_tar
+from orchestrator.lifecycle.resuming import Amendments, amended, plan_resume, resume
+from tests.support.builders.contents import page_tar, pages
 from tests.support.builders.dataset import Dataset
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, running, shard
@@ -137,3 +139,24 @@ def test_a_repair_does_not_start_the_users_job_again(
     resume(plan_resume(run.on_disk(tmp_path).folder))
     assert len(engine.followed) == starts
     assert engine.cancelled == ["900"] * starts
+
+
+def test_options_are_not_changed_once_the_publication_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 2)).submitted().all_ended().extracted(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(publish, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.finalize()
+    changes = Amendments(on_bad_record=OnBadRecord.KEEP)
+    with pytest.raises(UsageError, match="has begun to publish its dataset"):
+        amended(run.folder, state_of(run.folder), changes)
+    run.finish()
+    run.staging.receipt.unlink()
+    with pytest.raises(UsageError, match="options cannot be changed any more"):
+        amended(run.folder, state_of(run.folder), changes)
