@@ -36,8 +36,11 @@ class Decode:
     def __init__(self, structure: ImageCheck) -> None:
         try:
             import PIL.Image
+            import PIL.PngImagePlugin
         except ImportError as error:
             raise extras.DECODE.missing() from error
+        # Compressed texts and colour profiles of more than 1 MiB are no damage.
+        PIL.PngImagePlugin.MAX_TEXT_CHUNK = PIL.PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
         self._pil = PIL
         self._structure = structure
         self._data = bytearray()
@@ -67,6 +70,8 @@ class Decode:
                     if pixels > MAX_PIXELS:
                         return f"decode: {image.width} × {image.height} pixels exceed the limit"
                     frames = getattr(image, "n_frames", 1)
+                    if self._structure.content == "JPEG":
+                        frames = 1  # others (MPO) are previews, which many programs cut off
                     for frame in range(min(frames, max(1, MAX_PIXELS // max(1, pixels)))):
                         image.seek(frame)
                         image.load()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import struct
 
 from jobs.checks.base import WARNING
+from jobs.errors import counted
 
 SIGNATURE = b"\xff\xd8\xff"
 _EOI = b"\xff\xd9"
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length with its own two bytes
 _SOS = 0xDA
-# SOF0–15 without DHT (C4), JPG (C8) and DAC (CC), which are in the same range.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# SOF0–15 without DHT (C4), JPG (C8) and DAC (CC), which are in the same range; JPEG-LS's SOF55.
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn: markers without a length
 _PADDING = b"\0\xff\r\n\t "
 _TAIL = 4096  # bytes that are searched first: EOI is almost always there
+_APPLICATION = frozenset({*range(0xE0, 0xF0), 0xFE})  # APPn, COM: no pixel depends on them
+_MOST_STRAY = 64  # bytes behind one of these, which decoders skip: more are a hole in the file
 
 
 class Jpeg:
@@ -29,6 +32,8 @@ class Jpeg:
         self._offset = 0  # of the next feed in the file
         self._next = 2  # offset of the next marker
         self._rest = b""  # of the last feed: a part of a marker
+        self._stray = 0  # bytes between segments
+        self._may_stray = False
         self._frame = False
         self._scan: int | None = None  # offset after the first SOS segment's header
         self._ended = False  # an EOI was seen
@@ -55,9 +60,12 @@ class Jpeg:
                 self._rest = bytes(data[at:]) if at < len(data) else b""
                 return None
             mark, marker, length = _SEGMENT.unpack_from(data, at)
-            if mark != 0xFF or marker in (0x00, 0xD8, 0xD9):
+            if mark != 0xFF and self._may_stray and self._stray < _MOST_STRAY:
+                self._next += 1
+                self._stray += 1
+            elif mark != 0xFF or marker in (0x00, 0xD8, 0xD9):
                 return "JPEG: damaged header"
-            if marker == 0xFF:
+            elif marker == 0xFF:
                 self._next += 1  # fill bytes may precede a marker
             elif marker in _ALONE:
                 self._next += 2
@@ -70,6 +78,7 @@ class Jpeg:
         return None
 
     def _segment(self, marker: int, size: memoryview) -> str | None:
+        self._may_stray = marker in _APPLICATION  # programs write wrong lengths there
         if marker in _FRAMES:
             self._frame = True
             if not any(size[2:4]):  # a height of 0 is legal (DNL), a width of 0 is not
@@ -112,4 +121,6 @@ class Jpeg:
             return "JPEG: no end (EOI): truncated"
         if self._odd:
             return f"{WARNING}JPEG: other data after its end"
+        if self._stray:
+            return f"{WARNING}JPEG: {counted(self._stray, 'stray byte')} between its segments"
         return None

@@ -35,6 +35,18 @@ def chunkings(data: bytes) -> Iterator[list[bytes]]:
         yield [data[i : i + size] for i in range(0, len(data), size)]
 
 
+def stray(before: bytes, count: int) -> bytes:
+    """A JPEG with zeros before the first segment with these bytes."""
+    head, marker, rest = picture("JPEG").partition(before)
+    return head + b"\0" * count + marker + rest
+
+
+# SOI, SOF55, SOS, EOI (ITU-T T.87, annex C).
+JPEG_LS = bytes.fromhex(
+    "ffd8 fff7 000b 08 0004 0004 01 011100 ffda 0008 01 0100 00 00 00 abcdef ffd9"
+)
+
+
 def found(name: str, data: bytes, verify: Verify = Verify.STRUCTURE) -> str | None:
     """The finding, which is the same however the bytes arrive."""
     findings = set()
@@ -149,6 +161,10 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
         ("images/a.jpg", picture("JPEG")[:-2], "JPEG: no end (EOI): truncated"),
         ("images/a.jpg", picture("JPEG")[:-200] + b"\0" * 200, "JPEG: no end (EOI): truncated"),
         ("images/a.jpg", picture("JPEG") + b"\0" * 9, None),
+        ("images/a.jpg", stray(b"\xff\xdb", 3), "warning: JPEG: 3 stray bytes between its segm"),
+        ("images/a.jpg", stray(b"\xff\xdb", 65), "JPEG: damaged header"),
+        ("images/a.jpg", stray(b"\xff\xc0", 1), "JPEG: damaged header"),
+        ("images/a.jpg", JPEG_LS, None),
         ("images/a.jpg", picture("JPEG") + b"trailer" * 9, "warning: JPEG: other data after"),
         ("images/a.png", picture("JPEG"), "warning: named .png, but contains JPEG"),
         ("images/a.png", picture("JPEG")[:-2], "JPEG: no end (EOI): truncated"),
@@ -182,6 +198,24 @@ def test_decoding_sees_what_the_structure_hides() -> None:
     reported = found("images/a.png", hollow, Verify.DECODE)
     assert reported is not None
     assert reported.startswith("decode: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        pytest.param("a.png", picture("PNG", icc_profile=bytes(2 << 20)), id="a large profile"),
+        pytest.param(
+            "a.jpg",
+            picture("MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]).partition(
+                b"\xff\xd9\xff\xd8"
+            )[0]
+            + b"\xff\xd9",
+            id="a preview that was cut off",
+        ),
+    ],
+)
+def test_decoding_accepts_what_only_pillow_minds(name: str, data: bytes) -> None:
+    assert found(name, data, Verify.DECODE) is None
 
 
 @pytest.mark.parametrize(
