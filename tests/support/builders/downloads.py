@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from jobs.errors import Cause, SourceError
 from jobs.extract.messages import Stream
 from jobs.extract.streaming import ShardStream
 from jobs.model import Options
@@ -86,6 +89,20 @@ class Download:
         self.stream(during)
         assert len(seen[0]) == len(self.run.parts)
         assert not set(seen[0].values()) & set(self.manifests().values())
+
+    def stream_a_transfer_that_fails(self, *, tail: int) -> None:
+        """Extract; the transfer fails after the first part, with half of the bytes and a tail."""
+        size = len(self.data)
+
+        def during() -> None:
+            self.arrive((0, size // 2), (size - tail, size))
+            self.wait_for(0)
+            self.arrivals.fail()
+
+        with pytest.raises(SourceError, match="transfer") as caught:
+            self.stream(during)
+        assert caught.value.cause is Cause.NETWORK
+        assert self.run.folder.manifest(self.run.parts[0]).name in self.manifests()
 
     def stream(
         self, during: Callable[[], None] = lambda: None, *, turn: int = 0, turns: int = 1

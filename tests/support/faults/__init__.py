@@ -2,5 +2,6 @@
 
 ``forkfaults``: the one injector, a ``Fault`` in a kind of process; ``forkshop``: runs commands and
 stages in forks with a fault; ``matrix``: what must hold after it; ``preloaded``: what forks import;
-``slow_files``: a file system that takes long for each file; ``closed``: a folder of another user.
+``slow_files``: a file system that takes long for each file; ``closed``: a folder of
+another user, a full disk.
 """

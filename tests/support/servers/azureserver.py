@@ -37,9 +37,6 @@ class AzureServer(WebServer):
         self.anonymous_env = {"AZURE_STORAGE_ENDPOINT": f"{self.url()}/{self.account}"}
         self.env = {**self.anonymous_env, "AZURE_STORAGE_ACCOUNT_KEY": self.secret}
 
-    def __enter__(self) -> AzureServer:
-        return self
-
     def put(self, name: str, content: bytes) -> None:
         self._blobs[f"/{self.account}/{self.bucket}/{name}"] = content
 

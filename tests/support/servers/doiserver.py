@@ -33,9 +33,6 @@ class DoiServer(WebServer):
         super().__init__(("doi", "zenodo", "invenio", "figshare", "download", "dataverse", "store"))
         self.env = {"DOI_RESOLVER": self.url(), "FIGSHARE_API": self.url(origin="figshare")}
 
-    def __enter__(self) -> DoiServer:
-        return self
-
     # What tests publish -------------------------------------------------------------------
 
     def register(self, doi: str, page: str) -> None:

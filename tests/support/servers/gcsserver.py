@@ -11,7 +11,6 @@ import http.client
 import json
 import urllib.parse
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.support.cluster.ports import Ports
@@ -42,18 +41,10 @@ class GcsServer(WebServer):
         self.anonymous_env = {"STORAGE_EMULATOR_HOST": self.url(), "NO_GCE_CHECK": "true"}
         self.env = {**self.anonymous_env, "GOOGLE_APPLICATION_CREDENTIALS": str(key_file)}
 
-    def __enter__(self) -> GcsServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._emulator.stop()
         self._ports.release()
-        super().__exit__(kind, error, trace)
+        super().stop()
 
     def put(self, name: str, content: bytes) -> None:
         query = urllib.parse.urlencode({"uploadType": "media", "name": name})

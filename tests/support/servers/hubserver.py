@@ -100,9 +100,6 @@ class HubServer(WebServer):
         self._lfs: dict[str, Content] = {}
         super().__init__(("hub", "cdn"))
 
-    def __enter__(self) -> HubServer:
-        return self
-
     # What tests use ----------------------------------------------------------------------
 
     @property

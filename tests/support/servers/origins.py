@@ -26,9 +26,6 @@ class Mirror(FaultyServer):
     login = "Bearer theLoginOfTheTestSite"
     key = "theKeyInTheAddressOfTheTestSite"
 
-    def __enter__(self) -> Mirror:
-        return self
-
     def respond(self, request: Request) -> Answer:
         if request.origin != "main":
             return super().respond(request)

@@ -62,9 +62,6 @@ class S3Server(WebServer):
         }
         self.add_bucket(self.bucket)
 
-    def __enter__(self) -> S3Server:
-        return self
-
     def add_bucket(self, name: str, *, public: bool = False) -> None:
         self._set(f"/{name}", "PUT")
         if public:

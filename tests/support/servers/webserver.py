@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from tests.support.servers.faults import Fault, Script
 from tests.support.servers.wire import (
@@ -30,6 +31,8 @@ from tests.support.servers.wire import (
     hung_up,
     spoil,
 )
+
+Self = TypeVar("Self", bound="WebServer")
 
 
 class WebServer:
@@ -105,7 +108,7 @@ class WebServer:
             server.hang_up()
             server.server_close()
 
-    def __enter__(self) -> WebServer:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -164,9 +167,6 @@ class FaultyServer(WebServer):
         for path, content in (files or {}).items():
             self.put(path, content)
         super().__init__(tls=tls)
-
-    def __enter__(self) -> FaultyServer:
-        return self
 
     def put(
         self,

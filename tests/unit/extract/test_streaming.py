@@ -25,6 +25,7 @@ from tests.support.archives.rawtar import END, member
 from tests.support.archives.reading import part_digests, reader_of
 from tests.support.builders.made_run import Run, extracted
 from tests.support.builders.runs import RunBuilder
+from tests.support.faults.closed import full_disk
 
 COUNT, PARTS = 60, 4
 FILES = {f"images/{number:03d}.png": os.urandom(50_000 + number) for number in range(COUNT)}
@@ -293,17 +294,8 @@ def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
 
 
 def test_a_full_disk_ends_the_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_open = os.open
-
-    def full(path: str, flags: int, *rest: int, **named: int) -> int:
-        if flags & os.O_CREAT:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return really_open(path, flags, *rest, **named)
-
-    monkeypatch.setattr("jobs.outputs.files.os.open", full)
-    with pytest.raises(StorageError) as caught:
+    with full_disk(monkeypatch), pytest.raises(StorageError) as caught:
         _stream(run)
-    monkeypatch.undo()
     assert caught.value.cause is Cause.DISK_FULL
     assert not _manifests(run)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.archives.parquet.archive import ParquetStream
-from jobs.errors import Cause, SourceError
+from jobs.errors import SourceError
 from jobs.model import Options, Verify
 from tests.support.builders.contents import png
 from tests.support.builders.downloads import Download
@@ -187,17 +187,7 @@ def test_without_pyarrow_it_is_left_to_extract_tasks(
 def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
     download: Download,
 ) -> None:
-    size = len(download.data)
-
-    def during() -> None:
-        download.arrive((0, size // 2), (size - FOOTER, size))
-        download.wait_for(0)
-        download.arrivals.fail()
-
-    with pytest.raises(Exception, match="transfer") as caught:
-        download.stream(during)
-    assert getattr(caught.value, "cause", None) is Cause.NETWORK
-    assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
+    download.stream_a_transfer_that_fails(tail=FOOTER)
 
 
 def test_a_finished_part_is_compared_in_the_order_in_which_bytes_arrive(

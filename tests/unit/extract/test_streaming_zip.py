@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 import threading
 from pathlib import Path
@@ -14,6 +12,7 @@ from jobs.errors import Cause, StorageError
 from jobs.model import Layout, Options, Verify
 from tests.support.builders.contents import zipped
 from tests.support.builders.downloads import Download
+from tests.support.faults.closed import full_disk
 
 PARTS = 4
 FILES = {
@@ -99,29 +98,11 @@ def test_a_damaged_directory_leaves_all_parts_to_those_who_report_it(tmp_path: P
 def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
     download: Download,
 ) -> None:
-    size = len(download.data)
-
-    def during() -> None:
-        download.arrive((0, size // 2), (size - (1 << 17), size))
-        download.wait_for(0)
-        download.arrivals.fail()
-
-    with pytest.raises(Exception, match="transfer") as caught:
-        download.stream(during)
-    assert getattr(caught.value, "cause", None) is Cause.NETWORK
-    assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
+    download.stream_a_transfer_that_fails(tail=1 << 17)
 
 
 def test_a_full_disk_ends_the_stream(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
-    really_open = os.open
-
-    def full(path: str, flags: int, *rest: int, **named: int) -> int:
-        if flags & os.O_CREAT:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return really_open(path, flags, *rest, **named)
-
-    monkeypatch.setattr("jobs.outputs.files.os.open", full)
-    with pytest.raises(StorageError) as caught:
+    with full_disk(monkeypatch), pytest.raises(StorageError) as caught:
         download.stream(lambda: download.arrive((0, len(download.data))))
     assert caught.value.cause is Cause.DISK_FULL
     assert not download.manifests()
