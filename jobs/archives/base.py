@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from msgspec import Struct
 
@@ -16,6 +16,7 @@ from jobs.formats import magic
 from jobs.model import Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import quoted, text_of
 
+E = TypeVar("E", bound=ArchiveError)
 _BLOCK = 1 << 20  # bytes
 
 
@@ -154,12 +155,19 @@ def damaged(
 ) -> DamagedError:
     """An error for a damaged archive; ``offset``: in bytes of the inflated archive."""
     where = "" if offset is None else f" at byte {offset}"
-    what = "" if member is None else f" member {quoted(member)}"
-    colon = ":" if where or what else ""
-    return DamagedError(
-        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or truncated",
-        member=None if member is None else text_of(member)[0],
-    )
+    colon = "" if offset is None and member is None else ":"
+    text = f"{where}{colon} {fact}; the archive is damaged or truncated"
+    return _error(DamagedError, archive, text, member)
+
+
+def _error(
+    kind: type[E], archive: str, text: str, member: bytes | None, *, cause: Cause | None = None
+) -> E:
+    """An error of that kind; ``text``: what follows the archive and the member."""
+    what, name = "", None
+    if member is not None:
+        what, name = f" member {quoted(member)}", text_of(member)[0]
+    return kind(f"{archive}:{what}{text}", cause=cause, member=name)
 
 
 def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
@@ -187,12 +195,7 @@ UNPACK = "unpack it with its own program and launch with --local-path on the fol
 
 def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:
     """An error for an intact archive that this tool does not support."""
-    what = "" if member is None else f" member {quoted(member)}"
-    return ArchiveError(
-        f"{archive}:{what} {fact}",
-        cause=Cause.UNSUPPORTED,
-        member=None if member is None else text_of(member)[0],
-    )
+    return _error(ArchiveError, archive, f" {fact}", member, cause=Cause.UNSUPPORTED)
 
 
 def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -> None:
@@ -221,11 +224,8 @@ def too_large(
     archive: str, fact: str, option: str, *, member: bytes | None = None
 ) -> TooLargeError:
     """An error for an exceeded limit; ``option`` is the one that raises the limit."""
-    what = "" if member is None else f" member {quoted(member)}"
-    return TooLargeError(
-        f"{archive}:{what} {fact}; if you trust the archive, launch again with a higher {option}",
-        member=None if member is None else text_of(member)[0],
-    )
+    remedy = f"if you trust the archive, launch again with a higher {option}"
+    return _error(TooLargeError, archive, f" {fact}; {remedy}", member)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median_high
 
 from jobs.model import Stage
 from orchestrator.inspection.metrics import files_and_bytes, node_of
@@ -66,12 +67,15 @@ class Use:
 
 def bars(state: RunState, now: datetime) -> tuple[Bar, ...]:
     """All tasks over time, in the order of their starts."""
-    zero = state.plan.created
-    made = {submission.number: submission.created for submission in state.submissions}
-    found = [_bar(view, zero, made[view.attempt], now) for view in (*state.earlier, *state.tasks)]
+    found = _bars(state, (*state.earlier, *state.tasks), now)
     return tuple(
         sorted(found, key=lambda bar: bar.submitted if bar.started is None else bar.started)
     )
+
+
+def _bars(state: RunState, views: Iterable[TaskView], now: datetime) -> list[Bar]:
+    made = {submission.number: submission.created for submission in state.submissions}
+    return [_bar(view, state.plan.created, made[view.attempt], now) for view in views]
 
 
 def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
@@ -170,17 +174,11 @@ def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime
     last = state.submissions[-1]
     # The local engine ignores requests.
     requested = None if last.is_local else last.resources_of(stage)
-    made = {submission.number: submission.created for submission in state.submissions}
-    waits = sorted(
-        max(0.0, (view.started - (view.engine.submitted or made[view.attempt])).total_seconds())
-        for view in views
-        if view.started
-    )
-    wall = sum(
-        max(0.0, ((view.ended or now) - view.started).total_seconds())
-        for view in views
-        if view.started
-    )
+    waits, wall = [], 0.0
+    for bar in _bars(state, views, now):
+        if bar.started is not None and bar.ended is not None:
+            waits.append(bar.started - bar.submitted)
+            wall += bar.ended - bar.started
     cpu = peak = 0.0
     for view in views:
         result = view.result
@@ -189,7 +187,7 @@ def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime
     return Use(
         stage,
         len(views),
-        waits[len(waits) // 2] if waits else None,
+        median_high(waits) if waits else None,
         wall,
         requested.cpus if requested else None,
         cpu,
