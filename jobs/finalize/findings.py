@@ -16,7 +16,6 @@ from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import quoted
 
 EXAMPLES = 3  # of each kind, at most, in a message
-PASSED = "✓ Dataset verification passed!"
 
 
 class FindingKind(str, Enum):

@@ -16,7 +16,6 @@ from jobs.finalize.findings import (
     BAD,
     EXAMPLES,
     FATAL,
-    PASSED,
     Finding,
     FindingKind,
     fails,
@@ -37,6 +36,7 @@ from jobs.model import (
 from jobs.storage import latency
 from jobs.storage.manifest import read_summary
 from jobs.storage.receipt import (
+    PASSED,
     ArchiveLine,
     AttemptLine,
     ManifestProof,

@@ -15,6 +15,8 @@ from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST, RECEIPT
 
+PASSED = "✓ Dataset verification passed!"  # the last of the lines about a good dataset
+
 
 class ReceiptHead(Struct, frozen=True, kw_only=True):
     """The run that published a dataset, and when."""

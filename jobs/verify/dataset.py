@@ -25,7 +25,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import bytes_of, sums_are_right
-from jobs.storage.receipt import Receipt, read_receipt
+from jobs.storage.receipt import PASSED, Receipt, read_receipt
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
@@ -287,7 +287,7 @@ def _lines(
         if receipt.verify == Verify.NONE.value:
             lines.append("! Images and records were never verified (--skip-verify)")
         lines.append(f"✓ {counted(found.files, '[file matches|files match]')} {MANIFEST} ({how})")
-        lines.append("✓ Dataset verification passed!")
+        lines.append(PASSED)
         return tuple(lines)
     for damage in found.damaged[:_SHOWN]:
         shard = f" (shard {damage.shard})" if damage.shard else ""
