@@ -33,7 +33,7 @@ from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.storage import atomic, digest, latency
-from jobs.storage.blocks import read_range
+from jobs.storage.blocks import open_no_link, read_range
 from jobs.storage.manifest import CarriedEntry, ManifestWriter, path_of, read_carried, read_summary
 from jobs.storage.safe_paths import Folders, quoted
 from jobs.storage.staging import Staging, own_names
@@ -186,7 +186,7 @@ class _FileCarrier(_Carrier):
         path = path_of(entry)
         source = os.fsencode(self._carried.dataset) + b"/" + path
         try:
-            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_no_link(source)
         except OSError as error:
             raise self._unreadable(entry, error) from error
         try:

@@ -19,7 +19,7 @@ from jobs.outputs.files import (
 )
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
-from jobs.storage.blocks import blocks, read_range
+from jobs.storage.blocks import blocks, open_no_link, read_range
 from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
@@ -155,7 +155,7 @@ class FileTree(PartTarget):
 
     def read(self, entry: Entry) -> Iterator[memoryview]:
         place = self._root + b"/" + path_of(entry)
-        for block in blocks(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)):
+        for block in blocks(open_no_link(place)):
             yield memoryview(block)
 
     def undo(self, entries: Iterable[Entry]) -> None:

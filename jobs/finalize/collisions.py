@@ -13,7 +13,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part, Shard
-from jobs.storage.blocks import blocks
+from jobs.storage.blocks import blocks, open_no_link
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import bytes_of, key_of, read_manifest
 
@@ -57,7 +57,7 @@ def _copy_published(
     for conflict in lost:
         path = dataset / os.fsdecode(bytes_of(conflict.key))
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_no_link(path)
         except OSError:
             continue  # the part is extracted again
         _replace(context, conflict, blocks(fd))
@@ -86,7 +86,7 @@ def _place(context: FinalizeContext, conflict: Conflict) -> Path:
 
 def _is_on_disk(context: FinalizeContext, conflict: Conflict) -> bool:
     try:
-        fd = os.open(_place(context, conflict), os.O_RDONLY | os.O_NOFOLLOW)
+        fd = open_no_link(_place(context, conflict))
     except FileNotFoundError:
         return False
     sums = Sums.of("crc32", blocks(fd))

@@ -20,6 +20,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
+from jobs.storage.blocks import open_no_link
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
 from jobs.storage.receipt import Receipt
 from jobs.storage.safe_paths import quoted_few
@@ -122,7 +123,7 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = open_no_link(path)
         try:
             os.fsync(fd)
         finally:

@@ -15,7 +15,11 @@ Self = TypeVar("Self", bound="OpenFiles")
 _BLOCK = 1 << 20  # bytes
 _STEP = 1 << 16  # bytes read at a time while looking for a line's end
 _MOST_OPEN = 64  # files
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def open_no_link(path: Path | str | bytes) -> int:
+    """A descriptor that reads a file, never through a link; does not wait for a FIFO's writer."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def blocks(file: Path | int) -> Iterator[bytes]:
@@ -83,7 +87,7 @@ class OpenFiles:
         if fd is None:
             if len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            fd = os.open(path, _READ)
+            fd = open_no_link(path)
         self._open[path] = fd
         return fd
 

@@ -13,7 +13,7 @@ import msgspec
 from jobs.errors import check_is_of_file, fact_of
 from jobs.model import shard_of
 from jobs.storage import atomic, digest, latency
-from jobs.storage.blocks import line_blocks, line_start
+from jobs.storage.blocks import line_blocks, line_start, open_no_link
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST
@@ -228,7 +228,7 @@ def _read(path: str, line: PublishedFile, algorithm: str, buffer: memoryview) ->
     hasher = digest.new(algorithm)
     size = 0
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_no_link(path)
     except (FileNotFoundError, NotADirectoryError):
         return "missing"
     except OSError as error:
