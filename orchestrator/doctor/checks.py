@@ -175,7 +175,7 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     folder = RunFolder(request.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
     spec = _spec(request, folder)
     yield _trial(spec)
-    limit_min = engine.time_limit_min(spec.resources.partition)
+    limit_min = engine.site_limits(spec.resources).time_min
     spec = replace(spec, resources=_shortened(spec.resources, limit_min))
     yield from _TestJob(request, folder, spec, request.probe).run()
 

@@ -67,8 +67,8 @@ def _is_accepted(spec: JobSpec) -> bool:
 
 
 def _with_memory(wanted: Resources) -> Resources:
-    default_mb = slurm_limits.default_mem_mb(wanted.cpus) if wanted.mem_mb is None else None
-    if default_mb is None or default_mb >= _LEAST_MEM_MB:
+    default_mb = slurm_limits.of_site(wanted).mem_mb if wanted.mem_mb is None else None
+    if not default_mb or default_mb >= _LEAST_MEM_MB:
         return wanted
     return structs.replace(wanted, mem_mb=_LEAST_MEM_MB)
 

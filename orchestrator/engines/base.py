@@ -60,6 +60,14 @@ class TaskState:
 
 
 @dataclass(frozen=True)
+class SiteLimits:
+    """What a site sets for a job in its partition."""
+
+    time_min: int | None = None  # at most; None: no limit, or unknown
+    mem_mb: int | None = None  # if it requests none; 0: all that its node has; None: unknown
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job or job array to submit: the tasks of one stage."""
 
@@ -137,8 +145,8 @@ class Engine(Protocol):
         """Submit a batch script of the user that starts after our jobs; returns its job id."""
         ...
 
-    def time_limit_min(self, partition: str | None) -> int | None:
-        """The time limit of a partition in minutes; None: no limit, or unknown."""
+    def site_limits(self, requested: Resources) -> SiteLimits:
+        """What applies to a job with these resources."""
         ...
 
     def poll(

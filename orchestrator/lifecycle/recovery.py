@@ -9,6 +9,7 @@ from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task, job_ids_of, shard_of
+from orchestrator.engines.base import SiteLimits
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
 from orchestrator.units import UNLIMITED
@@ -16,8 +17,9 @@ from orchestrator.units import UNLIMITED
 # A damaged archive is downloaded again; downloading does not help if members are refused.
 _REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
 
-# Used instead of twice the site's default memory, which is unknown.
+# After a task ran out of the site's default memory, which may be unknown: this much, or more.
 _FIRST_MEM_MB = 8192
+_UNKNOWN = SiteLimits()
 
 # Retryable, but not automatically: a person has to act first, for example by freeing space.
 _NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.LIMIT, Cause.CANCELLED})
@@ -50,15 +52,15 @@ def recover(
     *,
     most: int | None = None,
     packs: int | None = None,
-    limits_min: Mapping[Stage, int | None] | None = None,
+    limits: Mapping[Stage, SiteLimits] | None = None,
     temp_limit: int | None = None,
 ) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
     ``most``: tasks of an array, at most (None: as in the last submission), and ``packs``: tasks
-    that pack (None: as many as in any submission); ``limits_min``: the time limits of the stages'
-    partitions in minutes; ``temp_limit``: bytes of archives that may be stored at a time (None: as
-    in the last submission).
+    that pack (None: as many as in any submission); ``limits``: the site's, of each stage's jobs;
+    ``temp_limit``: bytes of archives that may be stored at a time (None: as in the last
+    submission).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
@@ -81,7 +83,7 @@ def recover(
             downloads=1 if temp_limit is not None else _downloads(state),
             packs=_packs(state, most) if packs is None else packs,
         ),
-        resources=_resources(state, limits_min or {}, notes),
+        resources=_resources(state, limits or {}, notes),
         refetch=refetch,
         cancel=(*job_ids_of(view.task for view in waiting), *_left_waiting(state)),
         also_after=job_ids_of(view.task for view in working),
@@ -193,7 +195,7 @@ def _parts_of(state: RunState, shards: Iterable[str]) -> set[str]:
 
 
 def _resources(
-    state: RunState, limits_min: Mapping[Stage, int | None], notes: list[str]
+    state: RunState, limits: Mapping[Stage, SiteLimits], notes: list[str]
 ) -> dict[str, Resources]:
     requested: dict[str, Resources] = {}
     if state.submissions[-1].is_local:  # a task gets what this machine has
@@ -208,7 +210,7 @@ def _resources(
             before,
             causes | {Cause.LIMIT} if limited else causes - {Cause.LIMIT},
             bad_nodes=_bad_nodes(failed),
-            limit_min=limits_min.get(stage),
+            site=limits.get(stage, _UNKNOWN),
         )
         notes += _changes(stage, before, requested[stage.value])
     return requested
@@ -219,22 +221,22 @@ def grown(
     causes: Collection[Cause],
     *,
     bad_nodes: Iterable[str] = (),
-    limit_min: int | None = None,
+    site: SiteLimits = _UNKNOWN,
 ) -> Resources:
     """The resources to request after tasks ended for ``causes``.
 
-    Twice the memory if it ran out; 1.5 times the time if that ran out, at most ``limit_min`` (the
-    partition's limit in minutes; None if it has none); without ``bad_nodes``; and without the
-    launching shell's limits (ulimit) if one was reached.
+    Twice the memory if it ran out; 1.5 times the time if that ran out, at most the partition's
+    limit; without ``bad_nodes``; and without the launching shell's limits (ulimit) if one was
+    reached.
     """
     requested = before
-    if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
-        requested = structs.replace(
-            requested, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB
-        )
+    had = site.mem_mb if before.mem_mb is None else before.mem_mb
+    if Cause.OUT_OF_MEMORY in causes and had != 0:  # 0: all that its node has
+        least = _FIRST_MEM_MB if before.mem_mb is None else 0
+        requested = structs.replace(requested, mem_mb=max(least, 2 * (had or 0)))
     if Cause.TIME_LIMIT in causes and before.time_min != UNLIMITED:
         longer = -(-before.time_min * 3 // 2)
-        most = longer if limit_min is None else max(limit_min, before.time_min)
+        most = longer if site.time_min is None else max(site.time_min, before.time_min)
         requested = structs.replace(requested, time_min=min(longer, most))
     if Cause.LIMIT in causes and not any("--propagate" in arg for arg in before.sbatch_args):
         requested = structs.replace(

@@ -175,11 +175,11 @@ def _is_elsewhere(state: RunState) -> bool:
 def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
     """The work of the next submission, and its resources."""
     last = state.submissions[-1]
-    limits = submitting.time_limits(engine, last, request.changes)
+    limits = submitting.site_limits(engine, last, request.changes)
     wanted = request.temp_limit or last.temp_limit
     here = _downloads_here(state)  # nobody expects extraction there
     room = space.choose_limit(state.plan, wanted, state, automatic=not here)
-    step = recovery.recover(state, most=request.tasks, limits_min=limits, temp_limit=room)
+    step = recovery.recover(state, most=request.tasks, limits=limits, temp_limit=room)
     staging = Staging(state.plan)
     notes = list(step.notes)
     if step.tasks and (note := space.limit_note(state.plan, room, wanted, state)):

@@ -18,7 +18,14 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.worker import run_task
-from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
+from orchestrator.engines.base import (
+    Dependency,
+    Engine,
+    JobHandle,
+    JobSpec,
+    SiteLimits,
+    TooManyJobs,
+)
 from orchestrator.engines.registry import LOCAL, engine_named
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
@@ -158,23 +165,20 @@ def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
     """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
     if last.retries < 1 or not recovery.may_retry(state, _parts_of(last)):
         return None
-    limits = time_limits(engine_named(last.engine, last.cluster), last)
-    step = recovery.recover(state, limits_min=limits)
+    limits = site_limits(engine_named(last.engine, last.cluster), last)
+    step = recovery.recover(state, limits=limits)
     if step.shards and state.plan.download_on == "login" and not last.is_local:
         return None  # only a `resume` in the user's shell downloads
     return step if step.tasks else None
 
 
-def time_limits(
+def site_limits(
     engine: Engine, last: Submission, changes: Mapping[str, object] | None = None
-) -> dict[Stage, int | None]:
-    """The time limits of the partitions of ``last``, with ``changes`` to its resources.
-
-    By stage, in minutes; None: no limit, or unknown.
-    """
-    used = {stage: override(last.resources_of(stage), changes or {}).partition for stage in Stage}
-    known = {partition: engine.time_limit_min(partition) for partition in set(used.values())}
-    return {stage: known[partition] for stage, partition in used.items()}
+) -> dict[Stage, SiteLimits]:
+    """What applies to the jobs of each stage, with ``changes`` to the resources of ``last``."""
+    used = {stage: override(last.resources_of(stage), changes or {}) for stage in Stage}
+    known = {each: engine.site_limits(each) for each in set(used.values())}
+    return {stage: known[each] for stage, each in used.items()}
 
 
 def retry(run_dir: str, attempt: int) -> None:

@@ -18,7 +18,7 @@ from examples import samples
 from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
-from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
+from orchestrator.engines.base import Dependency, EngineState, JobSpec, SiteLimits, TaskState
 from orchestrator.engines.registry import EngineChoice, choose_engine, engine_named
 from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm.engine import SlurmEngine
@@ -275,7 +275,9 @@ def narrow() -> Iterator[PrivateSlurm]:
     reason = available(accounting=False)
     if reason:
         pytest.skip(reason)
-    extra = "MaxArraySize=4\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1"
+    extra = (
+        "MaxArraySize=4\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1 DefMemPerCPU=70"
+    )
     with PrivateSlurm.start(accounting=False, nodes=2, extra_conf=extra, slurmd_timeout=5) as made:
         yield made
 
@@ -342,10 +344,21 @@ def test_arrays_that_wait_for_each_other_end_with_the_job_they_depend_on(
     assert {task for _, task, _ in payload.events(folder.path)} == {"download.0"}
 
 
-def test_a_partitions_limit_is_known(narrow: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("partition", "limits"),
+    [
+        ("short", SiteLimits(time_min=10, mem_mb=3 * 70)),  # its own default for each core
+        ("main", SiteLimits(mem_mb=3 * 100)),
+        ("short,main", SiteLimits(mem_mb=3 * 100)),
+        (None, SiteLimits(mem_mb=3 * 100)),
+        ("nope", SiteLimits(mem_mb=3 * 100)),
+    ],
+)
+def test_a_partitions_limit_and_its_default_of_memory_are_known(
+    narrow: PrivateSlurm, monkeypatch: pytest.MonkeyPatch, partition: str, limits: SiteLimits
+) -> None:
     engine = client_of(narrow, monkeypatch)
-    limits = [engine.time_limit_min(name) for name in ("short", "main", "short,main", None, "nope")]
-    assert limits == [10, None, None, None, None]
+    assert engine.site_limits(Resources(partition=partition, cpus=3)) == limits
 
 
 @pytest.mark.parametrize("minutes", [11, 0])
@@ -553,7 +566,7 @@ def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
     monkeypatch.setenv("PATH", str(tools))
     assert choose_engine("auto") == EngineChoice("slurm")
     engine_named("slurm").reach()
-    assert engine.time_limit_min(None) is None
+    assert engine.site_limits(Resources()) == SiteLimits()
     handle = engine.submit(spec(folder, 3), None)
     engine.wait(folder, None, 0.1)
     states = engine.poll(folder, list(handle.task_ids.values()))

@@ -11,12 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
-from jobs.model import utc_now
+from jobs.model import Resources, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator import units
-from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
+from orchestrator.engines.base import Dependency, JobHandle, JobSpec, SiteLimits, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.pool import (
     CANCEL_CHECK_S,
@@ -93,9 +93,9 @@ class LocalEngine:
         """See ``base.Engine``; batch scripts need Slurm."""
         raise EngineError(f"{script} is a batch script, which needs Slurm, but there is none here")
 
-    def time_limit_min(self, partition: str | None) -> int | None:
+    def site_limits(self, requested: Resources) -> SiteLimits:
         """See ``base.Engine``; there is no limit."""
-        return None
+        return SiteLimits()
 
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()

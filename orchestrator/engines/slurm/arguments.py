@@ -45,6 +45,11 @@ _OURS = (
     _Option("--test-only", "", "--dry-run and `doctor` try without submitting"),
     _Option("--wrap", "", "--setup adds lines before a task, --then a script after the run"),
     _Option("--clusters", "M", "SLURM_CLUSTERS in the environment chooses one"),
+    # sbatch refuses them beside --mem, which `resume` adds after a task ran out of memory.
+    *(
+        _Option(f"--mem-per-{each}", "", "--mem is the memory of each task")
+        for each in ("cpu", "gpu")
+    ),
 )
 # Options that resume, status and the checks at launch need to know.
 _HERE = tuple(
@@ -65,6 +70,7 @@ _HERE = tuple(
         ("--container-mounts", "", ""),
     )
 )
+_NAMES = frozenset(option.name for option in (*_OURS, *_HERE))
 _SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
 _BARE = "HIOQVhksuv"  # letters without a value, which another may follow directly (-HN2)
 
@@ -107,8 +113,9 @@ def _said(words: list[str], options: tuple[_Option, ...]) -> Iterator[_Option]:
         letter = word[1:].lstrip(_BARE)[:1]
         for option in options:
             if word.startswith("--"):
-                # sbatch accepts an unambiguous prefix of an option.
-                if len(long) > 2 and option.name.startswith(long):
+                # sbatch accepts an unambiguous prefix of an option; --mem is no prefix.
+                prefix = long if len(long) > 2 and long not in _NAMES else None
+                if long == option.name or (prefix and option.name.startswith(prefix)):
                     yield option
             elif word.startswith("-") and letter and letter == option.letter:
                 yield option

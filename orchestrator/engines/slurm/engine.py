@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
-from jobs.model import Cluster, Task
+from jobs.model import Cluster, Resources, Task
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import (
@@ -19,6 +19,7 @@ from orchestrator.engines.base import (
     JobHandle,
     JobSpec,
     OtherClusterError,
+    SiteLimits,
     TaskState,
     TooManyJobs,
 )
@@ -175,9 +176,9 @@ class SlurmEngine:
         words += [f"--chdir={script.parent}", str(script)]
         return self._sbatch(words, name, [])
 
-    def time_limit_min(self, partition: str | None) -> int | None:
+    def site_limits(self, requested: Resources) -> SiteLimits:
         """See ``base.Engine``."""
-        return limits.time_limit_min(partition, self._way.at)
+        return limits.of_site(requested, self._way.at)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
         """Submit a script; returns the new job's id, and adds it to ``known``.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import EngineError
+from jobs.model import Resources
 from orchestrator import units
-from orchestrator.engines.base import JobSpec, TooManyJobs
+from orchestrator.engines.base import JobSpec, SiteLimits, TooManyJobs
 from orchestrator.engines.slurm import client
 
 DEFAULT_MAX_ARRAY = 1001  # Slurm's default: the highest index is one less
 
 _MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
-_DEFAULT_MEM = re.compile(r"^DefMemPer(CPU|Node)\s*=\s*(\d+)", re.MULTILINE)
+# Of a partition, or of the cluster.
+_DEFAULT_MEM = re.compile(r"\bDefMemPer(CPU|Node)\s*=\s*(\d+)")
 
 
 # ``at`` is the cluster, as in ``client.ask``.
@@ -69,6 +72,7 @@ class Partition:
     is_default: bool
     is_up: bool
     limit_min: int  # its time limit; ``units.UNLIMITED``: none
+    text: str = ""  # all that was printed of it
 
 
 def partitions(at: str | None = None) -> list[Partition]:
@@ -84,31 +88,42 @@ def partitions(at: str | None = None) -> list[Partition]:
                     fields.get("Default") == "YES",
                     fields.get("State", "UP") == "UP",
                     units.parse_time(fields.get("MaxTime", "UNLIMITED")),
+                    line,
                 )
             )
     return found
 
 
-def default_mem_mb(cpus: int) -> int | None:
-    """The default memory in MiB of a job with ``cpus`` cores; None: not limited."""
-    found = _DEFAULT_MEM.search(client.control_text("show", "config"))
-    if found is None:
-        return None
-    return int(found[2]) * (cpus if found[1] == "CPU" else 1)
-
-
-def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
-    """The time limit of a partition in minutes; None: no limit, or unknown.
-
-    For several partitions (``a,b``) the longest one; None is the default partition.
-    """
+def _possible(partition: str | None, at: str | None) -> list[Partition]:
+    """The partitions of a job (``a,b``; None: the default one), as far as they are known."""
     names = partition.split(",") if partition else []
-    limits = [
-        each.limit_min
-        for each in partitions(at)
-        if each.name in names or (not names and each.is_default)
-    ]
+    return [p for p in partitions(at) if p.name in names or (not names and p.is_default)]
+
+
+def _time_min(possible: Sequence[Partition]) -> int | None:
+    """The longest time limit in minutes; None: no limit, or unknown."""
+    limits = [each.limit_min for each in possible]
     return max(limits) if limits and units.UNLIMITED not in limits else None
+
+
+def of_site(requested: Resources, at: str | None = None) -> SiteLimits:
+    """What applies to a job with these resources; of several partitions the most."""
+    possible = _possible(requested.partition, at)
+    config = client.control_text("show", "config", at=at)
+    texts = [each.text for each in possible] or [""]
+    default_mb = max(_default_mem_mb(text, requested.cpus, config) for text in texts)
+    return SiteLimits(_time_min(possible), default_mb if "DefMemPer" in config else None)
+
+
+def _default_mem_mb(partition: str, cpus: int, config: str) -> int:
+    """The memory in MiB of a job that requests none; 0: all of its node.
+
+    ``partition`` and ``config``: scontrol's output; the partition's value overrides.
+    """
+    found = _DEFAULT_MEM.search(partition) or _DEFAULT_MEM.search(config)
+    if found is None:
+        return 0
+    return int(found[2]) * (cpus if found[1] == "CPU" else 1)
 
 
 def check_time(spec: JobSpec, at: str | None = None) -> None:
@@ -116,7 +131,7 @@ def check_time(spec: JobSpec, at: str | None = None) -> None:
     requested = spec.resources
     if requested.qos is not None:
         return  # a QOS may override the partition's limit
-    limit = time_limit_min(requested.partition, at)
+    limit = _time_min(_possible(requested.partition, at))
     if limit is not None and (requested.time_min > limit or requested.time_min == units.UNLIMITED):
         raise EngineError(
             f"--time {units.format_time(requested.time_min)} is more than partition "

@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import EngineError
-from jobs.model import Cluster
+from jobs.model import Cluster, Resources
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
     JobHandle,
     JobSpec,
+    SiteLimits,
     TaskState,
     TooManyJobs,
 )
@@ -74,8 +75,8 @@ class FakeEngine:
         self.followed.append((script, after))
         return "900"
 
-    def time_limit_min(self, partition: str | None) -> int | None:
-        return self._limits_min.get(partition)
+    def site_limits(self, requested: Resources) -> SiteLimits:
+        return SiteLimits(self._limits_min.get(requested.partition))
 
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Options, Outcome, Output, Resources, SourceKind, SourceRef, Stage, Task
+from orchestrator.engines.base import SiteLimits
 from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.lifecycle.recovery import Recovery, grown, may_retry, recover
 from orchestrator.lifecycle.submitting import placeholder
@@ -327,17 +328,34 @@ def test_what_ran_out_is_asked_for_again_in_larger(
     assert (after.mem_mb, after.time_min) == expected
 
 
+@pytest.mark.parametrize(
+    ("default_mb", "mem_mb"),
+    [
+        pytest.param(None, 8192, id="unknown"),
+        pytest.param(4096, 8192, id="small"),
+        pytest.param(16000, 32000, id="large"),
+        pytest.param(0, None, id="all of the node"),
+    ],
+)
+def test_a_task_that_ran_out_of_the_sites_default_memory_gets_more_than_that(
+    default_mb: int | None, mem_mb: int | None
+) -> None:
+    asked = Resources(partition="short")
+    after = grown(asked, {Cause.OUT_OF_MEMORY}, site=SiteLimits(mem_mb=default_mb))
+    assert after.mem_mb == mem_mb
+
+
 @pytest.mark.parametrize(("limit", "minutes"), [(None, 150), (200, 150), (120, 120), (80, 100)])
 def test_time_grows_within_the_partitions_limit_and_never_shrinks(
     limit: int | None, minutes: int
 ) -> None:
-    assert grown(BEFORE, {Cause.TIME_LIMIT}, limit_min=limit).time_min == minutes
+    assert grown(BEFORE, {Cause.TIME_LIMIT}, site=SiteLimits(limit)).time_min == minutes
 
 
 def test_the_time_of_a_stage_grows_within_the_limit_of_its_own_partition() -> None:
     run = AB.submitted(resources=BEFORE).result(Stage.DOWNLOAD, cause=Cause.TIME_LIMIT)
     run = run.result(Stage.EXTRACT, cause=Cause.TIME_LIMIT)
-    step = recover(run.state(), limits_min={Stage.DOWNLOAD: 120, Stage.EXTRACT: None})
+    step = recover(run.state(), limits={Stage.DOWNLOAD: SiteLimits(120)})
     assert step.resources is not None
     assert [step.resources[stage].time_min for stage in ("download", "extract")] == [120, 150]
 

@@ -267,9 +267,10 @@ def test_each_stage_has_the_time_limit_of_the_partition_that_it_will_use(
     last = structs.replace(
         draft(folder), resources={**asked, "download": Resources(partition="io")}
     )
-    own = submitting.time_limits(engine, last)
+    own = {stage: each.time_min for stage, each in submitting.site_limits(engine, last).items()}
     assert own == {stage: 60 if stage is Stage.DOWNLOAD else 120 for stage in Stage}
-    assert set(submitting.time_limits(engine, last, {"partition": "long"}).values()) == {900}
+    changed = submitting.site_limits(engine, last, {"partition": "long"})
+    assert {each.time_min for each in changed.values()} == {900}
 
 
 def test_an_automatic_retry_requests_no_more_time_than_the_partition_allows(
