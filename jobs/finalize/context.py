@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -144,18 +145,20 @@ class FinalizeContext:
     hidden: set[bytes] = field(default_factory=set)  # their paths, which are not reported as strays
     # Name of the task if it packs some shards before finalize, and changes nothing else.
     pack_task: str | None = None
+    # Folder for temporary files. An older process of the task, which may still run, has another
+    # one: rows of both would be taken for those of replaced files.
+    scratch: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.staging = Staging(self.plan)
+        of_task = (
+            self.packing / self.pack_task if self.pack_task else self.staging.root / "finalize"
+        )
+        self.scratch = of_task / f"{os.getpid()}-{os.urandom(4).hex()}"
         layout = self.plan.options.layout
         self.records_path = layout.records if layout.has_records else None
         self.parts = self.plan.parts()
         self.shards = {shard.id: shard for shard in self.plan.shards}
-
-    @property
-    def scratch(self) -> Path:
-        """Folder for temporary files of this task."""
-        return self.packing / self.pack_task if self.pack_task else self.staging.root / "finalize"
 
     @property
     def packing(self) -> Path:

@@ -323,8 +323,8 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
     hasher = hashlib.sha256()
     files = total = members = 0
     with ExitStack() as stack:
-        out = stack.enter_context((context.ready / MANIFEST).open("wb"))
-        sums = stack.enter_context((context.ready / sums_name).open("wb")) if sums_name else None
+        out = stack.enter_context((context.scratch / MANIFEST).open("wb"))
+        sums = stack.enter_context((context.scratch / sums_name).open("wb")) if sums_name else None
         for each in sections:
             for data in _taken(each.manifest):
                 out.write(data)
@@ -336,6 +336,8 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
         size = out.tell()
         if sums is not None:
             sums.write(last_sum_line(algorithm, hasher.hexdigest()))
+    for name in filter(None, (MANIFEST, sums_name)):
+        (context.scratch / name).replace(context.ready / name)
     return WrittenManifest(hasher.hexdigest(), size, files, total, sums_name, members)
 
 

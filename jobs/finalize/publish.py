@@ -118,6 +118,7 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
     else:
         with closing(atomic.FileSystem(context.staging.root)) as file_system:
             file_system.sync()
+    context.progress.check()  # an older process of the task may be here
     atomic.write_json(context.staging.journal, journal)
 
 

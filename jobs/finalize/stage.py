@@ -173,12 +173,12 @@ def run_pack(
         contents = _contents(context, lines)
         with suppress(pack.ChangedError):
             pack.pack_share(context, contents, share)
-    shutil.rmtree(context.scratch, ignore_errors=True)
+    shutil.rmtree(context.scratch.parent, ignore_errors=True)
 
 
 def _make_scratch(context: FinalizeContext) -> None:
     context.staging.check()
-    shutil.rmtree(context.scratch, ignore_errors=True)
+    shutil.rmtree(context.scratch.parent, ignore_errors=True)
     context.scratch.mkdir(parents=True)
 
 
@@ -399,7 +399,8 @@ def _prepare(context: FinalizeContext, lines: _Lines) -> publish.Journal:
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
     # That of a publication whose cleanup was cut off would be taken for this one's.
     context.staging.journal.unlink(missing_ok=True)
-    (context.ready / RECEIPT).write_bytes(atomic.dumps(content))
+    (context.scratch / RECEIPT).write_bytes(atomic.dumps(content))
+    (context.scratch / RECEIPT).replace(context.ready / RECEIPT)
     publish.begin(context, journal)
     return journal
 

@@ -15,9 +15,18 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.finalize import context, cross_check, join, scan_records
+from jobs.finalize import (
+    context,
+    cross_check,
+    findings,
+    join,
+    lost_folders,
+    scan,
+    scan_records,
+)
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
+from jobs.runtime.progress import Progress
 from jobs.storage import blocks as file_blocks
 from jobs.storage import latency
 from tests.support.builders.contents import Content, line, pages, png, tree
@@ -85,6 +94,29 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
     assert "1 extracted file has a name that the file system confuses" in problem.message
     assert "launch again with another --dest" in problem.message
     assert all(run.folder.manifest(part).exists() for part in run.plan.parts())
+
+
+def test_an_older_process_of_the_task_that_continues_adds_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 4)).extracted(tmp_path)
+    older = context.FinalizeContext(run.folder, run.plan, Progress())
+    rows = join.Buckets(older.scratch, rows=10)
+    really_scan = scan_records.scan_records
+
+    def scan_beside(audit: scan.Audit, numbered: scan_records.Numbered) -> None:
+        older.scratch.mkdir(parents=True, exist_ok=True)
+        pairs = zip(older.parts, scan.read_summaries(older), strict=True)
+        lost = lost_folders.LostFolders(run.plan.options, older.shards, pairs)
+        with monkeypatch.context() as another, findings.Findings(tmp_path / "audit") as found:
+            another.setattr(os, "getpid", lambda: 1)
+            older.findings = found
+            scan.scan_files(scan.Audit(older, rows, lost))
+        really_scan(audit, numbered)
+
+    monkeypatch.setattr("jobs.finalize.stage.scan_records", scan_beside)
+    with rows:
+        assert run.finish()["manifest"]["files"] == 5
 
 
 @pytest.mark.parametrize(
