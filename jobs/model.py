@@ -430,6 +430,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     ordinal: int = 0  # of the member in its shard; for a nested file, of the nested archive
     inner: Inner | None = None  # for a file from a nested archive
     offset: int | None = None  # bytes into the part's container, if members are packed
+    stripped: str = ""  # the folders that --strip-components has removed from the member's name
 
     @property
     def origin(self) -> int | None:

@@ -48,6 +48,7 @@ class Member(Struct):
     mtime_ns: int | None = None  # if the source has a higher resolution than ``mtime``
     superseded: bool = False  # a later member has this name: count this one, but do not write it
     stands_for: int = 1  # members of the archive that this one is made of
+    stripped: str = ""  # the folders that are no longer part of ``name`` (--strip-components)
 
 
 class Archive:
@@ -217,6 +218,16 @@ def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -
         f"is an archive ({packing.name}) that would stay unopened; launch {remedy}, or exclude "
         "it with --exclude",
         member=name,
+    )
+
+
+def several_records(archive: str, records: str, folders: Iterable[str]) -> ArchiveError:
+    """An error for records files of an archive that are the same one without these ``folders``."""
+    names = " and ".join(quoted(f"{folder}/{records}") for folder in sorted(folders))
+    return ArchiveError(
+        f"{archive}: {names} are different files, of which --strip-components would make one; "
+        "launch without it, or with --layout files",
+        cause=Cause.COLLISION,
     )
 
 

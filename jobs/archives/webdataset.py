@@ -30,7 +30,7 @@ from jobs.errors import counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
-from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted, sample_key
+from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted, sample_key, text_of
 
 _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
@@ -204,8 +204,13 @@ class Samples(Archive):
                 "websight to use that file as the records and the others as files",
                 member=member.name,
             )
-        name = b"/".join(name.split(b"/")[min(self._strip, name.count(b"/")) :])
-        return None if sample_key(name) == name else name
+        parts = name.split(b"/")
+        folders = parts[: min(self._strip, len(parts) - 1)]
+        name = b"/".join(parts[len(folders) :])
+        if sample_key(name) == name:
+            return None
+        member.stripped = text_of(b"/".join(folders))[0]
+        return name
 
     def _placed(self, member: Member, name: bytes) -> str:
         """Rename a member to its path below the images folder; returns the path for the record."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
+from jobs.archives.base import several_records
 from jobs.checks.registry import check_for
 from jobs.errors import from_os_error
 from jobs.model import Entry, Inner, Options
@@ -60,7 +61,12 @@ class CheckedContent:
         self.size += len(chunk)
 
     def entry(
-        self, ordinal: int, inner: Inner | None = None, *, offset: int | None = None
+        self,
+        ordinal: int,
+        inner: Inner | None = None,
+        *,
+        offset: int | None = None,
+        stripped: str = "",
     ) -> Entry:
         """The manifest's line, after all content has passed."""
         return Entry(
@@ -73,6 +79,7 @@ class CheckedContent:
             ordinal=ordinal,
             inner=inner,
             offset=offset,
+            stripped=stripped,
         )
 
 
@@ -89,6 +96,7 @@ class RecordsFile:
         self._content: CheckedContent | None = None
         self._file: atomic.GrowingFile | None = None
         self.ordinal = 0  # of the member
+        self.stripped = ""  # see ``Entry.stripped``
         self.replaced = 0  # how many times a later member replaced an earlier one
 
     @property
@@ -96,8 +104,17 @@ class RecordsFile:
         """Whether a records file was written, even an empty one."""
         return self._file is not None
 
-    def write(self, chunks: Iterable[memoryview], *, ordinal: int) -> None:
-        """Write a complete records file, which replaces the one before."""
+    def write(
+        self, chunks: Iterable[memoryview], *, ordinal: int, stripped: str = "", archive: str = ""
+    ) -> None:
+        """Write a complete records file, which replaces the one before.
+
+        Raises ``ArchiveError`` if that one had another name in the ``archive``: see ``stripped``.
+        """
+        if self.begun and stripped != self.stripped:
+            folders = self.stripped, stripped
+            raise several_records(archive, self._options.layout.records, folders)
+        self.stripped = stripped
         with own_writing(self._path):
             self.replaced += self.begun
             self.close()

@@ -22,6 +22,11 @@ _OUTSIDE = "which is outside of the archive"
 _MOST_HOPS = 40  # the length of a chain of links that Linux allows
 
 
+# What identifies a file of an archive: the folders that --strip-components removed from its name,
+# and its path below the data folder.
+Place = tuple[str, bytes]
+
+
 @dataclass(frozen=True)
 class Pending:
     """A link whose content is not written yet."""
@@ -34,6 +39,11 @@ class Pending:
     mtime: float
     ordinal: int
     hard: bool
+    stripped: str  # see ``Entry.stripped``
+
+    @property
+    def place(self) -> Place:
+        return self.stripped, self.data
 
 
 def pending_of(
@@ -52,7 +62,9 @@ def pending_of(
     else:
         target = _target_path(member, raw, archive)
     hard = member.kind is MemberKind.HARD_LINK
-    return Pending(path, data, raw, target, member.mode, member.mtime, member.ordinal, hard)
+    return Pending(
+        path, data, raw, target, member.mode, member.mtime, member.ordinal, hard, member.stripped
+    )
 
 
 def _target_path(member: Member, raw: bytes, archive: str) -> bytes:
@@ -85,10 +97,10 @@ class _Bound:
 class Resolver:
     """Writes the content of links: from files that the part wrote, or else from the archive.
 
-    ``locate`` maps a safe path of the archive to its path below the data folder, None if it has
-    none; ``read`` returns the bytes of a written file; ``write`` is called with the link
-    and the member with its content, and returns what it wrote. ``shares``: another archive may have
-    overwritten a target's file without failing the dataset.
+    ``locate`` maps a safe path of the archive to the place of its file, None if it has none;
+    ``read`` returns the bytes of a written file; ``write`` is called with the link
+    and the member with its content, and returns what it wrote. ``shares``: a file of another name
+    may have overwritten a target's file without failing the dataset.
     """
 
     def __init__(
@@ -98,7 +110,7 @@ class Resolver:
         *,
         label: str,
         shares: bool,
-        locate: Callable[[bytes], bytes | None],
+        locate: Callable[[bytes], Place | None],
         read: Callable[[Entry], Iterator[memoryview]],
         write: Callable[[Pending, Member], Entry | None],
     ) -> None:
@@ -118,7 +130,7 @@ class Resolver:
         written, later = self._look(entries, links)
         rest: dict[bytes, list[_Bound]] = {}
         for link in links:
-            if link is not by_raw[link.raw][-1] or later.get(link.data, -1) > link.ordinal:
+            if link is not by_raw[link.raw][-1] or later.get(link.place, -1) > link.ordinal:
                 continue  # a later member took its place
             target, before = self._end_of_chain(link, by_raw, written)
             here = _last_before(before, written.get(target, ()))
@@ -148,22 +160,22 @@ class Resolver:
 
     def _look(
         self, entries: Iterator[Entry], links: list[Pending]
-    ) -> tuple[dict[bytes, list[Entry]], dict[bytes, int]]:
-        """The entries of each target in their order, and the last ordinal of each link's path."""
-        wanted: dict[bytes, bytes] = {}  # data path -> target
+    ) -> tuple[dict[bytes, list[Entry]], dict[Place, int]]:
+        """The entries of each target in their order, and the last ordinal of each link's place."""
+        wanted: dict[Place, bytes] = {}  # place -> target
         for target in {link.target for link in links}:
-            data = self._locate(target)
-            if data is not None:
-                wanted[data] = target
-        own = {link.data for link in links}
+            place = self._locate(target)
+            if place is not None:
+                wanted[place] = target
+        own = {link.place for link in links}
         written: dict[bytes, list[Entry]] = {}
-        later: dict[bytes, int] = {}
+        later: dict[Place, int] = {}
         for entry in entries:
-            path = path_of(entry)
-            if path in wanted:
-                written.setdefault(wanted[path], []).append(entry)
-            if path in own:
-                later[path] = max(entry.member, later.get(path, -1))
+            place = entry.stripped, path_of(entry)
+            if place in wanted:
+                written.setdefault(wanted[place], []).append(entry)
+            if place in own:
+                later[place] = max(entry.member, later.get(place, -1))
         return written, later
 
     def _is_unchanged(self, entry: Entry) -> bool:

@@ -16,7 +16,7 @@ from jobs.archives.member_index import NameHashes
 from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
 from jobs.extract.content import CheckedContent, RecordsFile
-from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
+from jobs.extract.links import MOST_PENDING, Pending, Place, Resolver, pending_of
 from jobs.extract.part_job import MemberCounts, OpenArchive, PartJob, Replaced
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import MemberPaths
@@ -169,6 +169,7 @@ class _Pass:
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
                 counts.superseded += 1
                 continue
+            member.stripped = member.stripped or names.stripped(member.name)
             path = names.below(source.below, path)
             if member.kind is MemberKind.FILE:
                 self._file(source, path, member)
@@ -184,15 +185,18 @@ class _Pass:
         self._resolve(source, resolver, pending)
 
     def _resolver(self, source: OpenArchive) -> Resolver:
-        def locate(raw: bytes) -> bytes | None:
-            found = source.names.peek(raw)
+        names = source.names
+
+        def locate(raw: bytes) -> Place | None:
+            found = names.peek(raw)
             if found is None:
                 return None
-            return source.names.placed(source.names.below(source.below, found))
+            return names.stripped(raw), names.placed(names.below(source.below, found))
 
         def write(link: Pending, member: Member) -> Entry | None:
             member.name, member.ordinal = link.raw, link.ordinal
             member.mode, member.mtime = link.mode or member.mode, link.mtime
+            member.stripped = link.stripped
             is_file = self._file(source, link.path, member)
             self._writer.settle(source)
             return self._writer.last if is_file else None
@@ -201,7 +205,7 @@ class _Pass:
             source.archive,
             source.part,
             label=source.label,
-            shares=self._options.on_collision is OnCollision.KEEP_FIRST,
+            shares=self._options.on_collision is OnCollision.KEEP_FIRST or names.strips,
             locate=locate,
             read=self._writer.read,
             write=write,
@@ -219,7 +223,12 @@ class _Pass:
         if not (own and self._is_tree):
             self._claim(member)
         if names.is_records(path):
-            source.records.write(member.chunks, ordinal=member.ordinal)
+            source.records.write(
+                member.chunks,
+                ordinal=member.ordinal,
+                stripped=member.stripped,
+                archive=source.label,
+            )
             self._progress.add(files=1)
             return False
         if own and self._options.nested:

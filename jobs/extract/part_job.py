@@ -115,8 +115,10 @@ class OpenArchive:
     nested: int | None = None  # the ordinal of a nested archive
     path: str = ""  # of a nested archive, in the shard
 
-    def entry(self, content: CheckedContent, ordinal: int, offset: int | None = None) -> Entry:
+    def entry(
+        self, content: CheckedContent, ordinal: int, offset: int | None = None, stripped: str = ""
+    ) -> Entry:
         """The manifest's line for its member with that ordinal, at ``offset`` of a container."""
         if self.nested is None:
-            return content.entry(ordinal, offset=offset)
+            return content.entry(ordinal, offset=offset, stripped=stripped)
         return content.entry(self.nested, Inner(self.path, ordinal), offset=offset)

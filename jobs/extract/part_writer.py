@@ -67,7 +67,8 @@ class PartWriter:
                 path, member, content, keeps_relative_paths=keeps_relative_paths
             )
             _check_size(source, member, content)
-            self._note(content.size, source.entry(content, member.ordinal, offset))
+            entry = source.entry(content, member.ordinal, offset, member.stripped)
+            self._note(content.size, entry)
             return
         content.take(data)
         _check_size(source, member, content)
@@ -84,7 +85,7 @@ class PartWriter:
         size, self._batch_bytes = self._batch_bytes, 0
         offsets = self._target.put_whole(files)
         entries = (
-            source.entry(content, member.ordinal, offset)
+            source.entry(content, member.ordinal, offset, member.stripped)
             for (_, member, content, _), offset in zip(files, offsets, strict=True)
         )
         self._progress.add(bytes=size)
@@ -104,8 +105,9 @@ class PartWriter:
     def add_records(self, source: OpenArchive) -> bool:
         """Finish a source's records; returns whether there are any."""
         if source.records.begun:
-            content = source.records.commit()
-            self._manifest.add(source.entry(content, source.records.ordinal))
+            records = source.records
+            entry = source.entry(records.commit(), records.ordinal, stripped=records.stripped)
+            self._manifest.add(entry)
         return source.records.begun
 
     def undo(self) -> None:

@@ -84,6 +84,13 @@ class MemberPaths:
             )
         return path
 
+    def stripped(self, name: bytes) -> str:
+        """The folders that ``--strip-components`` removes from a member's name; mostly none."""
+        if not self._strip:
+            return ""
+        parts = safe_path(name, archive=self._shard.name).split(b"/")
+        return text_of(b"/".join(parts[: self._strip]))[0]
+
     def _is_reserved(self, path: bytes) -> bool:
         """Whether ``path`` would be among our own files in the destination."""
         if self._per_shard or self._plan.options.packs:
@@ -111,6 +118,11 @@ class MemberPaths:
     def is_per_shard(self) -> bool:
         """Whether each archive, nested ones included, has its own folder."""
         return self._per_shard
+
+    @property
+    def strips(self) -> bool:
+        """Whether members of different names may have one path."""
+        return bool(self._strip)
 
     @property
     def keeps_relative_paths(self) -> bool:
@@ -172,14 +184,26 @@ def _folded(path: bytes) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+_Name = tuple[int | None, str, bytes]
+
+
+def _name_of(entry: Entry) -> _Name:
+    """What a member has in common with those that it replaces.
+
+    Members whose names differ in the folders that ``--strip-components`` removes are different
+    files with one path, as those of two archives can be.
+    """
+    return entry.origin, entry.stripped, path_of(entry)
+
+
 @dataclass
 class DuplicatePaths:
     """The duplicates among a manifest's entries."""
 
-    # By archive and path: ordinal and line of the entry that counts, which is the last of its
-    # archive. Links are written later than their ordinals say.
-    last: dict[tuple[int | None, bytes], tuple[int, int]] = field(default_factory=dict)
-    replaced: int = 0  # entries that a later one of the same archive and path replaces
+    # By name (see ``_name_of``): ordinal and line of the entry that counts, which is the last of
+    # its archive. Links are written later than their ordinals say.
+    last: dict[_Name, tuple[int, int]] = field(default_factory=dict)
+    replaced: int = 0  # entries that a later one of the same archive and name replaces
     example: bytes = b""
     cases: int = 0  # paths that differ from another only in case
     case_example: tuple[bytes, bytes] = (b"", b"")
@@ -193,7 +217,7 @@ class DuplicatePaths:
             path = path_of(entry)
             if key_of(path) not in suspects:
                 continue
-            key, here = (entry.origin, path), (entry.member, line)
+            key, here = _name_of(entry), (entry.member, line)
             if key in found.last:
                 found.replaced += 1
                 found.example = path
@@ -209,7 +233,7 @@ class DuplicatePaths:
     def counts(self, entry: Entry, line: int) -> bool:
         """Whether ``entry``, in that line, is on disk: no later member replaced it."""
         here = (entry.member, line)
-        return self.last.get((entry.origin, path_of(entry)), here) == here
+        return self.last.get(_name_of(entry), here) == here
 
     def warnings(self) -> list[str]:
         """Warnings for the user."""

@@ -93,7 +93,7 @@ class _File:
     digest: str
     crc32: str
     problem: str | None
-    origin: tuple[int, str] | None  # ordinal and path of the nested archive that it came in
+    origin: tuple[int, str, str] | None  # see ``JoinRow.FILE``
     offset: int | None  # in its part's container
     on_disk: bool = False
     has_changed: bool = False  # on disk, since its part was finished
@@ -191,7 +191,7 @@ class _Bucket:
             fact = f"{shown_key(key)}: kept the version of {before}"
             self._report_file(FindingKind.KEPT_FIRST, fact, new.number)
         else:
-            origin = f", from {new.origin[1]}" if new.origin else ""
+            origin = f", from {''.join(new.origin[1:])}" if new.origin else ""
             what = f"({new.size} bytes, {new.digest}{origin})"
             fact = f"{shown_key(key)} has different content {what} than in {before}"
             self._report_file(FindingKind.COLLISION, fact, new.number)
@@ -199,7 +199,7 @@ class _Bucket:
     def _archive_of(self, file: _File) -> str:
         """The archive that contained the file, for messages."""
         shard = f"shard {self._context.name_of(self._context.part_of(file.number).shard)}"
-        return f"{file.origin[1]} of {shard}" if file.origin else shard
+        return f"{''.join(file.origin[1:])} of {shard}" if file.origin else shard
 
     def _see_on_disk(self, key: str, ours: bool, size: int | None) -> None:
         """``ours``: whether the name on disk is in the staged folder."""

@@ -44,7 +44,8 @@ class JoinRow(IntEnum):
     """The kind of a row, and its values; the first is the key by which rows are joined."""
 
     # Join key, key, number, size in bytes, digest unless it is the CRC-32, CRC-32, problem,
-    # ordinal and path of the nested archive that it came in, offset in its part's container.
+    # origin in its shard (ordinal and path of the nested archive that it came in, the folders that
+    # --strip-components removed), offset in its part's container.
     FILE = 0
     DISK = 1  # join key, key, whether it is in staging, size in bytes if that matters
     REFERENCE = 2  # join key, then the values of ``Reference``

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import accumulate, islice, repeat
 
 from jobs.archives import nested
+from jobs.archives.base import label_of, several_records
 from jobs.checks.base import is_no_image
 from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
@@ -20,7 +21,7 @@ from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Layout, Part, PartSummary
 from jobs.storage import latency
-from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_summary
+from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_manifest, read_summary
 from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk
@@ -114,10 +115,27 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
         for part, summary in pairs:
             if not _fits(part, summary, fetched):
                 forget_manifest(context, part, "it was cut at other positions than the other parts")
+        _check_records(context, pairs)
         members = sum(summary.members for _, summary in pairs)
         if fetched.members is not None and fetched.members != members:
             fact = f"its parts contain {members} of {fetched.members} members"
             context.findings.add(FindingKind.COUNT, fact, shard_id)
+
+
+def _check_records(context: FinalizeContext, pairs: list[tuple[Part, PartSummary]]) -> None:
+    """Raise ``ArchiveError`` if the records files of several folders of a shard became one."""
+    parts = [part for part, summary in pairs if summary.records]
+    if not context.plan.options.strip_components or len(parts) < 2:
+        return
+    records = context.plan.options.layout.records
+    folders = {
+        entry.stripped
+        for part in parts
+        for entry in read_manifest(context.folder.manifest(part))
+        if entry.path == records and entry.inner is None
+    }
+    if len(folders) > 1:
+        raise several_records(label_of(context.shards[parts[0].shard]), records, folders)
 
 
 def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
@@ -225,7 +243,7 @@ def _scan_entries(
             entry.digest,
             entry.crc32,
             entry.problem,
-            None if entry.inner is None else (entry.ordinal, entry.inner.archive),
+            _origin(entry),
             entry.offset,
         )
         for join_key, key, number, entry in zip(
@@ -248,6 +266,13 @@ def _scan_entries(
         found.totals.nested_images = next((key for key in keys if mark in key), None)
     if sample is not None:
         sample.add(forms)
+
+
+def _origin(entry: Entry) -> tuple[int, str, str] | None:
+    """Where in its shard a file comes from (see ``JoinRow.FILE``); None: its name says it."""
+    if entry.inner is not None:
+        return entry.ordinal, entry.inner.archive, ""
+    return (-1, "", entry.stripped) if entry.stripped else None
 
 
 def _published(

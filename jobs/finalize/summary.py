@@ -166,6 +166,8 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
         keep = "keep-first (the first archive's file counts)"
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
         own = "" if is_per_shard else ", or launch with per-shard (a folder for each archive)"
+        if context.plan.options.strip_components:
+            own += ", or launch without --strip-components, if that gave files the same path"
         return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"
     if bad[0] is FindingKind.TWO_KINDS:
         return "; if two archives differ in this, launch with --on-collision per-shard"

@@ -469,6 +469,43 @@ def test_of_one_path_in_several_parts_of_a_tar_the_last_file_counts(
         assert (published[0]["a"], published[0]["b"]) == (b"A", b"B")
 
 
+STRIPPED = ("--layout", "files", "--strip-components", "1")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    "words", [(), ("--no-overlap",), ("--output", "zip")], ids=["arriving", "later", "packed"]
+)
+def test_files_that_differ_in_stripped_folders_only_are_not_lost(
+    tmp_path: Path, words: tuple[str, ...], parts: int
+) -> None:
+    size = 5 << 19  # of each file: a part is about 8 MiB at least
+    data = [bytes([letter]) * size for letter in b"abcd"] if parts > 1 else [b"a", b"b", b"c", b"d"]
+    names = [b"train/0", b"train/1", b"val/0", b"val/1"]
+    tar = b"".join(map(member, names, data)) + END
+    source = put(tmp_path / "source" / "a.tar", tar)
+    words = (*STRIPPED, *words, "--part-size", "8M", "--max-expansion", "2")
+    brought = complete_run(tmp_path / "one", source, *words)
+    assert len(brought.plan.parts()) == parts
+    assert "'0' has different content" in brought.text
+    assert "from val) than in train of shard a.tar" in brought.text
+    assert "without --strip-components" in brought.text
+    if "zip" not in words:
+        brought = complete_run(tmp_path / "two", source, *words, "--on-collision", "keep-first")
+        assert brought.problems == []
+        assert brought.files == {"0": data[0], "1": data[1]}
+
+
+def test_records_of_stripped_folders_are_refused_in_whatever_parts_they_are(tmp_path: Path) -> None:
+    pad = member(b"train/images/pad.png", png(1) + bytes(9 << 20))
+    records = [member(b"%b/prompts.jsonl" % name, line("images/pad.png")) for name in (b"a", b"b")]
+    source = put(tmp_path / "source" / "a.tar", records[0] + pad + records[1] + END)
+    words = ("--strip-components", "1", "--part-size", "8M", "--verify", "none")
+    with pytest.raises(ArchiveError, match="'b/prompts") as error:
+        complete_run(tmp_path, source, *words)
+    assert error.value.cause is Cause.COLLISION
+
+
 @pytest.mark.parametrize("count", [1, 6], ids=["one chain", "six chains"])
 @pytest.mark.parametrize("parts", [1, 5])
 def test_a_hard_link_to_a_hard_link_has_the_content_that_was_there_before_it(

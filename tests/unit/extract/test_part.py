@@ -210,6 +210,39 @@ def test_strip_components_removes_so_many_and_counts_what_is_above(
     assert summary.left_out == {"above --strip-components": 1}
 
 
+def test_files_of_two_folders_that_are_stripped_do_not_replace_each_other(
+    new_run: Callable[..., PartRun],
+) -> None:
+    run = new_run(layout=FILES, strip_components=1)
+    members = [
+        file("one/a", b"1"),
+        file("one/a", b"first"),  # replaces the one before
+        file("two/a", b"second"),
+        link("one/l", "one/a", hard=True),
+        link("one/b", "one/a", hard=True),
+        file("two/b", b"B"),
+    ]
+    summary = run.extract_members(members)
+    found = sorted((each.path, each.stripped, each.size) for each in run.entries(ONLY))
+    assert found == [
+        ("a", "one", 5), ("a", "two", 6), ("b", "one", 5), ("b", "two", 1), ("l", "one", 5)
+    ]  # fmt: skip
+    assert run.tree()["l"] == b"first"
+    assert summary.warnings == (
+        "1 member was replaced by later ones with the same path, such as 'a'",
+    )
+
+
+def test_the_records_of_two_folders_that_are_stripped_are_refused(
+    new_run: Callable[..., PartRun],
+) -> None:
+    run = new_run(strip_components=1)
+    members = [file("one/prompts.jsonl", b"{}\n"), file("two/prompts.jsonl", b"[]\n")]
+    with pytest.raises(ArchiveError, match="'one/prompts") as error:
+        run.extract_members(members)
+    assert error.value.cause is Cause.COLLISION
+
+
 def test_each_shard_can_have_a_folder_of_its_own(new_run: Callable[..., PartRun]) -> None:
     run = new_run(on_collision=OnCollision.PER_SHARD)
     run.extract_members([file("images/a", b"x"), file("b\xff".encode("latin-1"), b"y")])
