@@ -156,10 +156,11 @@ class RecentBlocks:
 
 
 class PlainCopy:
-    """A plain tar that is being written; abandoned if space gets short.
+    """A plain tar that is being written; abandoned if space gets short, or for a newer one.
 
-    ``path``: its name once it is complete; ``archive_bytes``: the size of the archive, of which
-    ``taken()`` bytes were read: the rest of the archive needs space too.
+    An older process of the same task may be writing one too, with other bytes. ``path``: its name
+    once it is complete; ``archive_bytes``: the size of the archive, of which ``taken()`` bytes were
+    read: the rest of the archive needs space too.
     """
 
     def __init__(self, path: Path, archive_bytes: int, taken: Callable[[], int]) -> None:
@@ -167,13 +168,16 @@ class PlainCopy:
         self._archive_bytes = archive_bytes
         self._taken = taken
         self._fd: int | None = None
+        self._status: os.stat_result | None = None
         self._write_out = WriteBehind(self._sync)
         self._written = self._looked = 0
         self._temporary: Path | None = path.with_name(f"{path.name}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.unlink(missing_ok=True)
             self._fd = os.open(self._temporary, flags, 0o666)
+            self._status = os.fstat(self._fd)
         except OSError as error:
             self._give_up(error)
 
@@ -220,6 +224,9 @@ class PlainCopy:
             return None
         try:
             self._write_out.finish()
+            if not self._is_ours(self._temporary):
+                self.discard()
+                return None
             fd, self._fd = self._fd, None
             os.close(fd)
             self._temporary.replace(self._path)
@@ -229,6 +236,13 @@ class PlainCopy:
         self._temporary = None
         return str(self._path)
 
+    def _is_ours(self, path: Path) -> bool:
+        """Whether the file of that name is this one, and not that of a newer process."""
+        try:
+            return self._status is not None and os.path.samestat(self._status, path.lstat())
+        except FileNotFoundError:
+            return False
+
     def discard(self) -> None:
         """Remove what is not finished."""
         self._write_out.close()
@@ -237,6 +251,6 @@ class PlainCopy:
         if fd is not None:
             with suppress(OSError):  # the file is removed anyway
                 os.close(fd)
-        if temporary is not None:
+        if temporary is not None and self._is_ours(temporary):
             with suppress(FileNotFoundError):
                 temporary.unlink()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.archives.member_index import Streamed
-from jobs.archives.tar.blocks import OneFile
+from jobs.archives.tar.blocks import OneFile, PlainCopy
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
@@ -106,3 +106,21 @@ def test_what_is_no_tar_has_nothing_to_cut(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"{}\n" * 99))
     streamed = _read(path, lambda: _Bytes(path.read_bytes()))
     assert (streamed.format, streamed.plain, streamed.cuts) == (Format.GZ, None, ())
+
+
+@pytest.mark.parametrize("first_ends", [True, False], ids=["it ends", "it stops"])
+def test_a_plain_copy_has_one_writer_although_an_older_process_is_still_writing(
+    tmp_path: Path, first_ends: bool
+) -> None:
+    path = tmp_path / "a.tar"
+    one, other = (PlainCopy(path, 0, lambda: 0) for _ in range(2))
+    one.write(memoryview(b"x" * 100))
+    other.write(memoryview(b"right"))
+    if first_ends:
+        assert one.finish() is None
+    else:
+        one.discard()
+    assert not path.exists()
+    assert other.finish() == str(path)
+    assert path.read_bytes() == b"right"
+    assert list(tmp_path.iterdir()) == [path]
