@@ -17,6 +17,7 @@ from jobs.archives.registry import member_index, open_archive
 from jobs.errors import ArchiveError, Cause, with_message
 from jobs.formats import magic
 from jobs.model import Fetched, Layout, Part, Plan, Shard, ShardKind, SourceFile
+from jobs.storage import atomic
 from jobs.storage.safe_paths import junk_kind, text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
@@ -142,7 +143,7 @@ def opened(
 
     ``plan``: from ``plan_of``. Raises ``ArchiveError`` if it is not an archive.
     """
-    path = temporary / f".nested.{shard.id.replace('/', '.')[:100]}.{os.getpid()}"
+    path = atomic.sibling(temporary / "nested")  # tasks on other nodes have files there as well
     try:
         with path.open("wb") as file:
             for chunk in chunks:
