@@ -185,7 +185,7 @@ class Partitions:
     def _file(self, place: int) -> BinaryIO:
         if place not in self._files:
             path = self._folder / f"{self._name}-{place:03d}-{self._owner}"
-            self._files[place] = path.open("wb")
+            self._files[place] = path.open("ab")  # one that has ended may have had the same id
         return self._files[place]
 
     @property

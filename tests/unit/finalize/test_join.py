@@ -33,3 +33,11 @@ def test_rows_with_the_same_key_meet_in_one_bucket(
         assert bucket[0] == sorted(bucket[0], key=lambda row: row[1])
     assert sorted(row[1] for bucket in found for row in bucket[0]) == list(range(200))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_a_process_stay_where_a_later_one_has_its_id(tmp_path: Path) -> None:
+    with Buckets(tmp_path, rows=10) as earlier, Buckets(tmp_path, rows=10) as later:
+        for number, buckets in enumerate((earlier, later)):
+            buckets.add(0, [("a", number)])
+            buckets.flush()
+        assert later.rows(0, 0) == [("a", 0), ("a", 1)]
