@@ -93,6 +93,8 @@ class Totals:
     packed: int = 0  # files that are archives, but not of a kind that --nested extracts
     packed_example: str = ""
     nested_images: str | None = None  # an image below an images folder that is not on top
+    more_records: int = 0  # records files in other folders than the one whose records are read
+    more_records_example: str = ""
     moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
@@ -101,12 +103,15 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add what a later piece of the work counted."""
-        for name in ("records", "files", "images", "bytes", "members", "archives", "packed"):
+        for name in (
+            "records", "files", "images", "bytes", "members", "archives", "packed", "more_records",
+        ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.by_shard.update(other.by_shard)
         self.left_out.update(other.left_out)
         self.moved.update(other.moved)
         self.moved_example = {**other.moved_example, **self.moved_example}
+        self.more_records_example = other.more_records_example or self.more_records_example
         self.archive_example = other.archive_example or self.archive_example
         self.packed_example = other.packed_example or self.packed_example
         self.nested_images = self.nested_images or other.nested_images

@@ -264,6 +264,10 @@ def _scan_entries(
     if layout.has_records and found.totals.nested_images is None:
         mark = f"/{layout.images}/"
         found.totals.nested_images = next((key for key in keys if mark in key), None)
+    if context.records_apart:
+        for key in (key for key in keys if key.endswith(f"/{layout.records}")):
+            found.totals.more_records += 1
+            found.totals.more_records_example = key
     if sample is not None:
         sample.add(forms)
 

@@ -296,6 +296,14 @@ def _check_totals(context: FinalizeContext) -> None:
     if not (totals.files or context.pieces or options.layout.has_records):
         fact = "the source contains no file; is it the right source, and complete?"
         context.findings.add(FindingKind.COUNT, fact)
+    if totals.more_records:
+        name, words = options.layout.records, "[file|files] of that name in other folders [is|are]"
+        context.findings.add(
+            FindingKind.WARNING,
+            f"the records are those of {name} in the top folder; "
+            f"{counted(totals.more_records, words)} published, but not read, "
+            f"such as {quoted(totals.more_records_example)}",
+        )
     if totals.archives:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
     if totals.packed:  # with --nested each archive has a warning about these

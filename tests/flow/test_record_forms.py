@@ -370,6 +370,10 @@ def test_records_at_the_top_leave_other_ones_among_the_data(tmp_path: Path) -> N
     files = {"old/prompts.jsonl": b"{}\n", "metadata.jsonl": b"{}\n"}
     run = run_of(tmp_path, [shard(LINES.encode(), files=files)])
     assert all((run.staging.dest / name).read_bytes() == b"{}\n" for name in files)
+    assert (
+        "the records are those of prompts.jsonl in the top folder; 1 file of that name in other "
+        "folders is published, but not read, such as 'old/prompts.jsonl'"
+    ) in reported(run)
 
 
 def test_two_lists_of_the_same_images_are_refused_with_the_option_that_chooses(
