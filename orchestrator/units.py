@@ -167,6 +167,13 @@ def parse_mem(text: str) -> int:
     return -int(-float(match["number"]) * _MB_IN[match["unit"].upper()] // 1)
 
 
+def parse_count(text: str) -> int:
+    """A number of 1 or more. Raises ``UsageError``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
 def parse_size(text: str) -> int:
     """Bytes: 512M and 1.5GiB use powers of 1024, 20MB of 1000. Raises ``UsageError``."""
     match = _SIZE.fullmatch(text.strip())

@@ -16,6 +16,7 @@ from jobs.sources.base import SourceRequest
 from jobs.storage.run_folder import DEFAULT_LOG_DIR
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
+from orchestrator.engines.slurm import arguments
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.planning import LEAST_PART_SIZE
 
@@ -149,10 +150,11 @@ def _unsafe(path: str) -> str | None:
 
 def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
     """The resources of each stage's jobs."""
+    own, args = arguments.resources_in(request.download_sbatch_args)
     download = structs.replace(
         request.resources,
-        partition=request.download_partition or request.resources.partition,
-        sbatch_args=(*request.resources.sbatch_args, *request.download_sbatch_args),
+        **{"partition": request.download_partition or request.resources.partition, **own},
+        sbatch_args=(*request.resources.sbatch_args, *args),
     )
     return {
         Stage.DOWNLOAD.value: download,

@@ -23,6 +23,7 @@ from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder, may_exist
 from jobs.storage.staging import Staging
 from orchestrator.engines.registry import LOCAL
+from orchestrator.engines.slurm.arguments import arguments_for
 from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest, override
@@ -93,11 +94,10 @@ def plan_update(
     folder = _run_folder(receipt, log_dir)
     old = folder.load_plan()
     private = folder.load_private()
-    request = _request(folder, old, private, dest, log_dir, revision)
+    request = _request(folder, old, private, dest, log_dir, revision, changes or {})
     asked: dict[str, Any] = {"engine": engine, "tasks": tasks, "temp_limit": temp_limit}
     request = replace(
         request,
-        resources=override(request.resources, changes or {}),
         **{name: value for name, value in asked.items() if value is not None},
     )
     if request.temp_limit is not None:
@@ -161,8 +161,12 @@ def _request(
     dest: Path,
     log_dir: Path,
     revision: str | None,
+    changes: Mapping[str, object],
 ) -> LaunchRequest:
-    """The request that launched ``old``, for the same destination."""
+    """The request that launched ``old``, for the same destination.
+
+    ``changes``: to the resources of all jobs, except the download job's own partition.
+    """
     numbers = folder.submission_numbers()
     if not numbers:
         raise RunFolderError(
@@ -172,6 +176,11 @@ def _request(
     first, last = folder.load_submission(numbers[0]), folder.load_submission(numbers[-1])
     extract = last.resources[Stage.EXTRACT.value]
     download = last.resources[Stage.DOWNLOAD.value]
+    own = download.partition if download.partition != extract.partition else None
+    # Both may have got others since (``recovery.grown``).
+    args = [arg for arg in download.sbatch_args if arg not in extract.sbatch_args]
+    changed = override(extract, changes)
+    args += arguments_for(structs.replace(override(download, changes), partition=None), changed)
     return LaunchRequest(
         source=_source(old, private, revision),
         dest=dest,
@@ -182,12 +191,9 @@ def _request(
         tasks=last.most,
         parallel=old.parallel,
         download_tasks=old.download_tasks,
-        resources=extract,
-        download_partition=download.partition if download.partition != extract.partition else None,
-        # Both may have got others since (``recovery.grown``).
-        download_sbatch_args=tuple(
-            arg for arg in download.sbatch_args if arg not in extract.sbatch_args
-        ),
+        resources=changed,
+        download_partition=own,
+        download_sbatch_args=tuple(args),
         download_on=old.download_on,
         retries=first.retries,
         temp_limit=last.temp_limit,

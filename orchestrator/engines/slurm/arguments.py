@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
+from jobs.model import Resources
 from jobs.storage.safe_paths import quoted
+from orchestrator import units
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,20 @@ _HERE = tuple(
         ("--container-mounts", "", ""),
     )
 )
+# Those of them whose values of the download job differ: its field of ``Resources``.
+_FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "--partition": ("partition", str),
+    "--account": ("account", str),
+    "--qos": ("qos", str),
+    "--time": ("time_min", units.parse_limit),
+    "--cpus-per-task": ("cpus", units.parse_count),
+    "--mem": ("mem_mb", units.parse_mem),
+    "--constraint": ("constraint", str),
+    "--exclude": ("exclude", str),
+    "--reservation": ("reservation", str),
+    "--mail-type": ("mail_type", str),
+    "--mail-user": ("mail_user", str),
+}
 _NAMES = frozenset(option.name for option in (*_OURS, *_HERE))
 _SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
 _BARE = "HIOQVhksuv"  # letters without a value, which another may follow directly (-HN2)
@@ -82,7 +98,52 @@ def parse(text: str) -> str:
 
 def parse_for_download(text: str) -> str:
     """As ``parse``, for the download job only, whose resources may differ."""
-    return _checked(text, _OURS)
+    text = _checked(text, _OURS)
+    resources_in([text])  # refuses a bad value
+    return text
+
+
+def resources_in(args: Sequence[str]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The fields of ``Resources`` that sbatch's arguments set, and the arguments without them.
+
+    The script requests cores twice, and tasks have to know their time limit; so these cannot be
+    left to sbatch. Raises ``UsageError`` for a value that is none.
+    """
+    fields: dict[str, object] = {}
+    others = []
+    for text in args:
+        words, left = iter(shlex.split(text)), []
+        for word in words:
+            name, value = _split(word)
+            if name is None:
+                left.append(word)
+            else:
+                field, read = _FIELDS[name]
+                fields[field] = read(next(words, "") if value is None else value)
+        if left:
+            others.append(text if left == shlex.split(text) else shlex.join(left))
+    return fields, tuple(others)
+
+
+def _split(word: str) -> tuple[str | None, str | None]:
+    """The name of an option of ``_FIELDS``, and its value if it is in the same word."""
+    long, equals, value = word.partition("=")
+    if long in _FIELDS:
+        return long, value if equals else None
+    letters = {option.letter: option.name for option in _HERE if option.letter}
+    name = letters.get(word[1:2]) if word.startswith("-") else None
+    return name, word[2:] or None
+
+
+def arguments_for(own: Resources, others: Resources) -> tuple[str, ...]:
+    """sbatch's arguments for the fields of ``own`` that differ from those of ``others``."""
+    found = []
+    for name, (field, _) in _FIELDS.items():
+        value = getattr(own, field)
+        if value not in (None, getattr(others, field)):
+            text = units.format_time(value) if field == "time_min" else str(value)
+            found.append(shlex.quote(f"{name}={text}"))
+    return tuple(found)
 
 
 def _checked(text: str, refused: tuple[_Option, ...]) -> str:

@@ -138,6 +138,25 @@ def test_options_of_the_download_job_alone_stay_its_own(dataset: Dataset) -> Non
     assert request.resources.sbatch_args == ("--nice=1", "--propagate=NONE")
 
 
+def test_time_and_cores_of_the_download_job_alone_stay_its_own_unless_all_jobs_get_others(
+    dataset: Dataset,
+) -> None:
+    shutil.rmtree(dataset.dest)
+    dataset.launch(
+        resources=Resources(partition="cpu"),
+        download_partition="net",
+        download_sbatch_args=("--time=1-0", "-c 8", "--gres=net"),
+    )
+    dataset.path("s-1").touch()
+    for changes, minutes in (({}, [1440, 240]), ({"time_min": 90, "partition": "big"}, [90, 90])):
+        resources = dataset.plan(changes=changes).planned.draft.resources
+        download, extract = resources["download"], resources["extract"]
+        assert [download.time_min, extract.time_min] == minutes
+        assert [download.cpus, extract.cpus] == [8, 2]
+        assert [download.partition, extract.partition] == ["net", changes.get("partition", "cpu")]
+        assert [download.sbatch_args, extract.sbatch_args] == [("--gres=net",), ()]
+
+
 @pytest.mark.parametrize(("output", "retries"), [("--parsable", 0), ("--json", 1)])
 def test_an_update_whose_job_id_a_script_gets_makes_no_automatic_retry(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, output: str, retries: int

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import UsageError
+from jobs.model import Resources
 from orchestrator.engines.slurm import arguments
 from orchestrator.engines.slurm.arguments import parse, parse_for_download
 
@@ -55,6 +57,30 @@ def test_what_has_an_option_here_is_said_by_it_but_for_the_download_alone(text: 
     with pytest.raises(UsageError, match="use this tool's own --"):
         parse(text)
     assert parse_for_download(text) == text
+
+
+@pytest.mark.parametrize(
+    ("args", "fields", "others"),
+    [
+        (("--nice=7", "--gres=net"), {}, ("--nice=7", "--gres=net")),
+        (("--time=1-0", "--mem 8G"), {"time_min": 1440, "mem_mb": 8192}, ()),
+        (("-t90 -c 4 --gres='a b'",), {"time_min": 90, "cpus": 4}, ("'--gres=a b'",)),
+        (("--time-min=5", "-pio", "--partition=net"), {"partition": "net"}, ("--time-min=5",)),
+    ],
+)
+def test_resources_of_the_download_job_are_read_from_its_arguments(
+    args: tuple[str, ...], fields: dict[str, object], others: tuple[str, ...]
+) -> None:
+    assert arguments.resources_in(args) == (fields, others)
+    own = structs.replace(Resources(), **fields)
+    again, _ = arguments.resources_in(arguments.arguments_for(own, Resources()))
+    assert structs.replace(Resources(), **again) == own
+
+
+@pytest.mark.parametrize("text", ["--time=soon", "-c0", "--cpus-per-task", "--mem=x"])
+def test_a_bad_value_for_the_download_job_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_for_download(text)
 
 
 @pytest.mark.parametrize(
