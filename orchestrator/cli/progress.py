@@ -126,18 +126,21 @@ def each_state(
 
     Ctrl-C only ends this loop, after ``on_interrupt``.
     """
-    while True:
-        began = time.monotonic()
-        state = look_at()
-        pause = pause_s(time.monotonic() - began)
-        on_state(state)
-        if state.status is not RunStatus.RUNNING:
-            return state
-        try:
+    state = None
+    try:
+        while True:
+            began = time.monotonic()
+            state = look_at()
+            pause = pause_s(time.monotonic() - began)
+            on_state(state)
+            if state.status is not RunStatus.RUNNING:
+                return state
             time.sleep(pause)
-        except KeyboardInterrupt:
-            on_interrupt()
-            return state
+    except KeyboardInterrupt:
+        if state is None:
+            raise
+        on_interrupt()
+        return state
 
 
 @contextmanager

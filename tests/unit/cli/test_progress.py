@@ -75,15 +75,25 @@ def test_a_program_gets_every_state_that_is_seen() -> None:
     assert last.status is RunStatus.DONE
 
 
+@pytest.mark.parametrize("during", ["a pause", "a query"])
 def test_ctrl_c_ends_the_watching_and_nothing_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: str
 ) -> None:
-    def interrupt(seconds: float) -> None:
+    def interrupt(*_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(time, "sleep", interrupt)
+    seen: list[int] = []
+
+    def look_at() -> RunState:
+        if seen:
+            interrupt()  # Slurm takes long, so that most of the time a query is made
+        seen.append(1)
+        return runs.under_way().state()
+
+    if during == "a pause":
+        monkeypatch.setattr(time, "sleep", interrupt)
     out = io.StringIO()
-    state = watch(_states(runs.under_way().state()), _folder(tmp_path), out=out)
+    state = watch(look_at, _folder(tmp_path), out=out)
     assert state.status is RunStatus.RUNNING
     assert out.getvalue().endswith(f"stopped watching; run {runs.RUN_ID} continues\n")
 
