@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -166,9 +167,13 @@ def submit(argv: Sequence[str], *, at: str | None = None) -> Answer:
         try:
             out, err = process.communicate(timeout=SBATCH_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.communicate()
-            raise TimedOut(f"{argv[0]} did not respond within {SBATCH_TIMEOUT_S:.0f} s") from error
+            # A site's wrapper of sbatch too: what it started has our pipes as well.
+            os.killpg(process.pid, signal.SIGKILL)
+            last = Answer(1, "", _text(process.communicate()[1]))
+            why = f" ({last.words})" if last.stderr else ""
+            raise TimedOut(
+                f"{argv[0]} did not respond within {SBATCH_TIMEOUT_S:.0f} s{why}"
+            ) from error
         except BaseException:
             try:
                 process.communicate(timeout=10)
