@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
 from jobs.download.temporary_space import TemporarySpace, window_of
-from jobs.errors import Cause, OrchestrateError, RunFolderError
+from jobs.errors import Cause, OrchestrateError, RunFolderError, counted
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
     Fetched,
@@ -198,7 +198,8 @@ class _Downloads:
         extracts = self._extracts and (before is None or window is not None)
         # If the bytes are the same as before, finished parts of the shard are kept.
         if before is None and not (streams and extracts):
-            self._forget_parts(shard)  # of a stream that ended early: nobody compares the bytes
+            # Those of a stream that ended early: nobody compares the bytes.
+            self._forget_parts(shard, "it is not known from which bytes")
         fetched = self._fetcher.fetch(
             shard,
             streams=streams,
@@ -265,6 +266,7 @@ class _Downloads:
             with suppress(RunFolderError):  # not finished
                 summary = read_summary(self._folder.manifest(part))
                 if summary.carried and summary.has_records:
+                    log.info("%s is extracted again: it has records of other parts", part.id)
                     self._folder.manifest(part).unlink()
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
@@ -291,13 +293,18 @@ class _Downloads:
         """
         if before.digests == fetched.digests:
             return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
-        log.info("%s: the content has changed; extracting all of its parts again", shard.id)
-        self._forget_parts(shard)
+        self._forget_parts(shard, "its content has changed")
         return fetched
 
-    def _forget_parts(self, shard: Shard) -> None:
+    def _forget_parts(self, shard: Shard, reason: str) -> None:
+        count = 0
         for part in shard.each_part():
-            self._folder.manifest(part).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                self._folder.manifest(part).unlink()
+                count += 1
+        if count:
+            again = counted(count, "finished [part is|parts are] extracted again")
+            log.info("%s: %s: %s", shard.id, again, reason)
 
     def _check_for_all(self, problem: Problem) -> Problem:
         """Stop all downloads if ``problem`` affects all; returns it with a remedy."""

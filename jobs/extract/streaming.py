@@ -16,7 +16,7 @@ from jobs.archives.member_index import Streamed
 from jobs.archives.registry import open_arriving, with_samples
 from jobs.archives.tar.blocks import ArchiveBytes, OneFile
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
-from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, from_os_error
+from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, counted, from_os_error
 from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
@@ -86,15 +86,13 @@ class ShardStream:
                 self._finishing.wait()
                 return streamed
             except TopChanged as error:
-                self._take_back(files=True)
+                self._take_back(error.message, files=True)
                 if not self._stored:
                     raise self._read_only_once(error) from error
             except (TransferRestarted, Contradiction) as error:
-                log.info(
-                    "%s: its content differs from that read before; reading it again",
-                    self._shard.id,
-                )
-                self._take_back(files=False)
+                differs = "its content differs from that read before"
+                log.info("%s: %s; reading it again", self._shard.id, differs)
+                self._take_back(differs)
                 if isinstance(error, Contradiction) and not self._stored:
                     raise ArchiveError(
                         f"{quoted(self._shard.name)} has changed since some of its parts were "
@@ -119,7 +117,7 @@ class ShardStream:
         """Leave the shard to extract tasks, with parts of an earlier attempt: nobody compares them
         with these bytes."""
         if self._order.extracts:
-            self._take_back(files=False)
+            self._take_back("it is not known from which bytes")
         return Streamed(format)
 
     def _format_with_directory(self) -> Format | None:
@@ -156,7 +154,7 @@ class ShardStream:
                 if not self._stored:
                     raise self._read_only_once(error) from error
                 log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
-                self._take_back(files=False)
+                self._take_back(error.message)
             except NotStored as error:
                 fact = "a member has to be read twice (the target of a link, for example)"
                 raise self._read_only_once(fact) from error
@@ -179,6 +177,8 @@ class ShardStream:
         finished = self._finished(part)
         if finished is not None and finished == stream.span(part):
             return
+        if finished is not None:
+            log.info("%s is extracted again: its archive has changed", part.id)
         self._folder.manifest(part).unlink(missing_ok=True)
         if arriving.is_complete and self._stored:
             return
@@ -223,7 +223,7 @@ class ShardStream:
             skips = False
             if finished is not None:
                 # A part before it, which is written again, may write older files of the same names.
-                self._folder.manifest(part).unlink()
+                self._forget(part, "a part before it is, too")
             if not copies and (not self._order.extracts or self._lags(stream)):
                 stream.copy_rest()
                 copies = True
@@ -245,10 +245,10 @@ class ShardStream:
 
         A symbolic link may have the content of one that a later part replaces.
         """
-        self._take_back(files=False)
+        error = stream.needs_another_pass("symbolic links where members replace others")
+        self._take_back(error.message)
         if not self._stored:
-            what = "symbolic links where members replace others"
-            raise self._read_only_once(stream.needs_another_pass(what))
+            raise self._read_only_once(error)
 
     def _read_only_once(self, reason: ArchiveError | str) -> ArchiveError:
         """The error for an archive that has to be stored."""
@@ -268,16 +268,18 @@ class ShardStream:
         """The span of a part that an earlier attempt finished; None if it is not finished."""
         if not self._order.extracts:
             return None
-        path = self._folder.manifest(part)
         try:
-            summary = read_summary(path)
+            summary = read_summary(self._folder.manifest(part))
         except RunFolderError:
             return None
         if summary.span is None or summary.span.crc32 is None:
-            log.info("%s is extracted again: it is not known from which bytes", part.id)
-            path.unlink(missing_ok=True)
+            self._forget(part, "it is not known from which bytes")
             return None
         return summary.span
+
+    def _forget(self, part: Part, reason: str) -> None:
+        log.info("%s is extracted again: %s", part.id, reason)
+        self._folder.manifest(part).unlink(missing_ok=True)
 
     def _lags(self, stream: TarStream) -> bool:
         if not self._order.spills or self._arrivals is None:
@@ -301,9 +303,10 @@ class ShardStream:
             raise
         self._finishing.start(written.finish)
 
-    def _take_back(self, *, files: bool) -> None:
+    def _take_back(self, reason: str, *, files: bool = False) -> None:
         """Remove the manifests of finished parts and, with ``files``, their files."""
         self._finishing.wait()
+        count = 0
         for part in self._parts:
             path = self._folder.manifest(part)
             taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
@@ -311,11 +314,15 @@ class ShardStream:
                 path.replace(taken)
             except FileNotFoundError:
                 continue
+            count += 1
             try:
                 if files and not self._plan.options.packs:
                     remove_files(Staging(self._plan).data, read_manifest(taken))
             finally:
                 taken.unlink(missing_ok=True)
+        if count:
+            again = counted(count, "finished [part is|parts are] extracted again")
+            log.info("%s: %s: %s", self._shard.id, again, reason)
 
     def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def test_what_is_here_is_not_read_again_unless_it_changed(dataset: Path, tmp_pat
 
 @pytest.mark.parametrize("how", [{"extracts": False}, {"workers": 1}])
 def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
-    tmp_path: Path, how: dict[str, Any]
+    tmp_path: Path, how: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     source = tmp_path / "in"
     source.mkdir()
 
@@ -145,6 +147,8 @@ def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
     extracted(PartExtractor(folder, plan, Progress()), *left)
     images = Staging(plan).data / "images"
     assert [(images / f"{name}.png").read_bytes() for name in ("a", "b")] == [b"new", b"new"]
+    why = "1 finished part is extracted again: it is not known from which bytes"
+    assert {f"{each.id}: {why}" for each in plan.shards} <= set(caplog.messages)
 
 
 def test_a_stop_leaves_the_rest_to_resume(shards: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import logging
 import os
 import threading
 from pathlib import Path
@@ -114,7 +115,10 @@ def test_parts_that_are_done_are_read_past_and_not_written_again(run: Run) -> No
     assert (run.staging.data / "images/000.png").read_bytes() == b"a mark"
 
 
-def test_parts_made_of_other_bytes_are_written_again(run: Run) -> None:
+def test_parts_made_of_other_bytes_are_written_again(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     _stream(run)
     before = _manifests(run)
     others = {name: data[::-1] for name, data in FILES.items()}
@@ -124,6 +128,10 @@ def test_parts_made_of_other_bytes_are_written_again(run: Run) -> None:
     _stream(run)
     assert run.tree() == others
     assert not set(before.values()) & set(_manifests(run).values())
+    assert (
+        f"00000: {PARTS} finished parts are extracted again: its content differs from that read "
+        "before" in caplog.messages
+    )
 
 
 def test_a_part_without_proof_of_its_bytes_is_written_again(run: Run) -> None:
@@ -206,11 +214,18 @@ def test_a_transfer_that_fails_leaves_the_parts_that_were_done(run: Run) -> None
     assert before.items() <= after.items()
 
 
-def test_a_top_folder_that_changes_late_leaves_no_file_under_a_wrong_name(tmp_path: Path) -> None:
+def test_a_top_folder_that_changes_late_leaves_no_file_under_a_wrong_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     files = {f"top/{name}": data for name, data in FILES.items()} | {"other/x.txt": b"x"}
     run = _run(tmp_path, _tar(files), options=structs.replace(OPTIONS, strip_components=None))
     streamed = _stream(run)
     assert streamed.cuts and streamed.top is None
+    (why,) = [each for each in caplog.messages if "extracted again" in each]
+    assert why.endswith(
+        "member 'other/x.txt' changes the top folder; the archive must be read again"
+    )
     assert run.tree() == files
 
 
@@ -257,14 +272,16 @@ def test_a_symbolic_link_is_to_the_last_member_of_a_name_also_in_a_later_part(
 
 
 def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     *_, last = FILES
     first = member(b"a.txt", b"old") + member(b"l.png", kind=b"1", target=last.encode())
     run = _run(tmp_path, first + _tar({**FILES, "a.txt": b"new"}))
     _stream(run)  # and it ends before there is evidence
     assert len(_manifests(run)) == PARTS - 1
     assert _extracted(run)["a.txt"] == b"new"
+    assert f"{run.parts[-1].id} is extracted again: a part before it is, too" in caplog.messages
 
 
 def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
