@@ -67,9 +67,9 @@ class S3Client:
         except ModuleNotFoundError as error:
             raise extras.S3.missing() from error
         for name in ("botocore", "urllib3"):
-            # At DEBUG they log complete addresses, with signatures in their queries.
+            # Their messages, also warnings, have complete addresses, with signatures.
             if logging.getLogger(name).level == logging.NOTSET:
-                logging.getLogger(name).setLevel(logging.WARNING)
+                logging.getLogger(name).setLevel(logging.ERROR)
         self._pinned = pinned
         self._endpoint = endpoint
         self.where = redact(endpoint) if endpoint else "Amazon S3"

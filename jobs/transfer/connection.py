@@ -54,10 +54,10 @@ _UNFIT_PROXY = (
 class HttpResponse:
     """A response whose body is not read yet."""
 
-    def __init__(self, response: requests.Response, url: str, *, redirected: bool) -> None:
+    def __init__(self, response: requests.Response, target: Target, *, redirected: bool) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.url = url  # contains secrets: never show it
+        self.target = target  # what was requested at last
         self.redirected = redirected
         self._response = response
         raw: Any = response.raw
@@ -71,6 +71,11 @@ class HttpResponse:
         if isinstance(sock, ssl.SSLSocket):
             self._ready = select.poll()
             self._ready.register(sock, select.POLLIN)
+
+    @property
+    def url(self) -> str:
+        """The address after all redirects; contains secrets: never show it."""
+        return self.target.url
 
     @property
     def site(self) -> str:
@@ -122,6 +127,13 @@ class HttpResponse:
             self._response.close()
 
 
+class _Session(requests.Session):
+    """Follows no redirect: otherwise it reads a redirect's body, however long that is."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 class _NoLogin(requests.auth.AuthBase):
     """An empty login, so that requests does not replace our header by one from the address."""
 
@@ -152,7 +164,7 @@ class ConnectionPool:
 
     def __init__(self, connections: int, stall_s: float) -> None:
         self._stall_s = stall_s
-        self._session = requests.Session()
+        self._session = _Session()
         adapter = requests.adapters.HTTPAdapter(
             pool_connections=32, pool_maxsize=max(connections, 10), max_retries=0
         )
@@ -161,10 +173,10 @@ class ConnectionPool:
         # Otherwise it looks for proxies, and reads .netrc, for each request.
         self._session.trust_env = False
         self._of_environment: dict[tuple[str, str, int], _OfEnvironment] = {}  # by origin
-        # At DEBUG it logs complete addresses, with signatures in their queries.
+        # Its messages, also warnings, have complete addresses, with signatures in their queries.
         logger = logging.getLogger("urllib3")
         if logger.level == logging.NOTSET:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(logging.ERROR)
 
     def get(
         self,
@@ -186,23 +198,18 @@ class ConnectionPool:
         )
 
     def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> HttpResponse:
-        url = target.url
+        step = target
         visited = []
-        left = False
         for _ in range(MOST_REDIRECTS + 1):
-            visited.append(url)
-            own = {} if left else target.headers
-            response = self._send(url, {**own, **headers}, name=name)
+            visited.append(step.url)
+            response = self._send(step.url, {**step.headers, **headers}, name=name)
+            reply = HttpResponse(response, step, redirected=step.url != target.url)
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
-                return HttpResponse(response, url, redirected=url != target.url)
+                return reply
             # A redirect's body is not read; if it is empty, the connection can be reused.
-            HttpResponse(response, url, redirected=True).close(
-                is_complete=response.headers.get("Content-Length") == "0"
-            )
-            url = _redirect_target(url, location, name=name)
-            # After a redirect to another origin, headers are never sent again.
-            left = left or origin_of(url) != origin_of(target.url)
+            reply.close(is_complete=response.headers.get("Content-Length") == "0")
+            step = _redirect_target(step, location, name=name)
         in_a_loop = ", in a loop" if len(set(visited)) < len(visited) else ""
         raise SourceError(
             f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times{in_a_loop}; "
@@ -241,17 +248,23 @@ def _is_unparsed(error: Exception) -> bool:
     return any(isinstance(one, urllib3.exceptions.LocationParseError) for one in error.args)
 
 
-def _redirect_target(url: str, location: str, *, name: str) -> str:
+def _redirect_target(step: Target, location: str, *, name: str) -> Target:
+    """Where ``step`` is redirected to; another origin gets no header, nor does any after it."""
     with contextlib.suppress(UnicodeError):  # headers are decoded as Latin-1; servers send UTF-8
         location = location.encode("latin-1").decode("utf-8")
     try:
-        goal = urllib.parse.urljoin(url, location)
-        origin_of(goal)
+        url = urllib.parse.urljoin(step.url, location)
+        if origin_of(url) != origin_of(step.url):
+            return Target(url)
     except ValueError:
         raise SourceError(
-            f"{name}: {redact(url)} redirects to an address that is not http(s); check the address"
+            f"{name}: {redact(step.url)} redirects to an address that is not http(s); check the "
+            "address"
         ) from None
-    return goal
+    parts, before = urllib.parse.urlsplit(url), urllib.parse.urlsplit(step.url)
+    if "@" in before.netloc and "@" not in parts.netloc:  # a user and a password
+        url = parts._replace(netloc=before.netloc).geturl()
+    return Target(url, step.headers)
 
 
 def connection_error(error: BaseException, *, name: str, url: str, stall_s: float) -> Exception:

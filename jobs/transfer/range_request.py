@@ -82,8 +82,7 @@ class RangeRequest:
                 is_complete = self._receive(reply, start, stop)
         finally:
             reply.close(is_complete=is_complete)
-        # A redirected request has no headers of ours; any other needs them.
-        return Target(reply.url) if reply.redirected else target
+        return reply.target
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "Accept": "*/*"}

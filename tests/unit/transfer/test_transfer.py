@@ -9,6 +9,7 @@ import random
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,30 @@ def test_the_token_goes_to_its_own_origin_alone(web: FaultyServer, tmp_path: Pat
     assert len(web.asked(PATH)) < len(away)  # the landing place is remembered
 
 
+@pytest.mark.parametrize("user", ["", "me:s3cret@"], ids=["in a header", "in the address"])
+def test_a_login_is_sent_again_after_a_redirect_within_its_origin(
+    web: FaultyServer, tmp_path: Path, user: str
+) -> None:
+    login = "Basic bWU6czNjcmV0" if user else "Bearer s3cret"
+    web.put("/b", DATA, authorization=login)
+    web.fail(PATH, faults.redirect(web.url("/b"), None))
+    target = Target(
+        web.url(PATH).replace("//", f"//{user}"), {} if user else {"Authorization": login}
+    )
+    out = tmp_path / "out"
+    transfer().fetch(lambda: target, out, name="shard.bin", size=len(DATA), digest=SHA)
+    assert out.read_bytes() == DATA
+    assert {request.status for request in web.asked("/b")} == {206}
+
+
+def test_a_redirect_s_body_is_not_waited_for(web: FaultyServer, tmp_path: Path) -> None:
+    web.put("/b", DATA)
+    endless = replace(faults.redirect(web.url("/b"), None), body=bytes(MB), stall_after=1)
+    web.fail(PATH, endless)
+    by = transfer(stall_s=2)
+    by.fetch(lambda: Target(web.url(PATH)), tmp_path / "out", name="a", size=len(DATA), digest=SHA)
+
+
 def test_an_expired_signed_address_is_requested_again(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA, signed=True)
     urls = [web.signed_url(PATH, lifetime_s=-1)]
@@ -344,6 +369,16 @@ def test_a_digest_in_the_headers_is_held_against_the_bytes(
             fetch(web, tmp_path / "out", digest=None)
     else:
         assert fetch(web, tmp_path / "out", digest=None) == DATA
+
+
+def test_a_malformed_header_shows_no_address(
+    web: FaultyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.put(PATH, DATA, headers={"X-Odd": "1\r\nno colon"})
+    web.fail(PATH, faults.no_length("close"))  # whose header would not be read
+    url = f"{web.url(PATH)}?signature=s3cret"
+    transfer().fetch(lambda: Target(url), tmp_path / "a", name="a", size=len(DATA), digest=SHA)
+    assert "s3cret" not in caplog.text
 
 
 def test_secrets_are_not_shown() -> None:
