@@ -11,7 +11,7 @@ from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.transfer.ordered_bytes import Listener
 from jobs.transfer.partial_file import PartialFile, RunningHash
-from jobs.transfer.ranges import Range
+from jobs.transfer.ranges import Range, Ranges
 from jobs.transfer.responses import StartOver
 from jobs.transfer.target import Received, Target, quoted_url
 
@@ -123,11 +123,16 @@ class DownloadState:
     # Bytes ------------------------------------------------------------------------------
 
     def put(self, at: int, data: bytes, *, overwrites: bool) -> None:
-        """Write bytes and report them; ``overwrites``: some of them may be on disk already."""
+        """Write bytes and report them; ``overwrites``: some of them may be on disk already.
+
+        Raises ``StartOver`` if those on disk are others: then they are of another version.
+        """
         self._check_size(at + len(data))
         pieces = [(at, at + len(data))]
         if overwrites:
             pieces = self.partial.missing(at, at + len(data))
+            if self._window is None:  # which has overwritten them
+                self._compare(at, data, Ranges(pieces).outside(at, at + len(data)))
         for start, stop in pieces:
             is_complete = (start, stop) == (at, at + len(data))
             piece = data if is_complete else data[start - at : stop - at]
@@ -135,6 +140,13 @@ class DownloadState:
             self.hashing().feed(start, piece)
         self.check_head()
         self._report()
+
+    def _compare(self, at: int, data: bytes, there: Sequence[Range]) -> None:
+        for start, stop in there:
+            known = memoryview(bytearray(stop - start))
+            self.partial.read_into(known, start)
+            if known != data[start - at : stop - at]:
+                raise StartOver(changing(self.name))
 
     @property
     def keeps_tail(self) -> bool:

@@ -204,6 +204,16 @@ def test_a_file_without_any_version_that_is_replaced_midway_is_never_mixed(
     assert fetch(web, tmp_path / "out", size=size, digest=None) == DATA[:size]
 
 
+@pytest.mark.parametrize("digest", [SHA, None])
+def test_a_file_that_is_sent_again_from_its_start_is_compared_with_what_is_here(
+    web: FaultyServer, tmp_path: Path, digest: Digest | None
+) -> None:
+    web.put(PATH, DATA[: MB // 2] + OTHER[MB // 2 :])  # the first bytes are the same
+    web.fail(PATH, faults.cut_after(MB), faults.changed(DATA))
+    web.fail(PATH, faults.without("ETag", "Last-Modified") & faults.ignore_range(None))
+    assert fetch(web, tmp_path / "out", digest=digest) == DATA
+
+
 def test_a_beginning_that_came_compressed_is_not_mixed_with_a_later_version(
     web: FaultyServer, tmp_path: Path
 ) -> None:
