@@ -78,6 +78,8 @@ class FolderArchive(Archive):
             status = os.stat(full)  # noqa: PTH116
         except OSError as error:
             raise self._changed(full, "became a dangling link") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise self._changed(full, "became a link to something else than a file")
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
@@ -113,7 +115,8 @@ class FolderArchive(Archive):
 
     def _open(self, full: bytes) -> int:
         try:
-            return os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting for the writer of a pipe, which is found to be no file then.
+            return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise self._changed(full, "was removed") from error
         except OSError as error:

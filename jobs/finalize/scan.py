@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice, repeat
+from pathlib import Path
 
 from jobs.archives import nested
 from jobs.archives.base import label_of, several_records
@@ -25,6 +26,7 @@ from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_mani
 from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk
+_ODD = -1  # the size of a device, pipe or socket: no file had it
 
 
 @dataclass
@@ -305,16 +307,17 @@ def _published(
 
 def _scan_disk(audit: Audit) -> _FilesFound:
     context, found = audit.context, _FilesFound(audit.batch("disk"))
-    _scan_tree(audit, walk(os.fsencode(context.staging.data), [b""]), ours=True)
+    _scan_tree(audit, context.staging.data, [b""], ours=True)
     if context.repair_state is not None:
-        names = walk(os.fsencode(context.staging.dest), context.repair_state.names)
-        _scan_tree(audit, names, ours=False)
+        _scan_tree(audit, context.staging.dest, context.repair_state.names, ours=False)
     audit.rows.flush()
     return found
 
 
-def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
+def _scan_tree(audit: Audit, root: Path, names: Iterable[bytes], *, ours: bool) -> None:
     context = audit.context
+    odd: set[bytes] = set()
+    paths = walk(os.fsencode(root), names, odd)
     hidden = context.hidden | {name.encode() for name in proof_names(context.plan.options)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
@@ -326,9 +329,13 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
             latency.each(partial(_size, context), seen) if has_sizes else repeat(None, len(seen))
         )
         keys = keys_of_bytes(seen)
-        joined = zip(join_keys(context, all_unified(keys)), keys, sizes, strict=True)
+        joined = zip(seen, join_keys(context, all_unified(keys)), keys, sizes, strict=True)
         audit.rows.add(
-            JoinRow.DISK, [(join_key, key, ours, size) for join_key, key, size in joined]
+            JoinRow.DISK,
+            [
+                (join_key, key, ours, _ODD if path in odd else size)
+                for path, join_key, key, size in joined
+            ],
         )
 
 
@@ -340,8 +347,11 @@ def _size(context: FinalizeContext, path: bytes) -> int | None:
         return None
 
 
-def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
-    """Relative paths of everything except folders among and below ``names``; follows no link."""
+def walk(root: bytes, names: Iterable[bytes], odd: set[bytes] | None = None) -> Iterator[bytes]:
+    """Relative paths of everything except folders among and below ``names``; follows no link.
+
+    Those that are neither files nor links are added to ``odd`` too.
+    """
     waiting = list(names)
     while waiting:
         name = waiting.pop()
@@ -357,8 +367,12 @@ def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(folder + entry.name)
-                else:
-                    yield folder + entry.name
+                    continue
+                path = folder + entry.name
+                is_usual = entry.is_file(follow_symlinks=False) or entry.is_symlink()
+                if odd is not None and not is_usual:
+                    odd.add(path)
+                yield path
 
 
 def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:

@@ -81,6 +81,16 @@ def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
     assert (summary.records, summary.images, summary.files) == (13, 13, 14)
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_published(tmp_path: Path) -> None:
+    run = RunBuilder(pages(0, 5)).extracted(tmp_path)
+    place = next(path for path in run.staging.data.rglob("*") if path.is_file())
+    place.unlink()
+    os.mkfifo(place)
+    summary, problem = run.finalize()
+    assert problem is not None and not summary.published
+    assert not run.folder.manifest(run.parts[0]).exists()  # it is extracted again
+
+
 def test_names_that_the_file_system_confuses_are_not_extracted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
