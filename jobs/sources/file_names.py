@@ -42,6 +42,7 @@ _DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?:[ \t]+\*?(.+))?")
 _BSD_DIGEST_LINE = re.compile(r"(?:MD5|SHA\d+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})")
 _ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of digits
 _ALGORITHM = re.compile(r"md5|sha\d+|b3", re.IGNORECASE)  # in the name of a list
+_DIGEST = re.compile(r"(?:(?P<name>md5|sha1|sha256|sha512)[:=])?(?P<hex>[0-9a-f]{32,128})")
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -180,6 +181,15 @@ def first_names(names: Iterable[str]) -> str:
 def is_digest_list(name: str) -> bool:
     """Whether a file has the name of a list of digests."""
     return _LIST.fullmatch(posixpath.basename(name)) is not None
+
+
+def digest_of(word: str) -> Digest | None:
+    """The digest that ``word`` is, such as ``sha256:HEX`` or only ``HEX``; None if it is none."""
+    match = _DIGEST.fullmatch(word.lower())
+    algorithm = _ALGORITHMS.get(len(match["hex"])) if match else None
+    if match is None or algorithm is None or match["name"] not in (None, algorithm):
+        return None
+    return Digest(algorithm, match["hex"])
 
 
 def parse_digest_list(text: str, name: str) -> dict[str, Digest]:

@@ -132,7 +132,8 @@ class ObjectStoreSource(RemoteSource):
                 files = self._below(url)
             else:
                 name = address.name or url.key.rpartition("/")[2]
-                files = [SourceFile(name, str(url), digest=digests[index] if digests else None)]
+                digest = digests[index] if digests else address.digest
+                files = [SourceFile(name, str(url), digest=digest)]
             for file in files:
                 name = file.name
                 if name in found and not url.is_prefix:

@@ -127,7 +127,9 @@ class UrlSource(RemoteSource):
         """The digest of each address: the user's, or one published beside it."""
         if self._request.sha256:
             return [Digest("sha256", value.lower()) for value in self._request.sha256]
-        return _Beside(headers, wire).of([address.url for address in self._addresses])
+        left = [address.url for address in self._addresses if address.digest is None]
+        beside = dict(zip(left, _Beside(headers, wire).of(left), strict=True))
+        return [address.digest or beside[address.url] for address in self._addresses]
 
 
 def _addresses(request: SourceRequest) -> list[ListedUrl]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
+from jobs.model import Digest
+from jobs.sources.file_names import digest_of
 from jobs.sources.object_urls import is_object_url
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
@@ -28,15 +30,17 @@ _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ListedUrl:
-    """A URL and, if a list has one, the name of its file."""
+    """A URL and, if a list has them, the name and the digest of its file."""
 
     url: str
     name: str | None = None
+    digest: Digest | None = None
 
     @property
     def locator(self) -> str:
         """What ``addresses`` reads as this."""
-        return f"{self.name}\t{self.url}" if self.name else self.url
+        digest = self.digest.hex if self.digest else None
+        return "\t".join(filter(None, (self.name, self.url, digest)))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -95,11 +99,12 @@ def addresses(locators: Sequence[str]) -> list[ListedUrl]:
 
 
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
-    """The addresses of a list: one on each line, perhaps after a name; ``#`` begins a comment.
+    """The addresses of a list: one on each line; ``#`` begins a comment.
 
-    A name is a path relative to the dataset, such as ``images/1.tar``. The first line may have the
-    names of the two columns (``file_name cdn_link``). Without a name, braces work as in
-    ``expand_braces``. Raises ``SourceError`` (``USAGE``) with the line's number.
+    A line may also have a name, which is a path relative to the dataset, such as ``images/1.tar``,
+    and a digest in hexadecimal digits. The first line may have the names of the columns
+    (``file_name cdn_link``). If it has only a URL, braces work as in ``expand_braces``. Raises
+    ``SourceError`` (``USAGE``) with the line's number.
     """
     found: list[ListedUrl] = []
     has_columns = False
@@ -110,18 +115,24 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
         words = re.split(r"\t+|\s+", line)
         comment = next((i for i, word in enumerate(words) if word.startswith("#")), len(words))
         words = words[:comment]
-        if len(words) == 2 and not _is_url(words[0]) and _is_url(words[1]):
-            found.append(ListedUrl(words[1], _checked_name(words[0], number)))
-        elif len(words) == 2 and _is_url(words[0]) and not re.search(r"[?]|://", words[1]):
-            found.append(ListedUrl(words[0], _checked_name(words[1], number)))
-        elif len(words) == 1 and _is_url(words[0]):
+        urls = [word for word in words if _is_url(word)]
+        digests = [word for word in words if digest_of(word)]
+        names = [word for word in words if word not in (*urls, *digests)]
+        if words == urls and len(urls) == 1:
             found += [ListedUrl(url) for url in expand_braces(words[0])]
-        elif len(words) == 2 and all(map(_COLUMN.fullmatch, words)) and not (found or has_columns):
+        elif len(urls) == 1 and max(len(names), len(digests)) < 2 and _may_follow(words, urls[0]):
+            name = _checked_name(names[0], number) if names else None
+            found.append(ListedUrl(urls[0], name, digest_of(digests[0]) if digests else None))
+        elif (
+            2 <= len(words) <= 3
+            and all(map(_COLUMN.fullmatch, words))
+            and not (found or has_columns)
+        ):
             has_columns = True
         else:
             raise _usage(
-                f"line {number} of the list of URLs is neither a URL nor a name and a URL; write "
-                "one per line, and a space within a URL as %20"
+                f"line {number} of the list of URLs is not a URL, alone or with a name and a "
+                "digest; write one per line, and a space within a URL as %20"
             )
     if not found:
         raise _usage("the list of URLs is empty; write one URL per line")
@@ -268,7 +279,18 @@ def _is_http(text: str) -> bool:
         return False
 
 
+def _may_follow(words: Sequence[str], url: str) -> bool:
+    """Whether what follows the URL cannot be the end of one with a space."""
+    after = words[words.index(url) + 1 :]
+    return not any(re.search(r"[?]|://", word) for word in after)
+
+
 def _checked_name(name: str, line: int) -> str:
+    if name.isdecimal():
+        raise _usage(
+            f"line {line} of the list of URLs: {quoted(name)} would be the file's name; if it is "
+            "its size or number, remove that column, else write the name with its ending"
+        )
     parts = name.split("/")
     if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
         raise _usage(f"line {line} of the list of URLs: {quoted(name)} is not a relative name")

@@ -44,7 +44,7 @@ _source = options.stack(
     click.option(
         "--url-list",
         metavar="FILE",
-        help="File with one URL (or a name and a URL) per line; - is standard input.",
+        help="File with a URL per line, perhaps with a name and a digest; - is standard input.",
     ),
     repeated("--sha256", metavar="HEX", help="SHA-256 of each --url, in the same order."),
     repeated(

@@ -294,6 +294,35 @@ def test_a_list_of_addresses_gives_names_in_either_column() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{url} {hex}",
+        "{hex}  {url}",
+        "sha256:{HEX} {url}",
+        "a.bin {url} {hex}",
+        "{url}\ta.bin\t{hex}",
+    ],
+)
+def test_a_digest_in_a_list_of_addresses_is_compared(
+    web: FaultyServer, tmp_path: Path, line: str
+) -> None:
+    web.put("/a.bin", DATA)
+    for digest in (SHA.hex, "0" * 64):
+        text = line.format(url=web.url("/a.bin"), hex=digest, HEX=digest.upper())
+        [listed] = parse_url_list(f"name url sha\n{text}\n")
+        request = SourceRequest(SourceKind.URL, (listed.locator,))
+        [shard] = open_source(request).shards()
+        assert (shard.name, shard.files[0].digest) == ("a.bin", Digest("sha256", digest))
+
+
+@pytest.mark.parametrize("text", ["{url} 4711", "1 {url}", "{url} {hex} {hex}", "{url} a.bin b"])
+def test_columns_of_a_list_that_are_no_names_are_refused(text: str) -> None:
+    line = text.format(url="http://h/a.bin", hex=SHA.hex)
+    with pytest.raises(SourceError, match="line 1 of the list of URLs"):
+        parse_url_list(line)
+
+
 def test_digests_beside_the_addresses_are_taken(web: FaultyServer) -> None:
     for n in (1, 2, 3):
         web.put(f"/d/a-0{n}.tar.gz", DATA)
