@@ -67,7 +67,7 @@ class Use:
 
 def bars(state: RunState, now: datetime) -> tuple[Bar, ...]:
     """All tasks over time, in the order of their starts."""
-    found = _bars(state, (*state.earlier, *state.tasks), now)
+    found = _bars(state, state.all_views, now)
     return tuple(
         sorted(found, key=lambda bar: bar.submitted if bar.started is None else bar.started)
     )
@@ -147,7 +147,7 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
         return found
     moved = {
         (view.attempt, view.task.number): files_and_bytes([view])[1]
-        for view in (*state.earlier, *state.tasks)
+        for view in state.all_views
         if view.stage is stage
     }
     for bar in all_bars:
@@ -165,7 +165,7 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
 def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
     """Requested and used resources by stage, from accounting if there is one, else from workers."""
     by_stage: Mapping[Stage, list[TaskView]] = {stage: [] for stage in Stage}
-    for view in (*state.earlier, *state.tasks):
+    for view in state.all_views:
         by_stage[view.stage].append(view)
     return tuple(_use(state, stage, views, now) for stage, views in by_stage.items() if views)
 

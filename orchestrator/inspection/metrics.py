@@ -223,7 +223,7 @@ class CarriedTotals:
 def carried(state: RunState) -> CarriedTotals:
     """What was taken from the published dataset, as far as tasks have ended."""
     left = set(state.parts_left)
-    views = sorted((*state.earlier, *state.tasks), key=lambda view: view.attempt)
+    views = sorted(state.all_views, key=lambda view: view.attempt)
     latest = {
         item.item: item
         for view in views

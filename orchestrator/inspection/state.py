@@ -193,6 +193,11 @@ class RunState:
         return tuple(s for s in Stage if s is not Stage.PACK or self.of_stage(s))
 
     @property
+    def all_views(self) -> tuple[TaskView, ...]:
+        """The tasks of all submissions."""
+        return (*self.earlier, *self.tasks)
+
+    @property
     def live(self) -> tuple[TaskView, ...]:
         return tuple(view for view in self.tasks if view.status.live)
 
@@ -207,7 +212,7 @@ class RunState:
 
     def view(self, key: TaskKey) -> TaskView | None:
         """The task with that key; None if there is none."""
-        return next((view for view in (*self.tasks, *self.earlier) if view.key == key), None)
+        return next((view for view in self.all_views if view.key == key), None)
 
 
 def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:

@@ -66,7 +66,7 @@ def _end_requeued(folder: RunFolder) -> RunState:
     """Cancel the jobs of a published run that wait to run again; see ``cancel``."""
     state = state_of(folder)
     ids: dict[Where, list[str]] = {}
-    for view in (*state.tasks, *state.earlier):
+    for view in state.all_views:
         if view.engine.state is EngineState.PENDING and view.task.job_id is not None:
             where = _where(folder.load_submission(view.attempt))
             ids.setdefault(where, []).append(view.task.job_id)
@@ -98,7 +98,7 @@ def _check_reached(folder: RunFolder) -> None:
     if not elsewhere:
         return
     state = state_of(folder)
-    live = [where[v.attempt] for v in (*state.tasks, *state.earlier) if v.status.live]
+    live = [where[v.attempt] for v in state.all_views if v.status.live]
     live += [where[e.attempt] for e in event_log.open_intents(folder) if e.attempt in where]
     other = next((elsewhere[each] for each in live if each in elsewhere), None)
     if other is not None:
