@@ -181,7 +181,7 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
 def gone(archive: str, path: str) -> ArchiveError:
     """An error for a downloaded file that was removed."""
     return ArchiveError(
-        f"{archive}: {quoted(path)} no longer exists; `resume` downloads it again",
+        f"{archive}: {quoted(path)} is missing; `resume` downloads it again",
         cause=Cause.NOT_FETCHED,
     )
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Archive, Member, MemberKind, check_no_archive, label_of
+from jobs.archives.base import Archive, Member, MemberKind, check_no_archive, gone, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
-from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
+from jobs.errors import as_storage_error, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.storage.blocks import blocks
@@ -61,10 +61,7 @@ class PlainFile(Archive):
                         check_no_archive(label, self._name, block[: magic.HEAD], self._options)
                     yield memoryview(block)
             except FileNotFoundError as error:
-                raise SourceError(
-                    f"{quoted(path)} no longer exists; `resume` downloads it again",
-                    cause=Cause.NOT_FETCHED,
-                ) from error
+                raise gone(label, path) from error
             except OSError as error:
                 raise from_os_error(error, doing=f"reading {quoted(path)}") from error
 

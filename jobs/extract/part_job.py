@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.archives import nested
-from jobs.archives.base import Archive, ArchiveStream
+from jobs.archives.base import Archive, ArchiveStream, gone, label_of
 from jobs.archives.detect import TARS
 from jobs.errors import ArchiveError, Cause, counted
 from jobs.extract.content import CheckedContent, RecordsFile
@@ -54,14 +54,11 @@ class PartJob:
             except FileNotFoundError as error:
                 if fetched.plain is not None and not fetched.in_place:
                     continue  # only the inflated copy is needed
-                raise ArchiveError(
-                    f"{self.shard.name}: {quoted(path)} is missing; `resume` downloads it again",
-                    cause=Cause.NOT_FETCHED,
-                ) from error
+                raise gone(label_of(self.shard), path) from error
             if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
                 raise ArchiveError(
-                    f"{self.shard.name}: {quoted(path)} was modified since the run began; launch "
-                    "again, or run `resume` once it no longer changes",
+                    f"{label_of(self.shard)}: {quoted(path)} was modified since the run "
+                    "began; launch again, or run `resume` once it no longer changes",
                     cause=Cause.CHANGED,
                 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives.base import Archive, ArchiveStream, TopChanged
+from jobs.archives.base import Archive, ArchiveStream, TopChanged, gone, label_of
 from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
 from jobs.archives.registry import open_arriving, with_samples
@@ -327,7 +327,7 @@ class ShardStream:
     def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:
             return [each.reader for each in self._arrivals]
-        return [_opener(path) for path in self._files]
+        return [_opener(label_of(self._shard), path) for path in self._files]
 
 
 def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
@@ -340,15 +340,12 @@ def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
     return structs.replace(shard, files=tuple(files))
 
 
-def _opener(path: Path) -> Callable[[], OneFile]:
+def _opener(archive: str, path: Path) -> Callable[[], OneFile]:
     def opened() -> OneFile:
         try:
             return path.open("rb", buffering=0)
         except FileNotFoundError as error:
-            raise ArchiveError(
-                f"{quoted(str(path))} is missing; `resume` downloads it again",
-                cause=Cause.NOT_FETCHED,
-            ) from error
+            raise gone(archive, str(path)) from error
         except OSError as error:
             raise from_os_error(error, doing=f"opening {quoted(str(path))}") from error
 

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, gone, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import MemberIndex, Streamed, TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
 from jobs.archives.tar.reader import Head, TarReader, examine_head
-from jobs.errors import ArchiveError, Cause, from_os_error
+from jobs.errors import ArchiveError, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import quoted
@@ -182,7 +182,8 @@ class TarArchive(Archive):
         fetched = self._fetched
         paths, sizes, format, before = fetched.files, fetched.sizes, fetched.format, 0
         if self._in_plain(offset):
-            paths, sizes, format = (fetched.plain or "",), (_size_of(fetched),), Format.TAR
+            path = fetched.plain or ""
+            paths, sizes, format = (path,), (_size_of(path, self._archive),), Format.TAR
             before = fetched.plain_start
         files = ConcatenatedFiles(paths, sizes, archive=self._archive)
         return stack.enter_context(files), format, before
@@ -240,13 +241,10 @@ class TarArchive(Archive):
         return table.result(self._fetched.format, (Cut(0, 0), last))
 
 
-def _size_of(fetched: Fetched) -> int:
-    path = fetched.plain or ""
+def _size_of(path: str, archive: str) -> int:
     try:
         return Path(path).stat().st_size
     except FileNotFoundError as error:
-        raise ArchiveError(
-            f"{quoted(path)} is missing; `resume` downloads it again", cause=Cause.NOT_FETCHED
-        ) from error
+        raise gone(archive, path) from error
     except OSError as error:
         raise from_os_error(error, doing=f"reading {quoted(path)}") from error
