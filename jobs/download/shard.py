@@ -26,7 +26,7 @@ from jobs.formats import magic
 from jobs.model import Digest, Fetched, Format, Plan, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
 from jobs.sources.base import LocalFiles, RemoteSource, Source, key_of
-from jobs.storage import digest
+from jobs.storage import digest, presence
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -267,7 +267,7 @@ class ShardDownloader:
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:
         """A complete file of an earlier attempt that wrote no ``Fetched``; None if damaged."""
-        if not out.is_file():
+        if not presence.is_file(out):
             return None
         size = out.stat().st_size
         if file.size in (None, size):

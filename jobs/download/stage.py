@@ -32,7 +32,7 @@ from jobs.problems import as_problem
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.sources.registry import reopen
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
@@ -223,7 +223,9 @@ class _Downloads:
 
     def _extract(self, shard: Shard) -> None:
         """Queue the parts that are not extracted yet."""
-        left = [part for part in shard.each_part() if not self._folder.manifest(part).exists()]
+        left = [
+            part for part in shard.each_part() if not presence.exists(self._folder.manifest(part))
+        ]
         self._space.extract(shard, self._pool.offer(left))
 
     def _streams(self, shard: Shard, windowed: bool) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
 from jobs.model import Plan, Shard, ShardKind, SourceKind
+from jobs.storage import presence
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import Staging
@@ -202,7 +203,7 @@ class TemporarySpace:
         if self.is_extracted(shard):
             self._delete(shard)
         size = self._size_here(shard)
-        spare = not self._folder.fetched(shard.id).exists()
+        spare = not presence.exists(self._folder.fetched(shard.id))
         with self._changed:
             self._held.pop(shard.id, None)
             if size:
@@ -211,17 +212,14 @@ class TemporarySpace:
 
     def is_extracted(self, shard: Shard) -> bool:
         """Whether the shard has its evidence, and each part of it a manifest."""
-        return self._folder.fetched(shard.id).exists() and all(
-            self._folder.manifest(part).exists() for part in shard.each_part()
+        return presence.exists(self._folder.fetched(shard.id)) and all(
+            presence.exists(self._folder.manifest(part)) for part in shard.each_part()
         )
 
     # Files ------------------------------------------------------------------------------------
 
     def _names_here(self) -> set[str]:
-        try:
-            return {path.name for path in self._staging.archives.iterdir()}
-        except FileNotFoundError:
-            return set()
+        return {entry.name for entry in presence.entries_of(self._staging.archives)}
 
     def _size_here(self, shard: Shard) -> int:
         total = 0

@@ -24,6 +24,7 @@ from jobs.extract.targets import remove_files
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
+from jobs.storage import presence
 from jobs.storage.latency import OneBehind
 from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
@@ -334,7 +335,7 @@ def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
     """``shard`` with the sizes of its files: a damaged local one may have been replaced."""
     pairs = zip(shard.files, paths, strict=True)
     files = (
-        structs.replace(file, size=path.stat().st_size if path.is_file() else file.size)
+        structs.replace(file, size=path.stat().st_size if presence.is_file(path) else file.size)
         for file, path in pairs
     )
     return structs.replace(shard, files=tuple(files))

@@ -15,11 +15,11 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.publish import is_there, listed_files, names_in_receipt
+from jobs.finalize.publish import listed_files, names_in_receipt
 from jobs.model import Shard, SourceFile
-from jobs.storage import atomic, latency
+from jobs.storage import atomic, latency, presence
 from jobs.storage.safe_paths import MAX_COMPONENT, quoted
-from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
+from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging
 
 _FOLDERS = 1 << 12  # whose checks are cached
 _NO_FILES = (b"", b".", b"..")
@@ -32,7 +32,7 @@ def _remove_replaced(staging: Staging) -> None:
     Raises ``OSError`` where something cannot be removed or moved; it stays where it is.
     """
     root = staging.replaced
-    if not is_there(root):
+    if not presence.is_there(root):
         return
     base = os.fsencode(root)
     is_plain = lru_cache(_FOLDERS)(partial(_is_plain, base))
@@ -48,7 +48,7 @@ def _remove_replaced(staging: Staging) -> None:
         for own in (*sorted(proofs), MANIFEST):  # last: another attempt needs it
             remove(own.encode())
     _remove_empty(root)
-    if is_there(root):
+    if presence.is_there(root):
         root.rename(staging.kept)
         atomic.fsync_folder(staging.dest)
 
@@ -56,10 +56,10 @@ def _remove_replaced(staging: Staging) -> None:
 def replaced_lines(staging: Staging) -> tuple[str, ...]:
     """Messages about files that were kept or could not be removed."""
     lines = []
-    if is_there(staging.kept):
+    if presence.is_there(staging.kept):
         kept = quoted(str(staging.kept))
         lines.append(f"! Kept files that are not in the old dataset's {MANIFEST}: {kept}")
-    if is_there(staging.replaced):
+    if presence.is_there(staging.replaced):
         stays = quoted(str(staging.replaced))
         lines.append(f"! The old dataset could not be removed (`resume` tries again): {stays}")
     return tuple(lines)
@@ -108,7 +108,7 @@ def clean_up(context: FinalizeContext) -> None:
         _keep_archives(context)
     elif staging.archives.name == context.plan.run_id or staging.root in staging.archives.parents:
         _remove(staging.archives)  # a folder that only this run uses
-    if not is_there(staging.root):
+    if not presence.is_there(staging.root):
         return _release_claim(context)
     try:
         _remove_replaced(staging)
@@ -120,7 +120,9 @@ def clean_up(context: FinalizeContext) -> None:
             error.strerror,
             error.filename,
         )
-    for name in sorted(names_in(staging.root) - {staging.journal.name, staging.replaced.name}):
+    for name in sorted(
+        presence.names_in(staging.root) - {staging.journal.name, staging.replaced.name}
+    ):
         _remove(staging.root / name)
     _remove(staging.journal)  # last: while it exists, a resume cleans up
     for folder in (staging.archives, staging.root):
@@ -136,8 +138,9 @@ def _release_claim(context: FinalizeContext) -> None:
             staging.claim.unlink(missing_ok=True)
     # Left by processes killed while claiming; a running one notices that its file is gone and
     # retries.
-    for temporary in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for entry in presence.entries_of(staging.claim.parent):
+        if entry.name.startswith(f".{staging.claim.name}.") and entry.name.endswith(".tmp"):
+            Path(entry.path).unlink(missing_ok=True)
     _remove_if_empty(staging.root.parent)
 
 
@@ -172,13 +175,13 @@ def _keep_archives(context: FinalizeContext) -> None:
         places, ids = range(len(fetched.files)), context.shards.keys()
         kept = [folder / _kept_name(shard, place, often, ids) for place in places]
         for file, target in zip(fetched.files, kept, strict=True):
-            if is_there(Path(file)):
+            if presence.is_there(file):
                 folder.mkdir(parents=True, exist_ok=True)
                 Path(file).replace(target)
         stays.update(map(str, kept))
         noted = structs.replace(fetched, files=tuple(str(path) for path in kept), plain=None)
         atomic.write_json(context.folder.fetched(shard.id), noted)
-    for name in names_in(staging.archives) if is_there(staging.archives) else ():
+    for name in presence.names_in(staging.archives) if presence.is_there(staging.archives) else ():
         if str(staging.archives / name) not in stays:
             _remove(staging.archives / name)
 
@@ -204,7 +207,7 @@ def _base_name(file: SourceFile) -> str:
 
 def _remove(path: Path) -> None:
     try:
-        if path.is_dir() and not path.is_symlink():
+        if presence.is_folder(path) and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part, Shard
+from jobs.storage import presence
 from jobs.storage.blocks import blocks, open_no_link
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import bytes_of, key_of, read_manifest
@@ -31,7 +32,7 @@ def resolve(context: FinalizeContext, conflicts: Iterable[Conflict]) -> None:
     wanted: dict[Part, list[Conflict]] = defaultdict(list)
     for conflict in conflicts:
         context.progress.check()
-        if context.repair_state is not None and not _place(context, conflict).exists():
+        if context.repair_state is not None and not presence.exists(_place(context, conflict)):
             continue  # the published file was checked
         if not _is_on_disk(context, conflict):
             wanted[context.part_of(conflict.number)].append(conflict)
@@ -40,7 +41,7 @@ def resolve(context: FinalizeContext, conflicts: Iterable[Conflict]) -> None:
         fetched = context.folder.load_fetched(part.shard)
         if fetched is not None and fetched.carried is not None:
             _copy_published(context, part, Path(fetched.carried.dataset), lost)
-        elif fetched is not None and all(Path(file).exists() for file in fetched.files):
+        elif fetched is not None and all(presence.exists(file) for file in fetched.files):
             _resolve_part(context, part, fetched, lost)
         elif context.repair_state is not None:
             # Only the loser was extracted again; the winner is in the published dataset.

@@ -31,6 +31,7 @@ from jobs.finalize.record_paths import as_named, differences, unified
 from jobs.finalize.scan import Audit, AuditShare, counts_as_image
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
+from jobs.storage import presence
 from jobs.storage.manifest import bytes_of, shown_key
 from jobs.storage.safe_paths import quoted
 
@@ -389,7 +390,7 @@ class _Bucket:
         """Whether the file is found by its name, although its folder does not list it: the file
         system ignores case, or the Unicode form of names (exFAT, some CIFS and ZFS).
         """
-        return os.path.lexists(self._context.staging.data / os.fsdecode(bytes_of(key)))
+        return presence.is_there(self._context.staging.data / os.fsdecode(bytes_of(key)))
 
     def _is_image(self, key: str, file: _File) -> bool:
         if file.named_by is None:

@@ -24,6 +24,7 @@ import msgspec
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.record_paths import placed, transcribed, unified
 from jobs.model import Match, OnCollision, Verify
+from jobs.storage import presence
 from jobs.storage.manifest import shown_key
 from jobs.storage.safe_paths import quoted
 
@@ -191,7 +192,7 @@ class Partitions:
     @property
     def is_empty(self) -> bool:
         """Whether no process has written a row."""
-        return not any(self._folder.glob(f"{self._name}-*"))
+        return not self._written()
 
     def blocks(self, place: int, kind: int) -> Iterator[list[tuple[Any, ...]]]:
         """The partition's rows of that kind, some at a time; see ``_blocks``."""
@@ -201,9 +202,15 @@ class Partitions:
         """The partition's rows of that kind, all in memory."""
         return list(chain.from_iterable(self.blocks(place, kind)))
 
+    def _written(self, start: str = "") -> list[Path]:
+        """The files whose names go on with ``start``, sorted."""
+        start = f"{self._name}-{start}"
+        names = sorted(entry.name for entry in presence.entries_of(self._folder))
+        return [self._folder / name for name in names if name.startswith(start)]
+
     def paths(self, place: int) -> list[Path]:
         """The files of that partition, one of each process."""
-        return sorted(self._folder.glob(f"{self._name}-{place:03d}-*"))
+        return self._written(f"{place:03d}-")
 
     def __enter__(self: Self) -> Self:
         return self
@@ -212,7 +219,7 @@ class Partitions:
         for file in self._files.values():
             with suppress(OSError):  # a full disk; the file is removed anyway
                 file.close()
-        for path in self._folder.glob(f"{self._name}-*"):
+        for path in self._written():
             path.unlink(missing_ok=True)
 
 

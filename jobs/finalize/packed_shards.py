@@ -28,7 +28,7 @@ from jobs.finalize.join import Placement, Placements
 from jobs.finalize.merge import extracted_files
 from jobs.formats import pictures
 from jobs.model import Options, Part
-from jobs.storage import atomic, digest
+from jobs.storage import atomic, digest, presence
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of, read_published
 from jobs.storage.staging import Staging
@@ -162,7 +162,7 @@ class FinishedShards:
     def lines(self, shard: str) -> Path:
         """The file with the lines of a finished shard's members."""
         own = self._own.lines(shard)
-        return own if own.exists() else self._staged.lines(shard)
+        return own if presence.exists(own) else self._staged.lines(shard)
 
     def place(self, shard: str, content: Path, lines: Path) -> None:
         """Give a shard and the lines of its members, in temporary files, their names."""
@@ -201,7 +201,7 @@ class FinishedShards:
     def _take(self, shard: str) -> None:
         """Take what a task has left; a shard without its note, which comes last, is not used."""
         left, staged = self._of_tasks, self._staged
-        if not left.note(shard).exists():
+        if not presence.exists(left.note(shard)):
             return
         for source, target in (
             (left.lines(shard), staged.lines(shard)),
@@ -218,13 +218,13 @@ class FinishedShards:
         The shards with other options are removed too.
         """
         notes, data = self._staged
-        for other in notes.parent.glob("*"):
-            if other not in (notes, self._of_tasks.notes):
-                shutil.rmtree(other, ignore_errors=True)
-        for folder, folders, names in os.walk(data, topdown=False):
+        for entry in presence.entries_of(notes.parent):
+            if Path(entry.path) not in (notes, self._of_tasks.notes):
+                shutil.rmtree(entry.path, ignore_errors=True)
+        for folder, folders, names in presence.walk(data):
             for name in names:
                 path = Path(folder, name)
-                if not self._staged.note(str(path.relative_to(data))).exists():
+                if not presence.exists(self._staged.note(str(path.relative_to(data)))):
                     path.unlink()
             for name in folders:
                 path = Path(folder, name)
@@ -235,13 +235,11 @@ class FinishedShards:
 
     def remove_others(self, names: Collection[str]) -> None:
         """Remove the finished shards that have none of the ``names``."""
-        notes = self._staged.notes
-        for note in notes.rglob(f"*{_NOTE}"):
-            shard = str(note.relative_to(notes)).removesuffix(_NOTE)
+        for shard in _noted(self._staged.notes):
             if shard not in names:
                 path = self._staged.content(shard)
                 path.unlink(missing_ok=True)
-                note.unlink()
+                self._staged.note(shard).unlink()
                 with suppress(OSError):  # others are in its folder
                     path.parent.rmdir()
 
@@ -252,12 +250,18 @@ def remove_with_other_options(staging: Staging, options: Options) -> None:
     No task of the run may be active. Raises ``OSError``.
     """
     own = _folders(staging, options)
-    for notes in staging.packed.glob("*"):
+    for entry in presence.entries_of(staging.packed):
+        notes = Path(entry.path)
         if notes not in own:
-            for note in notes.rglob(f"*{_NOTE}"):
-                shard = str(note.relative_to(notes)).removesuffix(_NOTE)
+            for shard in _noted(notes):
                 _Place(notes, staging.data).content(shard).unlink(missing_ok=True)
             shutil.rmtree(notes)
+
+
+def _noted(notes: Path) -> list[str]:
+    """The shards about which there are notes in a folder."""
+    paths = map(os.fsdecode, presence.below(os.fsencode(notes)))
+    return [path.removesuffix(_NOTE) for path in paths if path.endswith(_NOTE)]
 
 
 def _folders(staging: Staging, options: Options) -> tuple[Path, Path]:

@@ -18,13 +18,12 @@ import msgspec
 
 from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error, with_message
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.scan import walk
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.blocks import open_no_link
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
 from jobs.storage.receipt import Receipt
 from jobs.storage.safe_paths import quoted_few
-from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in
+from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
 
 
 class Journal(msgspec.Struct, frozen=True):
@@ -43,7 +42,7 @@ def load(staging: Staging) -> Journal | None:
 
     The receipt is the last to leave staging: once it has, all renames of the journal are done.
     """
-    if not is_there(staging.ready / RECEIPT):
+    if not presence.is_there(staging.ready / RECEIPT):
         return None
     try:
         return atomic.read_json(staging.journal, Journal)
@@ -67,7 +66,7 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
             "nothing was changed; launch again with another --log-dir",
             cause=Cause.PREFLIGHT,
         )
-    there = {key_of_bytes(os.fsencode(name)) for name in names_in(dest) - NO_DATA} - own
+    there = {key_of_bytes(os.fsencode(name)) for name in presence.names_in(dest) - NO_DATA} - own
     if not there:
         return ()
     if not context.plan.options.overwrite:
@@ -97,7 +96,7 @@ def _names_of_dataset(dest: Path) -> set[str]:
 def listed_files(root: Path) -> Iterator[bytes]:
     """Paths of the files that the old dataset's manifest lists."""
     decode = msgspec.json.Decoder(PublishedFile).decode
-    if not (root / MANIFEST).is_file():
+    if not presence.is_file(root / MANIFEST):
         return
     with (root / MANIFEST).open("rb", buffering=1 << 20) as file:
         for line in file:
@@ -123,12 +122,13 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        fd = open_no_link(path)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    for parent, _, names in presence.walk(folder):
+        for name in (*names, ""):  # the folder itself last
+            fd = open_no_link(Path(parent, name))
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
 
 class _Moves:
@@ -177,7 +177,11 @@ def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
     for name in (os.fsdecode(bytes_of(key)) for key in journal.old):
         path = dest / name
         # A file's device may differ although it can be renamed (overlayfs).
-        if is_there(staging.replaced / name) or path.is_symlink() or not path.is_dir():
+        if (
+            presence.is_there(staging.replaced / name)
+            or path.is_symlink()
+            or not presence.is_folder(path)
+        ):
             continue
         if path.stat().st_dev != device:
             yield f"{path} is a mount point, which cannot be renamed; unmount it"
@@ -190,7 +194,7 @@ def _explained(staging: Staging, error: OSError | OrchestrateError) -> Orchestra
     if isinstance(error, OSError):
         to = f"renaming {error.filename} to {error.filename2}" if error.filename2 else "publishing"
         error = from_os_error(error, doing=to)
-    if is_there(staging.receipt):
+    if presence.is_there(staging.receipt):
         state = f"the old dataset is unchanged in {staging.dest}, with its receipt"
     else:
         state = f"there is no complete dataset in {staging.dest}, so there is no {RECEIPT}"
@@ -209,16 +213,16 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
     for key in journal.data:
         name = os.fsdecode(bytes_of(key))
         # A name that left staging is in place already; it must not be moved away as an old one.
-        if key in journal.old and is_there(staging.data / name):
+        if key in journal.old and presence.is_there(staging.data / name):
             _make_room(staging, name, moves)
         _place(staging.data / name, dest / name, moves)
     *proofs, last = journal.ready
     for key in journal.old:
         name = os.fsdecode(bytes_of(key))
-        if key not in journal.data and (name not in proofs or is_there(ready / name)):
+        if key not in journal.data and (name not in proofs or presence.is_there(ready / name)):
             _make_room(staging, name, moves)
     for name in proofs:
-        if journal.repairs and is_there(ready / name):
+        if journal.repairs and presence.is_there(ready / name):
             (ready / name).replace(dest / name)  # the published one is identical or damaged
         _place(ready / name, dest / name, moves)
     atomic.fsync_folder(dest)
@@ -227,14 +231,14 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
 
 def _make_room(staging: Staging, name: str, moves: _Moves) -> None:
     """Move an old name away, unless that was done before: then the name is a new one's."""
-    if not is_there(staging.replaced / name) and is_there(staging.dest / name):
+    if not presence.is_there(staging.replaced / name) and presence.is_there(staging.dest / name):
         moves.move(staging.dest / name, staging.replaced / name)
 
 
 def _replace_damaged(staging: Staging) -> None:
     """Rename each staged file over the published one; files that left staging are done."""
     made: set[Path] = set()
-    for path in list(walk(os.fsencode(staging.data), [b""])):
+    for path in list(presence.below(os.fsencode(staging.data))):
         target = staging.dest / os.fsdecode(path)
         if target.parent not in made:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -245,23 +249,14 @@ def _replace_damaged(staging: Staging) -> None:
 
 
 def _place(source: Path, target: Path, moves: _Moves) -> None:
-    if not is_there(source):
-        if is_there(target):
+    if not presence.is_there(source):
+        if presence.is_there(target):
             return  # done before a crash
         raise VerificationError(
             f"{source} disappeared before it was published; launch again", cause=Cause.VERIFICATION
         )
-    if is_there(target):
+    if presence.is_there(target):
         raise VerificationError(
             f"{target} was created in the meantime; move it away", cause=Cause.CLAIMED
         )
     moves.move(source, target)
-
-
-def is_there(path: Path) -> bool:
-    """Whether the path exists; a dangling link counts."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True

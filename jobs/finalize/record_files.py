@@ -18,11 +18,11 @@ from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.scan import forget_manifest, walk
+from jobs.finalize.scan import forget_manifest
 from jobs.formats import magic
 from jobs.formats.pictures import from_table, may_be_named
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
-from jobs.storage import digest, latency
+from jobs.storage import digest, latency, presence
 from jobs.storage.blocks import blocks, read_range
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
@@ -314,7 +314,7 @@ def put_back(context: FinalizeContext) -> None:
     With other options they may be data, and that attempt may have left merged records there.
     """
     folder = context.records_out_of_data
-    moved = {os.fsdecode(path) for path in walk(os.fsencode(folder), [b""])}
+    moved = {os.fsdecode(path) for path in presence.below(os.fsencode(folder))}
     for part in context.parts if moved else ():
         for entry in _entries(context, part):
             if entry.path in moved:
@@ -343,7 +343,7 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
         if context.packs:
             moved = context.scratch / f"among-data-{len(taken):05d}"
             _copy(context, file, moved)
-        elif (place := context.staging.data / file.path).exists():
+        elif presence.exists(place := context.staging.data / file.path):
             _move(place, moved)
         else:
             forget_manifest(context, file.part, "its records are missing")

@@ -19,7 +19,7 @@ from jobs.model import Carried, Fetched, Part, Plan, utc_now
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
 from jobs.storage.receipt import Receipt, published_by, read_receipt, receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
@@ -76,7 +76,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
 def _is_damaged(
     folder: RunFolder, part: Part, report: VerifyReport, among_data: Container[str]
 ) -> bool:
-    if part.id in report.parts or not folder.manifest(part).exists():
+    if part.id in report.parts or not presence.exists(folder.manifest(part)):
         return True
     if not report.records_damaged:
         return False
@@ -87,7 +87,7 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
     """Check that the receipt is this run's, or unreadable while the run folder has a copy."""
     there = receipt_head(staging.dest)
     if there is None:
-        if folder.receipt.exists():
+        if presence.exists(folder.receipt):
             return
         raise VerificationError(
             f"{staging.dest} has no readable receipt, and run {folder.run_id} never published "
@@ -164,7 +164,7 @@ def _is_here(fetched: Fetched | None) -> bool:
     if fetched is None or fetched.carried is not None:
         return False
     files = (*fetched.files, *filter(None, [fetched.plain]))
-    return all(Path(file).exists() for file in files)
+    return all(presence.exists(file) for file in files)
 
 
 def _damaged_parts(
@@ -228,7 +228,7 @@ def has_lost_receipt(folder: RunFolder, plan: Plan) -> bool:
     It may have lost more, up to all of it.
     """
     staging = Staging(plan)
-    if not folder.receipt.exists() or staging.repair.exists():
+    if not presence.exists(folder.receipt) or presence.exists(staging.repair):
         return False
     return published_by(staging.receipt) is None
 
@@ -289,7 +289,7 @@ def _records_needed(context: FinalizeContext, published: PublishedFile | None) -
     except (FileNotFoundError, msgspec.DecodeError):
         pass  # the receipt was lost without a check
     path = Path(context.staging.dest, published.path)
-    return not path.is_file() or path.stat().st_size != published.size
+    return not presence.is_file(path) or path.stat().st_size != published.size
 
 
 def records_as_published(repair_state: RepairState) -> Merged | None:

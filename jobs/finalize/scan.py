@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, islice, repeat
@@ -21,7 +21,7 @@ from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches
 from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Layout, Part, PartSummary
-from jobs.storage import latency
+from jobs.storage import latency, presence
 from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_manifest, read_summary
 from jobs.storage.staging import proof_names
 
@@ -317,7 +317,7 @@ def _scan_disk(audit: Audit) -> _FilesFound:
 def _scan_tree(audit: Audit, root: Path, names: Iterable[bytes], *, ours: bool) -> None:
     context = audit.context
     odd: set[bytes] = set()
-    paths = walk(os.fsencode(root), names, odd)
+    paths = presence.below(os.fsencode(root), names, odd)
     hidden = context.hidden | {name.encode() for name in proof_names(context.plan.options)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
@@ -345,34 +345,6 @@ def _size(context: FinalizeContext, path: bytes) -> int | None:
         return os.lstat(os.fsencode(context.staging.data) + b"/" + path).st_size
     except FileNotFoundError:
         return None
-
-
-def walk(root: bytes, names: Iterable[bytes], odd: set[bytes] | None = None) -> Iterator[bytes]:
-    """Relative paths of everything except folders among and below ``names``; follows no link.
-
-    Those that are neither files nor links are added to ``odd`` too.
-    """
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        try:
-            entries = os.scandir(root + b"/" + name)
-        except FileNotFoundError:
-            continue  # nothing was written
-        except NotADirectoryError:
-            yield name
-            continue
-        folder = name + b"/" if name else b""
-        with entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(folder + entry.name)
-                    continue
-                path = folder + entry.name
-                is_usual = entry.is_file(follow_symlinks=False) or entry.is_symlink()
-                if odd is not None and not is_usual:
-                    odd.add(path)
-                yield path
 
 
 def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:

@@ -31,7 +31,7 @@ from jobs.finalize.scan_records import number_lines, scan_records
 from jobs.finalize.summary import lines_of, made_receipt, problem_of
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.manifest import bytes_of, key_of_bytes
 from jobs.storage.receipt import published_by, read_receipt
 from jobs.storage.run_folder import RunFolder
@@ -60,7 +60,7 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
     ]
     if len(of_shards) > _SHOWN:
         lines.append(f"✗ … and {len(of_shards) - _SHOWN} more")
-    is_repair = folder.receipt.exists()
+    is_repair = presence.exists(folder.receipt)
     aim = "repaired" if is_repair else "published"
     total = len(plan.parts())
     all_parts = counted(total, "part")
@@ -112,7 +112,7 @@ def run_finalize(
     """
     context = FinalizeContext(folder, plan, progress)
     owner = published_by(context.staging.receipt)
-    has_published = folder.receipt.exists() or context.staging.has_published
+    has_published = presence.exists(folder.receipt) or context.staging.has_published
     if owner not in (None, plan.run_id) and has_published:
         cleanup.clean_up(context)
         return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
@@ -162,7 +162,7 @@ def run_pack(
     begun = publish.load(context.staging) is not None
     if begun or published_by(context.staging.receipt) == plan.run_id:
         return
-    if folder.receipt.exists() or unfinished(folder, plan) is not None:
+    if presence.exists(folder.receipt) or unfinished(folder, plan) is not None:
         return
     _make_scratch(context)
     audit = context.scratch / "audit.jsonl"

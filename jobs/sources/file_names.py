@@ -13,6 +13,7 @@ from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
+from jobs.storage import presence
 from jobs.storage.safe_paths import junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
 
@@ -234,7 +235,7 @@ def local_digests(root: Path, lists: Iterable[str], names: Collection[str]) -> d
 
 def _text(path: Path) -> str | None:
     try:
-        if not path.is_file() or path.stat().st_size > MOST_DIGEST_LIST:
+        if not presence.is_file(path) or path.stat().st_size > MOST_DIGEST_LIST:
             return None
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

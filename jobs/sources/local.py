@@ -18,7 +18,7 @@ from jobs.sources import file_names
 from jobs.sources.base import LocalFiles, ShardSelection, SourceRequest, pinned
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Look, SortedFiles, notes_of, shards_of, sort_out
-from jobs.storage import folder_listing
+from jobs.storage import folder_listing, presence
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
@@ -94,8 +94,8 @@ class LocalSource(LocalFiles):
 
     def select(self) -> ShardSelection:
         with as_storage_error(f"reading {quoted(str(self._root))}"):
-            is_folder = self._root.is_dir()
-            if not self._root.exists():
+            is_folder = presence.is_folder(self._root)
+            if not presence.exists(self._root):
                 beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
                     f"{quoted(str(self._root))}: no such file or folder"
@@ -107,7 +107,7 @@ class LocalSource(LocalFiles):
     def _one_file(self) -> ShardSelection:
         """The file itself, or the complete set if it is a piece."""
         folder, name = self._root.parent, self._root.name
-        if not self._root.is_file():
+        if not presence.is_file(self._root):
             raise SourceError(
                 f"{quoted(str(self._root))} is neither a file nor a folder (a pipe or a device?); "
                 "save its contents to a file first",

@@ -15,7 +15,7 @@ import msgspec
 
 from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.model import Cut, Digest
-from jobs.storage import digest, latency
+from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
 from jobs.storage.safe_paths import SampleEnds, quoted
 
@@ -151,7 +151,7 @@ def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
     stays = real.startswith(base + b"/") and not plain.startswith(b"..")
     # A copy has folders where the source has links to folders: both must lead to the same file.
     same = stays and os.path.realpath(base + b"/" + plain) == real
-    if not (same and os.path.isfile(full)):  # noqa: PTH113
+    if not (same and presence.is_file(full)):
         return None
     return None if _is_left(plain, leave) or _is_left(real[len(base) + 1 :], leave) else target
 

@@ -28,7 +28,7 @@ from jobs.model import (
     TaskResult,
     shard_of,
 )
-from jobs.storage import atomic, latency
+from jobs.storage import atomic, latency, presence
 from jobs.storage.staging import FileIn
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Whether it has a plan or submissions; what is closed to us may exist."""
-        return any(map(may_exist, (self.plan, self.submissions)))
+        return any(map(presence.may_exist, (self.plan, self.submissions)))
 
     def _no_run_folder(self) -> RunFolderError:
         return RunFolderError(
@@ -175,13 +175,13 @@ class RunFolder:
                 f"{self.plan} was written by version {plan.version} of this tool, "
                 "which is newer than this one; use that version"
             )
-        if self.options.exists():
+        if presence.exists(self.options):
             plan = structs.replace(plan, options=self._load(self.options, Options))
         return plan
 
     def load_private(self) -> dict[str, str]:
         """Locators with secrets, see ``private``; empty if the plan needs none."""
-        if not self.private.exists():
+        if not presence.exists(self.private):
             return {}
         locators: dict[str, str] = self._load(self.private, dict[str, str])
         return locators
@@ -197,7 +197,7 @@ class RunFolder:
         """Numbers of the existing submissions, in order."""
         return sorted(
             int(entry.name[:-5])
-            for entry in entries_of(self.submissions)
+            for entry in presence.entries_of(self.submissions)
             if entry.name.endswith(".json") and entry.name[:-5].isdigit()
         )
 
@@ -208,7 +208,9 @@ class RunFolder:
     def fetched_ids(self) -> set[str]:
         """Ids of the downloaded shards."""
         return {
-            entry.name[:-5] for entry in entries_of(self.shards) if entry.name.endswith(".json")
+            entry.name[:-5]
+            for entry in presence.entries_of(self.shards)
+            if entry.name.endswith(".json")
         }
 
     def finished_ids(self) -> set[str]:
@@ -222,7 +224,7 @@ class RunFolder:
         """Ids of the parts with a manifest, even if their archive is not verified yet."""
         return {
             entry.name[:-6]
-            for entry in entries_of(self.manifests)
+            for entry in presence.entries_of(self.manifests)
             if entry.name.endswith(".jsonl") and not entry.name.startswith(".")
         }
 
@@ -231,7 +233,7 @@ class RunFolder:
         paths = (
             entry.path
             for stage in Stage
-            for entry in entries_of(self.results / stage.value)
+            for entry in presence.entries_of(self.results / stage.value)
             if entry.name.endswith(".json") and not entry.name.startswith(".")
         )
         return latency.each(lambda path: self._load(path, TaskResult), paths)
@@ -247,7 +249,9 @@ class RunFolder:
             stage = stages.get(head)
             return not (stage and number.isdecimal() and (stage, int(number)) in without)
 
-        paths = (entry.path for entry in entries_of(self.progress) if is_wanted(entry.name))
+        paths = (
+            entry.path for entry in presence.entries_of(self.progress) if is_wanted(entry.name)
+        )
         return latency.each(lambda path: self._load(path, Heartbeat), paths)
 
     def _remedy(self, kind: type[Any]) -> str:
@@ -284,17 +288,6 @@ def create_private(folder: Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
 
 
-def may_exist(path: Path) -> bool:
-    """Whether a path exists, or is in a folder that cannot be read, such as of a dead mount."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def closed_to_us(path: Path | str) -> RunFolderError:
     """The error for a file or folder of runs that may not be read."""
     return RunFolderError(f"{path}: permission denied; if another user made it, {_ASK_ITS_OWNER}")
@@ -310,7 +303,7 @@ def is_run_folder(path: Path) -> bool:
     if not _RUN_ID.fullmatch(path.name):
         return False
     folder = RunFolder(path)
-    return folder.plan.is_file() and folder.results.is_dir()
+    return presence.is_file(folder.plan) and presence.is_folder(folder.results)
 
 
 # What to do if a file cannot be read, by its type; no remedy loses data.
@@ -339,13 +332,4 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 
 def _names(folder: Path) -> set[str]:
-    return {entry.name for entry in entries_of(folder) if not entry.name.startswith(".")}
-
-
-def entries_of(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder; nothing if there is no such folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return {entry.name for entry in presence.entries_of(folder) if not entry.name.startswith(".")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ import msgspec
 
 from jobs.errors import StorageError
 from jobs.model import Options, Part, Plan, Shard
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 
 INCOMING = ".incoming"  # in the destination: data before it is published
 CLAIM = "claim.json"  # in it: the run that has claimed the destination
@@ -33,11 +32,6 @@ def own_names(options: Options) -> frozenset[str]:
     """Names in a dataset's top folder that only finalize writes."""
     records = {options.layout.records} if options.layout.has_records else set()
     return proof_names(options) | records
-
-
-def names_in(folder: Path) -> set[str]:
-    """Names in ``folder`` except temporary files of NFS; raises ``OSError``."""
-    return {name for name in os.listdir(folder) if not name.startswith(".nfs")}
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,7 @@ class Staging:
 
         The receipt is the last to leave staging, so all renames of the journal are done.
         """
-        return self.journal.exists() and not (self.ready / RECEIPT).exists()
+        return presence.exists(self.journal) and not presence.exists(self.ready / RECEIPT)
 
     @property
     def claim(self) -> Path:

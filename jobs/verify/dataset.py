@@ -22,7 +22,7 @@ from jobs.errors import (
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic, digest
+from jobs.storage import atomic, digest, presence
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import bytes_of, sums_are_right
 from jobs.storage.receipt import PASSED, Receipt, read_receipt
@@ -75,7 +75,7 @@ def verify_dataset(
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
     count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
-    if not (path / MANIFEST).is_file():
+    if not presence.is_file(path / MANIFEST):
         return _refused(path, f"{MANIFEST} is missing", deep=deep, run_id=receipt.run_id)
     algorithm = receipt.manifest.digest if deep else None
     children = _start(path, range(count), count, deep=algorithm, workers=workers)
@@ -133,7 +133,7 @@ def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
     try:
         return read_receipt(copy or path / RECEIPT)
     except FileNotFoundError:
-        if not path.is_dir():
+        if not presence.is_folder(path):
             folder = quoted(str(path))
             return f"{folder} does not exist; if it was moved, give its new location"
         return _why_missing(path)
@@ -175,7 +175,7 @@ def _sums_damage(path: Path, receipt: Receipt, *, deep: bool) -> Damage | None:
     if receipt.sums is None:
         return None
     file, proof = path / receipt.sums, receipt.manifest
-    if not file.is_file():
+    if not presence.is_file(file):
         return Damage(receipt.sums, "missing", None)
     try:
         if deep and not sums_are_right(file, path / MANIFEST, proof.digest, proof.sha256):
@@ -192,10 +192,10 @@ def _count_files(path: Path, receipt: Receipt) -> int:
     count = 0
     for key in receipt.entries:
         place = os.fsencode(path) + b"/" + bytes_of(key)
-        if os.path.isdir(place):  # noqa: PTH112  # a path in bytes
+        if presence.is_folder(place):
             count += _count_below(place)
         elif key not in ours:
-            count += os.path.lexists(place)
+            count += presence.is_there(place)
     return count
 
 

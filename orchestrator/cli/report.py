@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from jobs.storage import presence
 from orchestrator.cli import options
 
 
@@ -35,9 +36,9 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     state = api.status(folder)
     page = report.page(state, folder, utc_now())
     path = (output or folder.report).resolve()  # replace a link's target, not the link
-    if path.exists() and not path.is_file():
+    if presence.exists(path) and not presence.is_file(path):
         raise UsageError(f"{path} is not a file; give a file name with -o")
-    if not path.parent.is_dir():
+    if not presence.is_folder(path.parent):
         raise UsageError(f"{path.parent} is not a folder; create it, or give another path with -o")
     atomic.write_bytes(path, page.encode())
     click.echo(path)

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from jobs import __version__
 from jobs.model import Resources
+from jobs.storage import presence
 from orchestrator.doctor.node_probe import CheckResult
 
 NAME = "websight-orchestrate"
@@ -76,9 +77,9 @@ def install(path: Path) -> CheckResult:
     failure.
     """
     python = python_of(path)
-    if python.exists() and _version(python) == __version__:
+    if presence.exists(python) and _version(python) == __version__:
         return CheckResult("install", True, f"{path} has version {__version__} already")
-    if path.exists() and any(path.iterdir()):
+    if presence.exists(path) and any(path.iterdir()):
         remedy = "choose a folder that does not exist yet"
         return CheckResult("install", False, f"{path} contains something else", remedy)
     uv = shutil.which("uv")

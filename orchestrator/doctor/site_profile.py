@@ -14,7 +14,7 @@ from msgspec import structs
 
 from jobs.errors import EngineError
 from jobs.model import Resources
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from orchestrator import filesystems, units
 from orchestrator.doctor import node_probe
 from orchestrator.doctor.node_probe import CheckResult
@@ -174,7 +174,7 @@ def _folders(env: Mapping[str, str]) -> Iterator[str]:
     places = dict.fromkeys([*named, f"/scratch/{user}", f"/work/{user}", "/scratch"])
     for place in filter(None, places):
         path = Path(place)
-        if not (path.is_absolute() and path.is_dir() and os.access(path, os.W_OK)):
+        if not (path.is_absolute() and presence.is_folder(path) and os.access(path, os.W_OK)):
             continue
         rooms = [
             f"{room.of} has {units.size(room.bytes)} left"

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from jobs.errors import OrchestrateError
 from jobs.model import Outcome, Stage, Task, TaskResult
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec
 
@@ -169,9 +169,9 @@ def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:
     first = folder.submitit(attempt, task.stage)
     for batch in itertools.count():
         place = folder.submitit(attempt, task.stage, batch)
-        if not place.is_dir():
+        if not presence.is_folder(place):
             return first
-        if JobPaths(place, task.job_id).submitted_pickle.exists():
+        if presence.exists(JobPaths(place, task.job_id).submitted_pickle):
             return place
     raise AssertionError("the loop ends by returning")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from jobs.errors import Cause, EngineError, RunFolderError, from_os_error
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.manifest import read_summary
 from jobs.storage.receipt import published_by, receipt_head
-from jobs.storage.run_folder import RunFolder, may_exist, of_shards
+from jobs.storage.run_folder import RunFolder, of_shards
 from jobs.storage.safe_paths import quoted
-from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
+from jobs.storage.staging import NO_DATA, RECEIPT, Staging
 from orchestrator import filesystems, units
 from orchestrator.engines import task_entry
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
@@ -201,12 +201,12 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
         owner = published_by(staging.receipt)
     except OSError as error:
         failure = from_os_error(error, doing=f"reading {staging.receipt}", then="look again")
-        return folder.receipt.exists(), failure.message
+        return presence.exists(folder.receipt), failure.message
     if owner == folder.run_id:
         return True, _uncleaned(staging)
-    if owner is not None and (folder.receipt.exists() or staging.has_published):
+    if owner is not None and (presence.exists(folder.receipt) or staging.has_published):
         return True, f"run {owner} has since replaced its dataset"
-    if not folder.receipt.exists():
+    if not presence.exists(folder.receipt):
         return False, None
     if is_missing(staging):
         return True, (
@@ -214,7 +214,7 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
             "removed or not mounted); check it where it is with `verify PATH`"
         )
     copy = f"a copy of the receipt is in {quoted(str(folder.receipt))}"
-    if staging.repair.exists():
+    if presence.exists(staging.repair):
         return False, (
             f"the dataset was published, but its {RECEIPT} was withdrawn for a repair; `resume` "
             f"finishes the repair; {copy}"
@@ -246,7 +246,7 @@ def is_untidy(staging: Staging) -> bool:
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:
     """Whether all extracted data were removed, so that no part is finished any more."""
-    return not may_exist(staging.data) and not folder.receipt.exists()
+    return not presence.may_exist(staging.data) and not presence.exists(folder.receipt)
 
 
 def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
@@ -258,10 +258,10 @@ def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
         )
     outside = staging.root not in staging.archives.parents
     places = [staging.root, *([staging.archives] if outside else [])]
-    there = shlex.join(str(place) for place in places if may_exist(place))
+    there = shlex.join(str(place) for place in places if presence.may_exist(place))
     if not there:
         return None
-    data = _bytes_extracted(folder, staging.plan) if may_exist(staging.data) else 0
+    data = _bytes_extracted(folder, staging.plan) if presence.may_exist(staging.data) else 0
     size = units.size(filesystems.bytes_in(staging.archives) + data)
     return f"its work ({size}) is kept for `resume`; to delete it, run: rm -r {there}"
 
@@ -278,10 +278,10 @@ def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
 
 def is_missing(staging: Staging) -> bool:
     """Whether a published dataset is missing: moved, removed, or not mounted."""
-    if staging.repair.exists():
+    if presence.exists(staging.repair):
         return False  # a repair restores it
     try:
-        return not names_in(staging.dest) - NO_DATA
+        return not presence.names_in(staging.dest) - NO_DATA
     except FileNotFoundError:
         return True
     except OSError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobs.errors import OrchestrateError, RunFolderError, UsageError, fact_of, path_of
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import DEFAULT_LOG_DIR, RunFolder, closed_to_us
 from jobs.storage.staging import CLAIM, INCOMING, RECEIPT
@@ -78,11 +78,11 @@ def _folder(run: str, base: Path) -> Path | None:
     path = Path(run)
     if (owner := _owner(path)) is not None:
         return owner
-    if RunFolder(path).plan.is_file():
+    if presence.is_file(RunFolder(path).plan):
         return path.absolute()
-    if "/" not in run and (base / run).is_dir():
+    if "/" not in run and presence.is_folder(base / run):
         return base / run  # loading a missing plan reports it
-    if path.is_dir() and (last := _last_run_to(path.absolute(), base)) is not None:
+    if presence.is_folder(path) and (last := _last_run_to(path.absolute(), base)) is not None:
         return last
     return path.absolute() if "/" in run else None  # likewise
 
@@ -179,7 +179,7 @@ def _created(folder: Path) -> float:
 
 def _is_run(folder: Path) -> bool:
     try:
-        return RunFolder(folder).plan.is_file()
+        return presence.is_file(RunFolder(folder).plan)
     except OSError:  # another user's, in a shared log folder
         return False
 

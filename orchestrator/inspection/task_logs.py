@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Stage
-from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder, entries_of
+from jobs.storage import atomic, presence
+from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection.state import TaskKey, TaskView
 
 _TAIL_BYTES = 256 << 10  # read from a log's end for its last lines
@@ -61,11 +61,11 @@ def find(folder: RunFolder) -> Logs:
     """The logs of all tasks; lists each of submitit's folders once."""
     found: dict[tuple[int, Stage, str], dict[str, Path]] = {}
     stages = {stage.value: stage for stage in Stage}
-    for batch in entries_of(folder.path / "submitit"):
+    for batch in presence.entries_of(folder.path / "submitit"):
         place = _FOLDER.fullmatch(batch.name)
         if place is None or place["stage"] not in stages:
             continue
-        for entry in entries_of(Path(batch.path)):
+        for entry in presence.entries_of(Path(batch.path)):
             name = _NAME.fullmatch(entry.name)
             if name is not None:
                 key = (int(place["attempt"]), stages[place["stage"]], name["job"])

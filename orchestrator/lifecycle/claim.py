@@ -22,8 +22,8 @@ from jobs.errors import (
 )
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
-from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder, may_exist
+from jobs.storage import atomic, presence
+from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from orchestrator.inspection.evidence import state_of
@@ -66,7 +66,7 @@ _HELD = {
 def _why_held(held: Claim) -> str | None:
     """Why an owner still owns the destination, and what to do; None if it may be taken over."""
     other = RunFolder(Path(held.run_dir))
-    if not may_exist(other.path):
+    if not presence.may_exist(other.path):
         if held.maker.is_here:
             return None
         return (

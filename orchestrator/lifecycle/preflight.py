@@ -11,6 +11,7 @@ from jobs import extras, rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.formats import magic
 from jobs.model import Plan, ShardKind, SourceKind, Verify
+from jobs.storage import presence
 from jobs.storage.receipt import receipt_head
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import (
@@ -21,7 +22,6 @@ from jobs.storage.staging import (
     RECEIPT,
     SUMS,
     Staging,
-    names_in,
 )
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
@@ -193,7 +193,7 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         what = f"the {name} {quoted(str(path))}"
         there = filesystems.existing(path)
         try:
-            if not there.is_dir():
+            if not presence.is_folder(there):
                 kind = "a dangling link" if there.is_symlink() else "not a folder"
                 yield f"{what}: {quoted(str(there))} is {kind}; choose another one"
             elif filesystems.is_read_only(there):
@@ -271,7 +271,7 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     for shard in plan.shards:
         if shard.kind is ShardKind.FILE:
             names.append(shard.name)
-        elif shard.kind is ShardKind.TREE and os.path.lexists(f"{plan.source.locator}/{top}"):
+        elif shard.kind is ShardKind.TREE and presence.is_there(f"{plan.source.locator}/{top}"):
             names.append(top)
     if top in {name.partition("/")[0] for name in names}:
         yield (
@@ -301,7 +301,7 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     if plan.options.overwrite:
         return
     try:
-        names = names_in(dest) - NO_DATA
+        names = presence.names_in(dest) - NO_DATA
     except OSError:
         return  # does not exist, or was reported already
     if run_dir is not None:

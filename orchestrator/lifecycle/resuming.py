@@ -29,7 +29,7 @@ from jobs.model import (
 from jobs.outputs import registry
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import FinalCheck, Staging
@@ -191,7 +191,7 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
             f"extracting everything again: the extracted data are gone from {staging.root}"
         )
     step = replace(step, notes=tuple(notes))
-    if folder.receipt.exists():  # in a repair finalize packs alone
+    if presence.exists(folder.receipt):  # in a repair finalize packs alone
         rest = tuple(task for task in step.tasks if task.stage is not Stage.PACK)
         step = replace(step, tasks=rest)
     if state.status is RunStatus.DONE and evidence.is_untidy(staging):
@@ -345,7 +345,7 @@ def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Optio
     Raises ``UsageError`` if the run is active, has published or begun to, or if these options would
     extract the archives differently.
     """
-    if state.status is RunStatus.DONE or folder.receipt.exists():
+    if state.status is RunStatus.DONE or presence.exists(folder.receipt):
         raise UsageError(
             f"run {folder.run_id} has published its dataset, whose options cannot be changed any "
             "more; to publish it differently, launch again with --overwrite"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from jobs.download.temporary_space import window_of
 from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
 from jobs.outputs import registry
+from jobs.storage import presence
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from orchestrator import filesystems, units
@@ -159,10 +160,10 @@ def _packed(plan: Plan, data: int) -> Need:
     whole = sum(shard.size or 0 for shard in plan.shards)
     # Shards of an earlier attempt are used again, or removed before they are made again.
     staging, ending = Staging(plan), registry.packed(plan.options.output).ending
-    found = chain.from_iterable(
-        folder.rglob(f"*{ending}") for folder in (staging.data, staging.packed)
-    )
-    made = sum(path.stat().st_size for path in found)
+    made = 0
+    for folder in (staging.data, staging.packed):
+        for path in map(os.fsdecode, presence.below(os.fsencode(folder))):
+            made += Path(folder, path).stat().st_size if path.endswith(ending) else 0
     files = len(plan.parts()) + whole // plan.options.shard_size + 1
     what = "data (stored twice while it is packed)"
     return Need(Path(plan.dest), data + max(0, whole - made), files, what)

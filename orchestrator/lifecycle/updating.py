@@ -19,8 +19,9 @@ from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
 from jobs.sources import hub_client
 from jobs.sources.base import SourceRequest, key_of
+from jobs.storage import presence
 from jobs.storage.receipt import Receipt
-from jobs.storage.run_folder import RunFolder, may_exist
+from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.engines.registry import LOCAL
 from orchestrator.engines.slurm.arguments import arguments_for
@@ -142,7 +143,7 @@ def _run_folder(receipt: Receipt, log_dir: Path) -> RunFolder:
     places = [log_dir.expanduser().absolute() / receipt.run_id]
     if receipt.run_dir:
         places.append(Path(receipt.run_dir))
-    folder = next((RunFolder(p) for p in places if may_exist(p)), None)
+    folder = next((RunFolder(p) for p in places if presence.may_exist(p)), None)
     if folder is None:
         raise RunFolderError(
             f"the folder of run {receipt.run_id}, which published the dataset, does not exist "

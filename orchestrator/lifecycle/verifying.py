@@ -10,6 +10,7 @@ from jobs.errors import RunFolderError, UsageError, as_storage_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
+from jobs.storage import presence
 from jobs.storage.run_folder import DEFAULT_LOG_DIR, RunFolder
 from jobs.verify import dataset
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -36,7 +37,7 @@ def verify(
 def dataset_of(path: Path, log_dir: Path = DEFAULT_LOG_DIR) -> Path:
     """``path``, or the destination of a run if ``path`` is its id or run folder."""
     try:
-        if path.exists() and not RunFolder(path).plan.is_file():
+        if presence.exists(path) and not presence.is_file(RunFolder(path).plan):
             return path
         return Path(find_run(str(path), log_dir).load_plan().dest)
     except (OSError, RunFolderError, UsageError):
@@ -55,7 +56,7 @@ def how_to_repair(
         try:
             found = find_run(run, log_dir)
             dest = Path(found.load_plan().dest)
-            is_there = dest.exists() and dest.samefile(report.path)
+            is_there = presence.exists(dest) and dest.samefile(report.path)
         except (OSError, RunFolderError, UsageError):
             continue
         name = run_word(found) if run == report.run_id else shlex.quote(str(dest))

@@ -112,6 +112,31 @@ def test_nothing_private_of_a_library_is_imported() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def _takes_errors_for_absence(call: ast.Call) -> bool:
+    """Whether a call does on some version of Python; those of a folder's entries never do."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    of, name = ast.unparse(call.func.value), call.func.attr
+    if of == "os.path":
+        return name in ("exists", "lexists", "isfile", "isdir")
+    return name in ("exists", "is_file", "is_dir") and of not in ("entry", "presence")
+
+
+def test_what_exists_is_asked_in_one_module() -> None:
+    wrong = [
+        f"{module.name}:{node.lineno}"
+        for module in modules()
+        if module.name != "jobs.storage.presence"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and _takes_errors_for_absence(node)
+    ]
+    # Paths of the user's that are not the run's: one is passed on, one has a message of its own.
+    assert {place.partition(":")[0] for place in wrong} == {
+        "jobs.transfer.connection",
+        "orchestrator.lifecycle.request",
+    }
+
+
 def test_modules_are_of_a_size_to_be_read_and_say_what_they_know() -> None:
     long = {
         module.name: lines

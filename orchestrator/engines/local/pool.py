@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, RunFolderError
 from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, cores
+from jobs.storage import presence
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.process_records import EngineFiles, JobId, ProcessRecord
@@ -212,7 +213,7 @@ class Pool:
     def _check_run_folders(self) -> None:
         """Raise ``RunFolderError`` if the run folder of a job is gone, and with it the results."""
         for job in self.jobs.values():
-            if not job.ended and not os.path.lexists(job.spec.run_dir):
+            if not job.ended and not presence.may_exist(job.spec.run_dir):
                 raise RunFolderError(
                     f"the run folder {job.spec.run_dir} was removed or moved while its tasks were "
                     "running, so they were stopped; if it was moved, run `resume` with its new "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.runtime.process import ProcessId
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 
@@ -128,21 +127,30 @@ class EngineFiles:
     def read(self, task_id: str) -> ProcessRecord | None:
         return atomic.json_or_none(self.path / f"{task_id}.json", ProcessRecord)
 
+    def _names(self, start: str) -> list[str]:
+        """The ids of the recorded tasks that begin with ``start``."""
+        names = (entry.name for entry in presence.entries_of(self.path))
+        return [
+            name.removesuffix(".json")
+            for name in names
+            if name.startswith(start) and name.endswith(".json")
+        ]
+
     def running(self, jobs: Iterable[JobId]) -> list[ProcessRecord]:
         """The tasks of ``jobs`` whose processes run on this host."""
         found = []
         for job in jobs:
             if not job.is_here:
                 continue
-            for path in self.path.glob(f"{glob.escape(str(job))}_*.json"):
-                record = self.read(path.stem)
+            for name in self._names(f"{job}_"):
+                record = self.read(name)
                 if record and record.ended is None and record.alive:
                     found.append(record)
         return found
 
     def abandoned(self) -> set[JobId]:
         """The jobs of this host whose pools are dead."""
-        jobs = {JobId.parse(path.stem) for path in self.path.glob("local-*_*.json")}
+        jobs = {JobId.parse(name) for name in self._names("local-")}
         return {job for job in jobs if job is not None and job.is_here and not job.process.alive}
 
     # A request to cancel is a file, because the pool may be on another host.
@@ -151,11 +159,11 @@ class EngineFiles:
         return self.path / f"{job}.cancel"
 
     def ask_to_cancel(self, job: JobId) -> None:
-        if self.path.is_dir():
+        if presence.is_folder(self.path):
             self._cancel_mark(job).touch(mode=0o600)
 
     def is_cancelled(self, job: JobId) -> bool:
-        return self._cancel_mark(job).exists()
+        return presence.exists(self._cancel_mark(job))
 
     # A pool's heartbeat, measured with the file server's clock only.
 

@@ -28,7 +28,7 @@ from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
 from jobs.storage import blocks as file_blocks
-from jobs.storage import latency
+from jobs.storage import latency, presence
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
@@ -97,7 +97,7 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
     run = RunBuilder(pages(0, 3)).extracted(tmp_path)
     images = run.staging.data / "images"
     (images / "000001.png").rename(images / "000001.PNG")
-    monkeypatch.setattr(os.path, "lexists", lambda path: True)  # as if case were ignored
+    monkeypatch.setattr(presence, "is_there", lambda path: True)  # as if case were ignored
     _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.UNSUPPORTED

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import PreflightError
-from jobs.storage import run_folder
+from jobs.storage import presence
 from jobs.storage.run_folder import RunFolder
 from tests.support.builders.runs import RunBuilder
 
@@ -37,7 +37,7 @@ def test_a_refresh_shows_what_other_hosts_have_created(
 ) -> None:
     """The client's listings are old until it creates a file in the folder itself."""
     listings: dict[Path, list[os.DirEntry[str]]] = {}
-    scan, touch = run_folder.entries_of, Path.touch
+    scan, touch = presence.entries_of, Path.touch
 
     def cached(path: Path) -> list[os.DirEntry[str]]:
         return listings.setdefault(path, scan(path))
@@ -46,7 +46,7 @@ def test_a_refresh_shows_what_other_hosts_have_created(
         touch(path, *args, **words)  # type: ignore[arg-type]
         listings.pop(path.parent, None)
 
-    monkeypatch.setattr(run_folder, "entries_of", cached)
+    monkeypatch.setattr(presence, "entries_of", cached)
     monkeypatch.setattr(Path, "touch", touched)
     assert not folder.has_news()
     (folder.path / name).write_bytes(b"")
