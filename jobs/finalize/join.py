@@ -37,6 +37,7 @@ _HELD = 50_000  # rows that a process holds in memory before it writes them
 _LINES = 250_000  # in a partition, at least; about 100 MB where each has a new path
 _AT_ONCE = 5_000  # rows in a block, at most
 _LENGTH, _KIND = 8, 1  # bytes before each block
+_BUFFER = 8 << 10  # bytes for each open file; Python's default is 16 times that from 3.14 on
 # What no plain path has: spellings that ``unified`` changes, an absolute path, raw bytes.
 _UNUSUAL = ("%", "\\", "\0", "~", ":", "//", "./", "\n/", "/\n", ".\n")
 
@@ -186,7 +187,8 @@ class Partitions:
     def _file(self, place: int) -> BinaryIO:
         if place not in self._files:
             path = self._folder / f"{self._name}-{place:03d}-{self._owner}"
-            self._files[place] = path.open("ab")  # one that has ended may have had the same id
+            # Appended to: a process that has ended may have had the same id.
+            self._files[place] = path.open("ab", _BUFFER)
         return self._files[place]
 
     @property
