@@ -78,12 +78,18 @@ def read(folder: RunFolder) -> Iterator[Event]:
 
 
 def open_intents(folder: RunFolder) -> list[Event]:
-    """Jobs that may have been accepted without a response."""
+    """Jobs that may have been accepted, and whose ids no submission has.
+
+    Either there was no response, or the process was killed before it had written the submission.
+    """
     intents: dict[str, Event] = {}
+    written = {job_id for each in folder.load_submissions() for job_id in each.job_ids()}
     for event in read(folder):
         if event.act is Act.INTENT:
             intents[event.name] = event
-        elif event.act in (Act.ACCEPTED, Act.WITHDRAWN):
+        elif event.act is Act.WITHDRAWN or (
+            event.act is Act.ACCEPTED and written.issuperset(event.job_ids)
+        ):
             intents.pop(event.name, None)
     return list(intents.values())
 

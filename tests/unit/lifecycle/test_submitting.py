@@ -9,6 +9,7 @@ from msgspec import structs
 
 from jobs.errors import Cause, ClaimedError, EngineError, Stopped
 from jobs.model import Options, Resources, Stage, Submission, Verify
+from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.engines.registry import LOCAL
@@ -149,6 +150,19 @@ def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolde
     assert engine.cancelled_names == [name]
     # It may be accepted later, so the next resume searches for it again.
     assert [intent.name for intent in event_log.open_intents(folder)] == [name]
+
+
+def test_a_job_is_searched_by_its_name_until_the_submission_has_its_id(tmp_path: Path) -> None:
+    run = RunBuilder(shard("a"))
+    folder = run.submitted(accepted=False).on_disk(tmp_path).folder
+    name = submitting.specs(folder, folder.load_submission(1))[0].name
+    event_log.append(folder, Act.INTENT, attempt=1, stage=Stage.DOWNLOAD, name=name)
+    event_log.append(
+        folder, Act.ACCEPTED, attempt=1, stage=Stage.DOWNLOAD, name=name, job_ids=["100"]
+    )
+    assert [intent.name for intent in event_log.open_intents(folder)] == [name]  # killed here
+    atomic.write_json(folder.submission(1), run.submitted().submission)
+    assert event_log.open_intents(folder) == []
 
 
 def test_two_processes_cannot_make_the_same_submission(folder: RunFolder) -> None:
