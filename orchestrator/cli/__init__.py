@@ -146,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
+        if isinstance(error, click.BadParameter):
+            from orchestrator.cli import settings
+
+            error = settings.with_origin(error)
         error.show()
         return errors.report("usage", error.format_message(), error.exit_code)
     except SystemExit:

@@ -161,23 +161,48 @@ def for_command(settings: Mapping[str, Setting], command: click.Command) -> dict
     for param in command.params:
         name = _name_used(settings, param)
         if name is not None:
-            value = _value(settings[name].value, param)
+            value = _value(settings[name], param)
             negated = f"--{name}" in param.secondary_opts
             found[param.name or name] = not value if negated else value
     return found
 
 
-def _value(value: object, param: click.Parameter) -> object:
-    """``value`` for the option: a list if it can be repeated, a string if it parses one."""
+def _value(setting: Setting, param: click.Parameter) -> object:
+    """The value for the option: a list if it can be repeated, a string if it parses one."""
     assert isinstance(param, click.Option)
+    value = setting.value
     if param.is_flag:
-        return click.BOOL.convert(str(value), param, None)
+        try:
+            return click.BOOL.convert(str(value), param, None)
+        except click.BadParameter as error:
+            raise _with_origin(error, setting.origin) from error
     if param.multiple:
         items = value.splitlines() if isinstance(value, str) else value
         return [str(item) for item in items] if isinstance(items, list) else [str(items)]
     if isinstance(value, (bool, list)):
-        raise click.BadParameter(f"{value!r} is not a text or a number", param=param)
+        fact = f"{value!r} is not a text or a number"
+        raise _with_origin(click.BadParameter(fact, param=param), setting.origin)
     return str(value)
+
+
+def _with_origin(error: click.BadParameter, origin: str) -> click.BadParameter:
+    message = f"{error.message} (set in {origin})"
+    return click.BadParameter(message, error.ctx, error.param, error.param_hint)
+
+
+def with_origin(error: click.BadParameter) -> click.BadParameter:
+    """The error on a bad value, with the place where the value is set if it was not typed."""
+    ctx, param = error.ctx, error.param
+    if ctx is None or param is None:
+        return error
+    if ctx.get_parameter_source(param.name or "") is not click.core.ParameterSource.DEFAULT_MAP:
+        return error
+    return _with_origin(error, _origin(ctx, param, _settings_of(ctx)))
+
+
+def _settings_of(ctx: click.Context) -> Mapping[str, Setting]:
+    source = ctx.find_root().default_map
+    return source.settings if isinstance(source, DefaultMap) else {}
 
 
 class DefaultMap(dict[str, Any]):
@@ -227,9 +252,7 @@ def config(ctx: click.Context) -> dict[str, Setting]:
     """All options of a command by name: value as text, and origin; without secrets."""
     from jobs.transfer.target import redact
 
-    source = ctx.find_root().default_map
-    settings: Mapping[str, Setting] = source.settings if isinstance(source, DefaultMap) else {}
-    found = {}
+    settings, found = _settings_of(ctx), {}
     for param in ctx.command.params:
         names = spellings(param)
         if names:

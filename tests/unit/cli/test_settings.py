@@ -128,6 +128,31 @@ def test_a_value_of_another_kind_is_refused(home: Path, line: str) -> None:
     assert "Invalid value for" in refused.output
 
 
+@pytest.mark.parametrize(
+    ("line", "env", "origin"),
+    [
+        ('time = "soon"', {}, "config.toml"),
+        ('[profiles.a]\ntime = "soon"\n', {"WEBSIGHT_PROFILE": "a"}, "config.toml [profiles.a]"),
+        ('yes = "perhaps"', {}, "config.toml"),
+        ('partition = ["a"]', {}, "config.toml"),
+        ("", {"WEBSIGHT_TASKS": "all"}, "environment WEBSIGHT_TASKS"),
+    ],
+)
+def test_a_bad_value_is_reported_with_the_place_where_it_is_set(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    env: dict[str, str],
+    origin: str,
+) -> None:
+    home.write_text(line)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["launch", "--local-path", "x"]) == 2
+    assert capsys.readouterr().err.endswith(f"{origin})\n")
+
+
 def test_a_default_profile_and_one_by_option(home: Path) -> None:
     home.write_text('profile = "a"\n[profiles.a]\ntasks = 1\n[profiles.b]\ntasks = 2\n')
     assert "'tasks': 1" in _run("launch").output
@@ -197,7 +222,7 @@ expect-records = 5
     ("words", "calls", "kept"),
     [
         (["resume"], "plan_resume", ["tasks", "temp_limit", "amendments"]),
-        (["update", "data"], "plan_update", ["revision", "engine", "temp_limit"]),
+        (["update", "data"], "plan_update", ["revision", "engine", "tasks", "temp_limit"]),
     ],
 )
 def test_an_existing_run_keeps_its_options_whatever_the_settings_are_now(
