@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,13 +74,18 @@ def _with_memory(wanted: Resources) -> Resources:
 
 def accounts() -> list[str]:
     """The accounts of this user, the default one first; none without accounting."""
-    words = ("-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=Account,DefaultQOS")
+    words = ("-n", "-P", "show", "assoc", f"user={_user()}", "format=Account,DefaultQOS")
     try:
         answer = client.ask("sacctmgr", *words, timeout_s=20)
     except EngineError:
         return []
     lines = answer.stdout.splitlines() if answer.returncode == 0 else []
     return list(dict.fromkeys(line.partition("|")[0] for line in lines if line.strip("|")))
+
+
+def _user() -> str:
+    """This user's name, or the uid if it has none."""
+    return client.user_name(client.user())
 
 
 def write(path: Path, text: str) -> CheckResult:
@@ -162,14 +166,14 @@ def _partitions(known: Iterable[Partition]) -> Iterator[str]:
 def _accounts(wanted: Resources) -> Iterator[str]:
     if found := accounts():
         yours = ", ".join(found)
-        yield f"# accounts of {getpass.getuser()}: {yours}"
+        yield f"# accounts of {_user()}: {yours}"
         if wanted.account is not None:
             yield "# (accounts belong to users: omit `account` in a file for all users)"
 
 
 def _folders(env: Mapping[str, str]) -> Iterator[str]:
     """Scratch folders, from variables that sites set and common names."""
-    user = getpass.getuser()
+    user = _user()
     named = [env[name] for name in sorted(env) if name.endswith(("SCRATCH", "WORK"))]
     places = dict.fromkeys([*named, f"/scratch/{user}", f"/work/{user}", "/scratch"])
     for place in filter(None, places):

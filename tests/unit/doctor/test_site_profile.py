@@ -1,0 +1,22 @@
+"""The settings file that is made of what was found on a cluster."""
+
+from __future__ import annotations
+
+import pwd
+
+import pytest
+
+from jobs.model import Resources
+from orchestrator.doctor import site_profile
+
+
+def test_a_profile_is_made_for_a_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(uid: int) -> pwd.struct_passwd:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")  # as in containers
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    text = site_profile.text(Resources(partition="cpu"), [], "https://huggingface.co")
+    assert 'partition = "cpu"' in text
