@@ -420,12 +420,12 @@ def _stripped(folder: RunFolder, plan: Plan) -> int:
     """The number of leading folders that extraction has removed from every archive's members."""
     if plan.options.strip_components is not None:
         return plan.options.strip_components
-    depths = set()
+    depths: set[int] = set()
     for shard in plan.shards:
-        if shard.kind is ShardKind.ARCHIVE:
-            fetched = folder.load_fetched(shard.id)
-            top = fetched.top if fetched is not None else None
-            depths.add(0 if top is None else 1 + top.count("/"))
+        for part in shard.each_part() if shard.kind is ShardKind.ARCHIVE else ():
+            summary = read_summary(folder.manifest(part))
+            tops = {"": "", **summary.tops} if summary.files else {}  # by nested archive
+            depths.update(1 + top.count("/") if top else 0 for top in tops.values())
     if len(depths) > 1:
         raise _differs("the top folder of some archives was removed, and that of others was not")
     return max(depths, default=0)

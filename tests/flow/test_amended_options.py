@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.builders.contents import png
+from tests.support.builders.contents import png, zipped
 from tests.support.cli import Cli
 
 LOCAL = ("launch", "--engine", "local", "--yes")
@@ -23,9 +23,12 @@ Archives = Mapping[str, Mapping[str, bytes]]
 
 
 def write(folder: Path, archives: Archives) -> Path:
-    """Write tars of these files into a new folder."""
+    """Write zips and tars of these files into a new folder."""
     folder.mkdir()
     for name, files in archives.items():
+        if name.endswith(".zip"):
+            (folder / name).write_bytes(zipped(files))
+            continue
         with tarfile.open(folder / name, "w") as tar:
             for path, content in files.items():
                 member = tarfile.TarInfo(path)
@@ -134,8 +137,9 @@ def test_the_receipt_and_a_repair_have_the_changed_options(cli: Cli, tmp_path: P
     assert tree_digest(data) == whole
 
 
-def test_a_top_folder_that_was_removed_stays_removed(cli: Cli, tmp_path: Path) -> None:
-    source = write(tmp_path / "source", BELOW)
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_a_top_folder_that_was_removed_stays_removed(cli: Cli, tmp_path: Path, name: str) -> None:
+    source = write(tmp_path / "source", {name: BELOW["a.tar"]})
     data = tmp_path / "data"
     cli.run(*LOCAL, "--local-path", source, "--dest", data, rc=VERIFICATION)
     cli.run("resume", "--layout", "files")
@@ -160,6 +164,12 @@ def test_a_top_folder_that_was_removed_stays_removed(cli: Cli, tmp_path: Path) -
             ("--layout", "files"),
             "the top folder of some archives was removed",
             id="one top folder of two",
+        ),
+        pytest.param(
+            {"a.zip": BELOW["a.tar"], "b.zip": pictures("val/{}.png")},
+            ("--layout", "files"),
+            "the top folder of some archives was removed",
+            id="one top folder of two zips",
         ),
         pytest.param(
             PLAIN, ("--records-file", "../x"), "is not a safe path inside", id="a path outside"
