@@ -27,9 +27,10 @@ _NOT_IMAGES = {  # by the first two bytes
 }
 _MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than ``ftyp``
 _PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
+_HTML = "an HTML page"
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
 # Content that is never accepted in a file that a record names, whatever its ending.
-_NEVER = (_LFS, "an HTML page", "an XML text", "text", "zero bytes only")
+_NEVER = (_LFS, _HTML, "an XML text", "text", "zero bytes only")
 
 
 class Check(Protocol):
@@ -82,7 +83,7 @@ def foreign(head: bytes) -> str:
     if start.startswith(b"<"):
         start = start.lower()
         if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-            return "an HTML page"
+            return _HTML
         if start.startswith(b"<?xml"):
             return "an XML text"
     signature, kind = _NOT_IMAGES.get(head[:2], (b"", ""))
@@ -98,6 +99,12 @@ def foreign(head: bytes) -> str:
     if not head.translate(None, _PRINTED):
         return "text"
     return "of an unknown format"
+
+
+def _opens_tag(head: bytes) -> bool:
+    """Whether a text, in UTF-8 or UTF-16, begins with ``<``."""
+    utf16 = head.startswith((b"\xff\xfe<\0", b"\xfe\xff\0<"))
+    return utf16 or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 class ImageCheck:
@@ -144,10 +151,10 @@ class ImageCheck:
             if self.content in self._formats:
                 self._check = self._formats[self.content]()
             return
-        if self._extension == "svg" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        kind = foreign(head)
+        if self._extension == "svg" and kind != _HTML and _opens_tag(head):
             self.content = "SVG"
             return
-        kind = foreign(head)
         if kind is _LFS:
             self._required = True  # data are missing, whether or not a record names the file
         if self._required or not self._extension or kind in _NEVER:

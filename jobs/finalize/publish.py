@@ -41,6 +41,7 @@ def load(staging: Staging) -> Journal | None:
     """The journal of a publication that has begun and is not complete; None where there is none.
 
     The receipt is the last to leave staging: once it has, all renames of the journal are done.
+    Raises ``VerificationError`` if it is damaged.
     """
     if not presence.is_there(staging.ready / RECEIPT):
         return None
@@ -48,6 +49,11 @@ def load(staging: Staging) -> Journal | None:
         return atomic.read_json(staging.journal, Journal)
     except FileNotFoundError:
         return None
+    except msgspec.DecodeError as error:
+        raise VerificationError(
+            f"{staging.journal} is damaged ({error}), so the publication that has begun cannot be "
+            "finished; launch again with --overwrite"
+        ) from error
 
 
 def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:

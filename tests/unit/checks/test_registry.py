@@ -183,6 +183,8 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
             "not an image: a Git LFS pointer",
         ),
         ("images/a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", None),
+        ("images/a.svg", "<svg></svg>".encode("utf-16"), None),
+        ("images/a.svg", b"<!DOCTYPE html><html>404</html>", "not an image: an HTML page"),
     ],
 )
 def test_what_a_name_promises_is_held(name: str, data: bytes, finding: str | None) -> None:

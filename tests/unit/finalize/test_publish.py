@@ -251,6 +251,14 @@ def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
     assert run.verify().ok
 
 
+def test_a_damaged_journal_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    killed_before_the_first_rename(run, monkeypatch)
+    run.staging.journal.write_bytes(b"{")
+    with pytest.raises(VerificationError, match=r"publish\.json is damaged .* launch again with"):
+        run.finalize()
+
+
 def made(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
