@@ -101,7 +101,7 @@ def check_slice(
     if it cannot be read.
     """
     report = SliceReport()
-    prefix = f"{root}/"
+    prefix = os.fsencode(root) + b"/"  # paths are bytes here: names are UTF-8 in any locale
     for block in blocks(root / MANIFEST, index, count):
         if deep is None:
             sizes = msgspec.json.Decoder(_Line).decode_lines(block)
@@ -113,7 +113,7 @@ def check_slice(
 
 
 def _check_sizes(
-    prefix: str,
+    prefix: bytes,
     lines: list[_Line],
     threads: int,
     report: SliceReport,
@@ -124,7 +124,7 @@ def _check_sizes(
 
     def status_of(line: _Line) -> os.stat_result | None:
         try:
-            return lstat(prefix + line.path) if line.raw is None else _lstat_raw(prefix, line.raw)
+            return lstat(prefix + _path(line))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -144,18 +144,17 @@ def _check_sizes(
     on_checked(len(files), total)
 
 
-def _lstat_raw(prefix: str, raw: str) -> os.stat_result:
-    return os.lstat(os.fsencode(prefix) + bytes.fromhex(raw))
+def _path(line: _Line | PublishedFile) -> bytes:
+    return line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
 
 
-def _link_target(prefix: str, line: _Line | PublishedFile) -> os.stat_result | None:
+def _link_target(prefix: bytes, line: _Line | PublishedFile) -> os.stat_result | None:
     """The status of the file that a link points to; None if it is not in the dataset.
 
     A copied folder keeps its inner links, which the manifest lists as the files that they point to.
     """
-    root = os.path.realpath(os.fsencode(prefix))
-    name = line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
-    real = os.path.realpath(root + b"/" + name)
+    root = os.path.realpath(prefix)
+    real = os.path.realpath(root + b"/" + _path(line))
     if not real.startswith(root + b"/"):
         return None
     try:
@@ -171,7 +170,7 @@ def _difference(found: os.stat_result, size: int) -> str:
 
 
 def _check_bytes(
-    prefix: str,
+    prefix: bytes,
     lines: list[PublishedFile],
     algorithm: str,
     threads: int,
@@ -179,7 +178,7 @@ def _check_bytes(
     on_checked: Callable[[int, int], object],
 ) -> None:
     def checked(line: PublishedFile) -> str | None:
-        name = prefix + line.name
+        name = prefix + _path(line)
         if os.path.islink(name) and _link_target(prefix, line) is not None:  # noqa: PTH114  # hot
             name = os.path.realpath(name)
         return _read(name, line, algorithm, _buffer())
@@ -223,7 +222,7 @@ def damaged_members(root: Path, shard: str) -> list[str]:
         ]
 
 
-def _read(path: str, line: PublishedFile, algorithm: str, buffer: memoryview) -> str | None:
+def _read(path: bytes, line: PublishedFile, algorithm: str, buffer: memoryview) -> str | None:
     """What is wrong with a file after reading all of it; None if nothing is."""
     hasher = digest.new(algorithm)
     size = 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +101,21 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_names_are_found_in_a_locale_without_utf8(tmp_path: Path) -> None:
+    name = "en_US.ISO-8859-1"
+    words = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / name)]
+    if shutil.which("localedef") is None or subprocess.run(words, check=False).returncode:
+        pytest.skip("this machine cannot make a locale")
+    shard = pages(0, 1)
+    shard.files |= {"é.txt": b"1", "日本.txt": b"2", b"\xff.txt": b"3"}
+    run = RunBuilder(shard).extracted(tmp_path)
+    run.finish()
+    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": name, "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "orchestrator", "verify", str(run.staging.dest)]
+    for deep in ([], ["--deep"]):
+        subprocess.run([*command, *deep], env=env, check=True)
+
+
 @pytest.mark.parametrize("output", [Output.FILES, Output.ZIP])
 def test_a_file_that_this_machine_cannot_open_is_not_called_damaged(
     tmp_path: Path, output: Output
@@ -108,7 +126,7 @@ def test_a_file_that_this_machine_cannot_open_is_not_called_damaged(
         file = next(line for line in lines if line.path.endswith("000005.png"))
         buffer = memoryview(bytearray(100))
         with no_descriptor_left(), pytest.raises(StorageError) as caught:
-            slices._read(f"{dest}/{file.path}", file, "crc32", buffer)
+            slices._read(os.fsencode(dest / file.path), file, "crc32", buffer)
     else:
         member = next(line for line in lines if line.shard and line.offset is not None)
         assert member.shard is not None and member.offset is not None
