@@ -35,11 +35,6 @@ def size(count: float) -> str:
     return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.1f} {unit}"
 
 
-def count(number: int) -> str:
-    """An integer with separated thousands: ``79,413``."""
-    return f"{number:,}"
-
-
 def rate(number: float) -> str:
     """A rate a second: an integer from ten on, one decimal below."""
     return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}"

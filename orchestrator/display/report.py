@@ -94,7 +94,7 @@ def _summary(state: RunState, now: datetime) -> str:
         ("Revision", source.revision or ""),
         ("Licence", source.license or ""),
         ("Destination", plan.dest),
-        ("Shards", f"{units.count(len(plan.shards))}, {units.size(total or done)}"),
+        ("Shards", f"{len(plan.shards):,}, {units.size(total or done)}"),
         ("Reused", status_screen.reused_text(state)),
         ("Launched", _when(plan.created)),
         ("Ended", _when(end) if has_ended else ""),
@@ -123,10 +123,10 @@ def _stages(state: RunState, now: datetime) -> str:
             [
                 stage.value,
                 units.percent(count.rate.fraction),
-                units.count(count.tasks),
-                units.count(count[TaskStatus.DONE]),
-                units.count(count.bad),
-                units.count(count.files) if count.files else "–",
+                f"{count.tasks:,}",
+                f"{count[TaskStatus.DONE]:,}",
+                f"{count.bad:,}",
+                f"{count.files:,}" if count.files else "–",
                 units.size(count.bytes) if count.bytes else "–",
                 f"{units.size(rate)}/s" if rate else "–",
                 units.clock(count.elapsed_s) if count.elapsed_s is not None else "–",
@@ -205,7 +205,7 @@ def _efficiency(state: RunState, now: datetime) -> str:
     rows = [
         [
             use.stage.value,
-            units.count(use.tasks),
+            f"{use.tasks:,}",
             "–" if use.wait_s is None else units.clock(use.wait_s),
             units.clock(use.wall_s),
             str(use.cpus or "–"),
@@ -291,7 +291,7 @@ def _waiting_chart(steps: Sequence[tuple[float, int]], end: float) -> str:
     for moment, level in steps:
         path.append(f"H{_x(moment, end):.1f}V{base - room * level / max(1, most):.1f}")
     path.append(f"H{_x(end, end):.1f}V{base}Z")
-    label = f'<text x="{_LEFT - 8}" y="20" class="name">{units.count(most)} tasks</text>'
+    label = f'<text x="{_LEFT - 8}" y="20" class="name">{most:,} tasks</text>'
     area = f'<path d="{"".join(path)}" class="waiting"/>'
     return _svg(height, [*_axis(end, height), label, area], "Waiting tasks over time")
 

@@ -153,7 +153,7 @@ def _space(dest: Path) -> Iterator[CheckResult]:
         return
     for room in rooms:
         left = [units.size(room.bytes)] if room.bytes is not None else []
-        left += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
+        left += [f"{room.inodes:,} files"] if room.inodes is not None else []
         full = room.bytes == 0 or room.inodes == 0
         remedy = "free some space, or choose another --dest" if full else ""
         yield CheckResult("space", not full, f"{room.of} has {' and '.join(left)} left", remedy)

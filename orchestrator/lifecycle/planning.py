@@ -101,7 +101,7 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
         enough = max(1, -(-size // MOST_PARTS >> 20))
         raise UsageError(
             f"--part-size {part_size} (bytes) cuts {units.size(size)} into "
-            f"{units.count(further + len(shards))} parts, each with its own files; use {enough}M "
+            f"{further + len(shards):,} parts, each with its own files; use {enough}M "
             "or more (a number without K, M or G is in bytes)"
         )
 

@@ -232,7 +232,7 @@ def _missing_space_on_one(wanted: Sequence[Need], remedy: str, few: str) -> Iter
             )
         if room.inodes is not None and room.inodes < number:
             yield (
-                f"{where}: at least {units.count(number)} files will be created, but {room.of} "
-                f"has {units.count(room.inodes)} inodes left; remove files or choose another "
+                f"{where}: at least {number:,} files will be created, but {room.of} "
+                f"has {room.inodes:,} inodes left; remove files or choose another "
                 f"--dest{few}"
             )
