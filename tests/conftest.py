@@ -17,7 +17,7 @@ import pytest
 from examples import samples
 from tests.support.cli import Cli
 from tests.support.cluster.sites import Pages, Site
-from tests.support.cluster.slurm import PrivateSlurm, available, version
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available, version
 from tests.support.faults.forkshop import Shop
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
@@ -123,9 +123,7 @@ def slurm_plain() -> Iterator[PrivateSlurm]:
 
 def _slurm(*, accounting: bool) -> Iterator[PrivateSlurm]:
     # One for each worker of xdist: up in 1.5 s (0.3 s), and tests of two workers never meet.
-    reason = available(accounting=accounting)
-    if reason:
-        pytest.skip(reason)
+    skip_unless_available(accounting=accounting)
     with PrivateSlurm.start(accounting=accounting) as running:
         yield running
 

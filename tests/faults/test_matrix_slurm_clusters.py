@@ -14,7 +14,7 @@ import pytest
 from jobs.model import Stage
 from tests.support.cli import Cli
 from tests.support.cluster.sites import LAUNCH, Pages, Site, gate, published
-from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 
@@ -37,8 +37,7 @@ def ids(slurm: PrivateSlurm) -> set[str]:
 @pytest.fixture(scope="module", params=["other", "websight"])
 def stranger(request: pytest.FixtureRequest) -> Iterator[PrivateSlurm]:
     """Another site's Slurm: of another name, and of the same name as all others here."""
-    if reason := available(accounting=False):
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     with PrivateSlurm.start(accounting=False, nodes=2, cluster=request.param) as running:
         yield running
 
@@ -208,8 +207,7 @@ return slurm.SUCCESS
 @pytest.fixture(scope="module")
 def renaming_slurm() -> Iterator[PrivateSlurm]:
     """A Slurm whose plugin gives all jobs one name."""
-    if reason := available(accounting=False):
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     folder = Path(tempfile.mkdtemp(prefix="wsl-"))
     (folder / "job_submit.lua").write_text(RENAMES)
     conf = "JobSubmitPlugins=lua"

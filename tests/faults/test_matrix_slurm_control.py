@@ -24,7 +24,7 @@ from tests.support.cluster.sites import (
     published,
     task_with,
 )
-from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
 
@@ -46,9 +46,7 @@ def narrow_slurm() -> Iterator[PrivateSlurm]:
 
 
 def _special(conf: str) -> Iterator[PrivateSlurm]:
-    reason = available(accounting=False)
-    if reason:
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     with PrivateSlurm.start(accounting=False, extra_conf=conf) as running:
         yield running
 

@@ -18,7 +18,7 @@ from jobs.model import Heartbeat, Outcome, Stage
 from jobs.storage import atomic
 from tests.support.cli import Cli, under_limit
 from tests.support.cluster.sites import Pages, Site, gate, items, kinds, published, task_with
-from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 
@@ -214,9 +214,7 @@ def test_a_task_is_warned_of_its_time_limit_and_stops_with_a_retryable_result(
 @pytest.fixture(scope="module")
 def limited() -> Iterator[PrivateSlurm]:
     """A Slurm whose memory limits are real."""
-    reason = available(accounting=False, cgroup=True)
-    if reason:
-        pytest.skip(reason)
+    skip_unless_available(accounting=False, cgroup=True)
     with PrivateSlurm.start(accounting=False, cgroup=True, nodes=2) as running:
         yield running
 

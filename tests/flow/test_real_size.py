@@ -35,7 +35,7 @@ from benchmarks.websight_data import (
 from examples import samples
 from jobs.model import Output
 from tests.support.cli import Cli
-from tests.support.cluster.slurm import available
+from tests.support.cluster.slurm import skip_unless_available
 from tests.support.servers.webserver import FaultyServer
 
 MIB = 1 << 20
@@ -218,8 +218,7 @@ def test_every_output_of_the_benchmark_is_right(bench: Bench, name: str) -> None
 @pytest.mark.exhaustive  # the rows are tested above, runs on a Slurm elsewhere
 @pytest.mark.slurm
 def test_the_benchmark_runs_on_a_slurm_of_four_nodes(bench: Bench) -> None:
-    if reason := available(accounting=False):
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     all_right(websight.measure(bench, "shards.tar.gz", ["slurm"], [Output.FILES], rounds=1))
 
 

@@ -10,7 +10,7 @@ import pytest
 from examples import samples
 from tests.support.cli import Cli
 from tests.support.cluster.sites import published
-from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
 from tests.support.servers.hubserver import HubServer
 
 pytestmark = pytest.mark.slurm
@@ -138,8 +138,7 @@ def test_a_setup_line_that_fails_is_named(
 
 
 def test_a_controller_that_is_down_is_reported_at_once_and_no_job_is_tried(tmp_path: Path) -> None:
-    if reason := available(accounting=False):
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     with PrivateSlurm.start(accounting=False, nodes=1) as slurm:
         slurm.stop_slurmctld()
         done = Cli(tmp_path, slurm.env).run("doctor", "--dest", "data", rc=3, timeout=30)

@@ -24,7 +24,7 @@ from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support.cli import Cli
 from tests.support.cluster import payload
-from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
 from tests.support.cluster.slurm_tables import EMPTY_QUEUE
 
 pytestmark = pytest.mark.slurm
@@ -272,9 +272,7 @@ def test_what_follows_finalize_is_called_on_its_node(
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[PrivateSlurm]:
     """A Slurm whose arrays have four tasks at most, and with a partition of ten minutes."""
-    reason = available(accounting=False)
-    if reason:
-        pytest.skip(reason)
+    skip_unless_available(accounting=False)
     extra = (
         "MaxArraySize=4\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1 DefMemPerCPU=70"
     )
@@ -412,9 +410,7 @@ def test_an_array_whose_second_half_is_refused_is_taken_back(
 @pytest.fixture(scope="module")
 def strict() -> Iterator[PrivateSlurm]:
     """A Slurm that enforces accounts and limits: account lab, whose QOS tiny takes two jobs."""
-    reason = available(accounting=True)
-    if reason:
-        pytest.skip(reason)
+    skip_unless_available(accounting=True)
     extra = "AccountingStorageEnforce=associations,limits,qos"
     with PrivateSlurm.start(accounting=True, nodes=1, extra_conf=extra) as made:
         me = getpass.getuser()

@@ -66,6 +66,14 @@ def available(*, accounting: bool = True, cgroup: bool = False) -> str | None:
     return None
 
 
+def skip_unless_available(*, accounting: bool, cgroup: bool = False) -> None:
+    """Skip the test where such a private Slurm cannot run."""
+    import pytest  # only here: to start one takes nothing but a Python
+
+    if reason := available(accounting=accounting, cgroup=cgroup):
+        pytest.skip(reason)
+
+
 def version() -> str:
     """The version of the Slurm that would be started (24.11.5); empty where there is none."""
     program = find("slurmctld")
