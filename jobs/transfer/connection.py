@@ -11,12 +11,14 @@ import re
 import select
 import socket
 import ssl
+import time
 import urllib.parse
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import requests
 import requests.adapters
+import urllib3.connection
 import urllib3.exceptions
 
 from jobs import rlimits
@@ -30,6 +32,7 @@ from jobs.transfer.target import Target, origin_of, redact
 # an address may redirect to itself, to set a cookie or to change to https.
 MOST_REDIRECTS = 20
 _CONNECT_S = 20.0
+_HEAD_START_S = 0.25  # of an address before the next one is tried (RFC 8305, 5)
 _GATHERED = 1 << 18  # bytes
 _NO_ROUTE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
@@ -127,6 +130,37 @@ class HttpResponse:
             self._response.close()
 
 
+class _Connection(urllib3.connection.HTTPConnection):
+    """Connects to the address of its host that answers first (RFC 8305, "happy eyeballs").
+
+    Otherwise each connection waits for one that is silent, such as of IPv6 on many networks.
+    """
+
+    _answered: ClassVar[dict[str, Any]] = {}  # the last address of each host
+
+    def _new_conn(self) -> socket.socket:
+        host = self._dns_host
+        with contextlib.suppress(OSError, UnicodeError):
+            found = socket.getaddrinfo(host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+            found.sort(key=lambda each: each[4] != self._answered.get(host))
+            if len(found) > 1 and (sock := _first_to_answer(found, self.socket_options or ())):
+                self._answered[host] = sock.getpeername()
+                sock.settimeout(_CONNECT_S)
+                return sock
+        return super()._new_conn()  # of a single address; or none answers, and this says why
+
+
+class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    def get_connection_with_tls_context(self, *args: Any, **named: Any) -> Any:
+        pool: Any = super().get_connection_with_tls_context(*args, **named)
+        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        return pool
+
+
 class _Session(requests.Session):
     """Follows no redirect: otherwise it reads a redirect's body, however long that is."""
 
@@ -165,9 +199,7 @@ class ConnectionPool:
     def __init__(self, connections: int, stall_s: float) -> None:
         self._stall_s = stall_s
         self._session = _Session()
-        adapter = requests.adapters.HTTPAdapter(
-            pool_connections=32, pool_maxsize=max(connections, 10), max_retries=0
-        )
+        adapter = _Adapter(pool_connections=32, pool_maxsize=max(connections, 10), max_retries=0)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         # Otherwise it looks for proxies, and reads .netrc, for each request.
@@ -241,6 +273,40 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket.socket | None:
+    """A connection to one of the addresses of ``getaddrinfo``; None if none answers."""
+    left = list(addresses)
+    begun: dict[int, socket.socket] = {}  # by descriptor
+    answers = select.poll()
+    until = time.monotonic() + _CONNECT_S
+    try:
+        while left or begun:
+            if left:
+                family, kind, protocol, _, address = left.pop(0)
+                sock = socket.socket(family, kind, protocol)
+                begun[sock.fileno()] = sock
+                for option in options:
+                    sock.setsockopt(*option)
+                sock.setblocking(False)
+                if sock.connect_ex(address) in (0, errno.EINPROGRESS):
+                    answers.register(sock, select.POLLOUT)
+                else:
+                    begun.pop(sock.fileno()).close()
+            rest = until - time.monotonic()
+            if rest <= 0:
+                break
+            for place, _ in answers.poll(1000 * min(rest, _HEAD_START_S if left else rest)):
+                answers.unregister(place)
+                sock = begun.pop(place)
+                if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    return sock
+                sock.close()
+    finally:
+        for sock in begun.values():
+            sock.close()
+    return None
 
 
 def _is_unparsed(error: Exception) -> bool:

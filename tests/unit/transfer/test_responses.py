@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import random
+import socket
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.sources.http_probe import probe
-from jobs.transfer import ranges
+from jobs.transfer import connection, ranges
 from jobs.transfer.connection import MOST_REDIRECTS
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
@@ -401,6 +404,27 @@ def test_an_archive_is_not_judged_by_a_few_bytes(
 
 def void(_: object) -> None:
     """A caller's judgement is no value."""
+
+
+def test_a_host_is_reached_though_its_first_address_is_silent(
+    web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.put(PATH, DATA)
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
+        for _ in range(8):  # until its queue is full
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        port = urllib.parse.urlsplit(web.url(PATH)).port
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        ports = (1, silent.getsockname()[1], port)  # of the first one, a refusal
+        found = [(*kind, ("127.0.0.1", each)) for each in ports]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found.copy())
+        monkeypatch.setattr(connection, "_CONNECT_S", 1000.0)
+        assert fetch(f"http://odd.test:{port}{PATH}", tmp_path / "out").sha256 == SHA
 
 
 def test_an_address_may_be_ipv6(tmp_path: Path) -> None:
