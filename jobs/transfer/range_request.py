@@ -64,7 +64,7 @@ class RangeRequest:
     def run(self) -> Target | None:
         """Fetch the range; returns the target for the next range, without resolving it again."""
         state, shared = self._state, self._shared
-        target = self._resolved or state.resolve()
+        target = self._resolved or self._new_target()
         site = redact(target.url).partition("://")[2].partition("/")[0]
         if shared.pauses.left_s(site):
             shared.pause(shared.pauses.left_s(site), self._is_done)
@@ -84,8 +84,16 @@ class RangeRequest:
             reply.close(is_complete=is_complete)
         return reply.target
 
+    def _new_target(self) -> Target:
+        try:
+            return self._state.resolve()
+        except SourceError as error:
+            if error.cause is Cause.NETWORK:  # of the server that gives tokens
+                raise RetryLater(error) from error
+            raise
+
     def _headers(self) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity", "Accept": "*/*"}
+        headers = {"Accept-Encoding": "identity"}
         if self._state.fresh:
             headers["Cache-Control"] = "no-cache"
         if self._piece is not None and not self._is_from_start():
@@ -105,7 +113,7 @@ class RangeRequest:
         """Raise the error of the status; pause requests to a site whose rate limit is spent."""
         elsewhere = reply.redirected or target is self._resolved
         if reply.status == 403 and not elsewhere:
-            elsewhere = self._state.resolve().url != target.url
+            elsewhere = self._new_target().url != target.url
         if reply.status == 416:
             return
         error = refused(

@@ -276,6 +276,28 @@ def test_a_redirect_s_body_is_not_waited_for(web: FaultyServer, tmp_path: Path) 
     by.fetch(lambda: Target(web.url(PATH)), tmp_path / "out", name="a", size=len(DATA), digest=SHA)
 
 
+def test_the_user_s_headers_replace_the_usual_ones(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    target = Target(web.url(PATH), {"accept": "application/octet-stream", "User-Agent": "me"})
+    transfer().fetch(lambda: target, tmp_path / "out", name="a", size=len(DATA), digest=SHA)
+    sent = {(r.headers["accept"], r.headers["user-agent"]) for r in web.asked(PATH)}
+    assert sent == {("application/octet-stream", "me")}
+
+
+def test_a_server_of_tokens_that_does_not_respond_is_asked_again(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA)
+    failures = [SourceError("no token", cause=Cause.NETWORK)] * 2
+
+    def resolve() -> Target:
+        if failures:
+            raise failures.pop()
+        return Target(web.url(PATH))
+
+    transfer().fetch(resolve, tmp_path / "out", name="a", size=len(DATA), digest=SHA)
+
+
 def test_an_expired_signed_address_is_requested_again(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA, signed=True)
     urls = [web.signed_url(PATH, lifetime_s=-1)]
