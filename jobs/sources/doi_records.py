@@ -18,7 +18,13 @@ from typing import Any
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceFile
 from jobs.sources import http_probe
-from jobs.sources.url_lists import FIGSHARE_PAGE, INVENIO_PAGE, is_record_page, persistent_id
+from jobs.sources.url_lists import (
+    FIGSHARE_PAGE,
+    INVENIO_PAGE,
+    is_http,
+    is_record_page,
+    persistent_id,
+)
 from jobs.storage import digest
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
@@ -56,7 +62,7 @@ def parse_locator(text: str) -> tuple[str | None, str | None]:
     """
     text = text.strip()
     doi = text.partition(":")[2] if text.lower().startswith("doi:") else text
-    if text.startswith(("http://", "https://")):
+    if is_http(text):
         parts = urllib.parse.urlsplit(text)
         doi = persistent_id(text) or ""
         if parts.hostname in _DOI_SITES:

@@ -292,6 +292,9 @@ def _disposition(headers: Mapping[str, str]) -> str | None:
     parameters = message.get_params((), "content-disposition")
     # The extended one is the last, and counts: the other is for clients that do not know it.
     value = ["", *(value for key, value in parameters if key.lower() == "filename")][-1]
-    name = collapse_rfc2231_value(value).replace("\\", "/").rpartition("/")[2].strip()
+    try:
+        name = collapse_rfc2231_value(value).replace("\\", "/").rpartition("/")[2].strip()
+    except ValueError:  # it names an impossible charset
+        return None
     printable = "".join(c for c in name if c.isprintable())
     return printable if printable not in ("", ".", "..") else None

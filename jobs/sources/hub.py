@@ -12,7 +12,7 @@ from msgspec import structs
 
 from jobs.errors import Cause, SourceError, with_message
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
-from jobs.sources import file_names, http_probe, hub_client
+from jobs.sources import file_names, http_probe, hub_client, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.http_probe import Connections
 from jobs.sources.hub_client import Repo
@@ -53,7 +53,7 @@ def parse_locator(text: str) -> Locator:
     pattern = _HF
     if text.startswith("hf://"):
         rest, default = text.removeprefix("hf://"), "models"
-    elif text.startswith(("http://", "https://")):
+    elif url_lists.is_http(text):
         rest, default = urllib.parse.urlsplit(text).path.strip("/"), "models"
         pattern = _PAGE
     else:

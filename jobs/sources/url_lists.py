@@ -141,7 +141,7 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
 
 def check(url: str) -> None:
     """Raise ``SourceError`` (``USAGE``) for anything but an http(s) address."""
-    if not _is_http(url):
+    if not is_http(url):
         # Without a scheme, a user and a password are not recognized as such.
         raise _usage(
             f"{quoted(redact(url).rpartition('@')[2])} is not an http or https URL, nor one of "
@@ -269,10 +269,11 @@ def has_secret(url: str) -> bool:
 
 
 def _is_url(text: str) -> bool:
-    return is_object_url(text) or _is_http(text)
+    return is_object_url(text) or is_http(text)
 
 
-def _is_http(text: str) -> bool:
+def is_http(text: str) -> bool:
+    """Whether ``text`` is an http(s) address."""
     try:
         return bool(origin_of(text))
     except ValueError:  # such as an invalid port

@@ -66,7 +66,8 @@ def test_a_doi_is_understood_however_it_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["zenodo.7", "10.5281", "https://zenodo.org/communities/x", "10.5281/a b", ""]
+    "text",
+    ["zenodo.7", "10.5281", "https://zenodo.org/communities/x", "10.5281/a b", "", "https://[x"],
 )
 def test_what_is_no_doi_is_refused_with_an_example(text: str) -> None:
     error = refused(text)

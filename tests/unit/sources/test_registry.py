@@ -102,6 +102,7 @@ def test_locators_are_read() -> None:
     assert parse("hf://org/m@refs/pr/1/x/y") == hub.Locator("org/m", "model", "refs/pr/1", "x/y")
     page = parse("https://huggingface.co/datasets/org/d/tree/main/data")
     assert page == hub.Locator("org/d", "dataset", "main", "data")
+    assert parse("https://[x") == hub.Locator("https://[x")
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def test_an_empty_archive_is_reported_at_launch(web: FaultyServer) -> None:
     [
         ("../up/pages.tar.gz", "pages.tar.gz"),
         ("p_ges\"; filename*=\"UTF-8''up%2Fp%C3%A4ges.tar.gz", "päges.tar.gz"),
+        ("a.tar.gz\"; filename*=\"no\0charset''b", "download"),
     ],
 )
 def test_a_server_names_a_file_that_its_address_does_not(
