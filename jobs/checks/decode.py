@@ -67,8 +67,6 @@ class Decode:
             try:
                 with self._pil.Image.open(io.BytesIO(self._data)) as image:
                     pixels = image.width * image.height
-                    if pixels > MAX_PIXELS:
-                        return f"decode: {image.width} × {image.height} pixels exceed the limit"
                     frames = getattr(image, "n_frames", 1)
                     if self._structure.content == "JPEG":
                         frames = 1  # others (MPO) are previews, which many programs cut off
@@ -78,7 +76,8 @@ class Decode:
             except self._pil.UnidentifiedImageError:
                 return self._not_opened()
             except self._pil.Image.DecompressionBombError:
-                return "decode: too many pixels (a decompression bomb)"
+                most = MAX_PIXELS // 10**6
+                return f"{WARNING}not decoded: it has more than {most} million pixels"
             except MemoryError as error:
                 if rlimits.reached(error):
                     raise  # a limit of this process, not a fault of the file

@@ -267,7 +267,8 @@ def _scan_entries(
         mark = f"/{layout.images}/"
         found.totals.nested_images = next((key for key in keys if mark in key), None)
     if context.records_apart:
-        for key in (key for key in keys if key.endswith(f"/{layout.records}")):
+        ending = f"/{layout.records}"
+        for key in (key for key in keys if key.endswith(ending)):
             found.totals.more_records += 1
             found.totals.more_records_example = key
     if sample is not None:

@@ -220,6 +220,15 @@ def test_decoding_accepts_what_only_pillow_minds(name: str, data: bytes) -> None
     assert found(name, data, Verify.DECODE) is None
 
 
+def test_a_picture_of_very_many_pixels_is_not_decoded_and_that_is_no_verdict() -> None:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 10_000, 1, 0, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(bytes(10_000 * 2501)))
+    check = check_for("a.png", Verify.DECODE)
+    assert check is not None
+    check.feed(memoryview(SIGNATURE + head + rows + IEND))
+    assert check.finish() == "warning: not decoded: it has more than 178 million pixels"
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
