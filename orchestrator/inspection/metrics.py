@@ -17,6 +17,7 @@ from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, Task
 
 SILENT_S = 90.0  # a task without a heartbeat for this long may hang
 COMPLETING = "COMPLETING"  # Slurm's state of an ended job until its node is free
+SUSPENDED = ("SUSPENDED", "STOPPED")  # Slurm's states of a started job that does not run now
 _ENOUGH_S = 5.0  # of work until a rate is meaningful
 _SLOW = 0.5  # of the others' rate
 
@@ -240,8 +241,9 @@ def carried(state: RunState) -> CarriedTotals:
 def waiting(state: RunState, now: datetime) -> tuple[Waiting, ...]:
     """The pending tasks, grouped by what they wait for, in the chain's order.
 
-    Includes tasks in a state of a later Slurm version, with the state as the reason, and finished
-    tasks whose jobs are still in the queue: the next stage waits for these too.
+    Includes suspended tasks and those in a state of a later Slurm version, with the state as the
+    reason, and finished tasks whose jobs are still in the queue: the next stage waits for these
+    too.
     """
     groups: dict[tuple[Stage, str, bool], list[TaskView]] = defaultdict(list)
     for view in state.tasks:
@@ -271,6 +273,8 @@ def _waits_for(view: TaskView, now: datetime) -> str | None:
     engine, is_done = view.engine, view.status is TaskStatus.DONE
     if view.status is TaskStatus.PENDING or (is_done and engine.state is EngineState.PENDING):
         return engine.reason
+    if engine.raw in SUSPENDED:
+        return engine.raw
     if view.status is TaskStatus.UNKNOWN and engine.raw:
         return f"state {engine.raw}"
     if engine.raw == COMPLETING and view.ended and (now - view.ended).total_seconds() > SILENT_S:
@@ -291,6 +295,8 @@ def silent_for(view: TaskView, now: datetime) -> float | None:
     """Seconds since a running task's heartbeat, if more than ``SILENT_S``; otherwise None."""
     if view.status is not TaskStatus.RUNNING or view.heartbeat is None:
         return None
+    if view.engine.raw in SUSPENDED:
+        return None  # as expected
     age = (now - view.heartbeat.updated).total_seconds()
     return age if age > SILENT_S else None
 

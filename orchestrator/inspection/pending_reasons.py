@@ -31,6 +31,9 @@ _WAITS = {
     "Cleaning": "its node is being cleaned up after an earlier attempt",
     "COMPLETING": "it has ended, but Slurm is still cleaning up on its node; if that does not end, "
     "ask the site's support",
+    "SUSPENDED": "Slurm has suspended it, probably for a job with a higher priority; it continues "
+    "from where it is once Slurm resumes it",
+    "STOPPED": "its processes were stopped (SIGSTOP); `scancel --signal=CONT JOBID` continues them",
     "NonZeroExitCode": "it ended with an error",
     "TimeLimit": "it reached its time limit",
     "InactiveLimit": "it was inactive for too long",

@@ -8,7 +8,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import SourceKind, SourceRef, Stage
 from orchestrator.engines.base import TaskState
-from orchestrator.inspection import metrics
+from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.state import TaskStatus
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
@@ -81,6 +81,15 @@ def test_a_task_that_has_just_ended_is_not_waited_for() -> None:
     run = RunBuilder(1).submitted().result(Stage.EXTRACT, started=runs.NOW - timedelta(seconds=70))
     run = run.seen(replace(runs.running(), raw="COMPLETING"), Stage.EXTRACT)
     assert all(group.stage is not Stage.EXTRACT for group in metrics.waiting(run.state(), runs.NOW))
+
+
+def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
+    run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
+    state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
+    assert state.counts[Stage.EXTRACT][TaskStatus.RUNNING] == 1
+    (group,) = (g for g in metrics.waiting(state, runs.NOW) if g.stage is Stage.EXTRACT)
+    assert "Slurm has suspended it" in pending_reasons.explain(group.reason, group.job_ids)
+    assert [node.remark for node in metrics.nodes(state, runs.NOW)] == [""]
 
 
 def _on_nodes(*speeds: tuple[str, float]) -> list[metrics.Node]:
