@@ -14,7 +14,10 @@ from orchestrator.engines.slurm import client
 
 DEFAULT_MAX_ARRAY = 1001  # Slurm's default: the highest index is one less
 
-_MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
+# A site may set a lower maximum of tasks than of indices (slurm.conf(5), SchedulerParameters).
+_MAX_ARRAY = re.compile(
+    r"^(?:MaxArraySize\s*=\s*|SchedulerParameters\s*=.*\bmax_array_tasks=)(\d+)", re.MULTILINE
+)
 # Of a partition, or of the cluster.
 _DEFAULT_MEM = re.compile(r"\bDefMemPer(CPU|Node)\s*=\s*(\d+)")
 
@@ -24,8 +27,8 @@ _DEFAULT_MEM = re.compile(r"\bDefMemPer(CPU|Node)\s*=\s*(\d+)")
 
 def array_size(at: str | None = None) -> int:
     """The maximum of tasks in an array, whose indices start at 0; Slurm's default if unknown."""
-    found = _MAX_ARRAY.search(client.control_text("show", "config", at=at))
-    return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
+    found = _MAX_ARRAY.findall(client.control_text("show", "config", at=at))
+    return max(1, min(map(int, found), default=DEFAULT_MAX_ARRAY))
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.engines.base import TooManyJobs
-from orchestrator.engines.slurm.limits import Array, refusal, split
+from orchestrator.engines.slurm.limits import Array, array_size, refusal, split
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,25 @@ def test_every_task_is_in_one_array_and_the_throttle_is_never_exceeded(
             assert array.parallel <= arrays[array.after_array].parallel
     followed = [array.after_array for array in arrays if array.after_array is not None]
     assert len(followed) == len(set(followed))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "most"),
+    [
+        ("(null)", 100001),
+        ("bf_interval=1,max_array_tasks=500,bf_continue", 500),
+        ("max_array_tasks=200000", 100001),
+    ],
+)
+def test_an_array_has_no_more_tasks_than_the_site_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: str, most: int
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    lines = f"MaxArraySize            = 100001\nSchedulerParameters     = {parameters}"
+    scontrol.write_text(f"#!/bin/sh\necho '{lines}'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert array_size() == most
 
 
 POLICY = (
