@@ -10,9 +10,11 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from jobs.archives import detect
 from jobs.checks.registry import check_for
@@ -118,6 +120,12 @@ class Run:
 
     def finalize(self, progress: Progress | None = None) -> tuple[Summary, Problem | None]:
         return run_finalize(self.folder, self.plan, progress or Progress())
+
+    def finalize_killed_in(self, function: str) -> None:
+        """Finalize, and be killed where it calls that function (a dotted name)."""
+        with patch(function, side_effect=KeyboardInterrupt) as call, suppress(KeyboardInterrupt):
+            self.finalize()
+        assert call.called
 
     def finish(self) -> dict[str, Any]:
         """Finalize and publish without a problem; the receipt."""

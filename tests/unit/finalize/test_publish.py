@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.finalize import cleanup, collisions, publish, stage
+from jobs.finalize import cleanup, collisions, publish
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
@@ -24,7 +24,7 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection.evidence import gather
 from tests.support.builders.contents import Content, line, pages, png, tarred, tree
-from tests.support.builders.made_run import Run, fetched_of
+from tests.support.builders.made_run import fetched_of
 from tests.support.builders.runs import RUN_ID, RunBuilder
 
 
@@ -209,25 +209,15 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     assert tree(run.staging.dest) == before
 
 
-def killed_before_the_first_rename(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as once:
-        once.setattr(publish, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.finish()
-
-
 @pytest.mark.parametrize(
     "gone", [("images",), ("images", "prompts.jsonl", "MANIFEST.jsonl", "RECEIPT.json")]
 )
 def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
-    tmp_path: Path, gone: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gone: tuple[str, ...]
 ) -> None:
     RunBuilder(pages(0, 3), run_id="2025-old").extracted(tmp_path).finish()
     run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
-    killed_before_the_first_rename(run, monkeypatch)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
     for name in gone:
         place = run.staging.dest / name
         shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -237,10 +227,10 @@ def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
 
 
 def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
-    killed_before_the_first_rename(run, monkeypatch)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
     (run.staging.data / "images" / "000003.png").unlink()
     summary, problem = run.finalize()
     assert problem is not None and problem.cause is Cause.NOT_FETCHED
@@ -251,9 +241,9 @@ def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
     assert run.verify().ok
 
 
-def test_a_damaged_journal_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
-    killed_before_the_first_rename(run, monkeypatch)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
     run.staging.journal.write_bytes(b"{")
     with pytest.raises(VerificationError, match=r"publish\.json is damaged .* launch again with"):
         run.finalize()
@@ -287,17 +277,11 @@ def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
 
 
 def test_a_run_that_was_killed_before_its_cleanup_cleans_up_also_once_it_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     first = RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as once:
-        once.setattr(stage, "_published_summary", killed)  # right after the last rename
-        with pytest.raises(KeyboardInterrupt):
-            first.finish()
+    # Right after the last rename.
+    first.finalize_killed_in("jobs.finalize.stage._published_summary")
     note = f"`resume` removes what is left in '{first.staging.root.parent}'"
     found = gather(first.folder, None)
     assert found.published and note in found.remark
@@ -572,18 +556,9 @@ def test_finalize_after_publishing_changes_nothing(tmp_path: Path) -> None:
     assert run.staging.receipt.read_bytes() == receipt
 
 
-def test_the_journal_of_an_earlier_publication_is_not_taken_for_this_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_journal_of_an_earlier_publication_is_not_taken_for_this_ones(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     stale = publish.Journal(RUN_ID, (), ("elsewhere",), ("MANIFEST.jsonl", "RECEIPT.json"))
     atomic.write_json(run.staging.journal, stale)
-
-    def killed(context: FinalizeContext, journal: publish.Journal) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(publish, "begin", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.finalize()
+    run.finalize_killed_in("jobs.finalize.publish.begin")
     assert run.finish()["counts"]["images"] == 2

@@ -8,7 +8,6 @@ import pytest
 
 from examples.samples import tree_digest
 from jobs.errors import Cause, PreflightError, UsageError
-from jobs.finalize import publish
 from jobs.model import OnBadRecord, Options, Output, Stage
 from jobs.storage import atomic
 from orchestrator import filesystems
@@ -141,18 +140,9 @@ def test_a_repair_does_not_start_the_users_job_again(
     assert engine.cancelled == ["900"] * starts
 
 
-def test_options_are_not_changed_once_the_publication_has_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_are_not_changed_once_the_publication_has_begun(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).submitted().all_ended().extracted(tmp_path)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as once:
-        once.setattr(publish, "finish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run.finalize()
+    run.finalize_killed_in("jobs.finalize.publish.finish")
     changes = Amendments(on_bad_record=OnBadRecord.KEEP)
     with pytest.raises(UsageError, match="has begun to publish its dataset"):
         amended(run.folder, state_of(run.folder), changes)
