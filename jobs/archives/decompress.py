@@ -28,7 +28,17 @@ _MAGICS = {  # first bytes of a stream
     "bz2": (b"BZh",),
     "lz4": magic.LZ4.magics,
 }
+_GZIP_END = 5  # bytes: the size at the end of a gzip member, and another byte
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
+
+
+_IGNORED = (
+    "; `gzip -d` ignores this; if its output is complete, unpack it and launch with --local-path "
+    "on the folder"
+)
+
+
+_IF_COMPLETE = f"if everything before it is complete, {UNPACK}"
 
 
 class Readable(Protocol):
@@ -116,12 +126,19 @@ class _Into:
         self._source = source
         self.read = source.read  # ISA-L requires the attribute
         self.read_bytes = 0
+        self._last = b""  # bytes that were read
 
     def readinto(self, buffer: memoryview) -> int:
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         self.read_bytes += len(data)
+        self._last = (self._last + data[-_GZIP_END:])[-_GZIP_END:]
         return len(data)
+
+    def may_have_ended(self, least: int, most: int) -> bool:
+        """Whether all but the last byte may be a complete gzip member with so many bytes."""
+        size = int.from_bytes(self._last[:-1], "little")  # RFC 1952, ISIZE
+        return len(self._last) == _GZIP_END and (size - least) % (1 << 32) <= most - least
 
 
 def stream_errors() -> tuple[type[Exception], ...]:
@@ -152,12 +169,12 @@ def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
             if head:
                 yield memoryview(head)
             fact = f"the gzip stream is damaged ({error})"
+            before = total + len(head)
             if "Not a gzipped file" in str(error):  # after a complete gzip member
-                fact += (
-                    "; `gzip -d` ignores this; if its output is complete, unpack it and launch "
-                    "with --local-path on the folder"
-                )
-            raise damaged(archive, fact, offset=total + len(head)) from error
+                fact += _IGNORED
+            elif isinstance(error, EOFError) and raw.may_have_ended(before, total + BLOCK):
+                fact = f"another byte follows the gzip stream{_IGNORED}"
+            raise damaged(archive, fact, offset=before) from error
         if not raw.read_bytes:
             raise damaged(archive, "the file is empty")
         if not count:
@@ -242,9 +259,8 @@ def _expect_stream(
             break
         data += more
     if not _begins_stream(compression, data):
-        raise damaged(
-            archive, "data that is not a compressed stream follows the last stream", offset=total
-        )
+        fact = f"data that is not a compressed stream follows the last stream; {_IF_COMPLETE}"
+        raise damaged(archive, fact, offset=total)
     return data
 
 

@@ -8,7 +8,7 @@ import lzma
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -130,11 +130,32 @@ def test_a_tar_may_be_padded_as_writers_do(tmp_path: Path, to: int) -> None:
     assert complete_run(tmp_path, put(tmp_path / "source" / "d.tar", data)).files == PAGES
 
 
-def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: Path) -> None:
-    source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES)) + b"junk" * 99)
+@pytest.mark.parametrize(
+    ("name", "compressed", "after"),
+    [
+        ("d.tar.gz", gzip.compress, b"junk" * 99),
+        ("d.tar.gz", gzip.compress, b"\n"),
+        ("d.tar.xz", lzma.compress, b"\n"),
+    ],
+)
+def test_bytes_after_a_compressed_tar_are_refused_with_what_unpacks_it(
+    tmp_path: Path, name: str, compressed: Callable[[bytes], bytes], after: bytes
+) -> None:
+    source = put(tmp_path / "source" / name, compressed(tarred(PAGES)) + after)
     text = complete_run(tmp_path / "refused", source).text
-    assert "`gzip -d` ignores this" in text
+    assert ("`gzip -d` ignores this" in text) == name.endswith("gz")
+    assert "is complete, unpack it" in text
     assert "--local-path on the folder" in text
+
+
+def test_a_gzip_that_was_cut_is_not_said_to_be_complete(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES))[:-1])
+    assert "gzip -d" not in complete_run(tmp_path / "refused", source).text
+
+
+def test_a_zip_may_end_in_a_line_break_that_a_web_server_added(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "d.zip", zipped(PAGES) + b"\r\n")
+    assert complete_run(tmp_path, source).files == PAGES
 
 
 def test_half_of_a_tars_end_mark_is_refused_with_what_unpacks_it(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ _EOCD = struct.Struct("<4s4H2LH")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _COMMENT = 0xFFFF  # bytes, at most
+_PADDING = b"\0 \t\r\n"  # after the end record, as tapes and web servers add it
 _WINDOW = 1 << 20  # bytes of the directory in memory
 _COUNTS = 1 << 16  # without zip64 a count is stored modulo this
 _WRAPS = 1 << 32  # without zip64 an offset is stored modulo this
@@ -292,12 +293,16 @@ def _find_end(chain: RandomAccess, archive: str) -> _End:
     while position >= 0:
         if len(tail) - position >= _EOCD.size:
             end = position + _EOCD.size + int(struct.unpack_from("<H", tail, position + 20)[0])
-            if end <= len(tail) and not tail[end:].strip(b"\0"):
+            if end <= len(tail) and not tail[end:].strip(_PADDING):
                 found.append(position)
         # The previous candidate; two cannot overlap.
         position = tail.rfind(b"PK\x05\x06", 0, position)
     if not found:
-        raise damaged(archive, "the zip's end record is missing, or other data follow it")
+        raise damaged(
+            archive,
+            "the zip's end record is missing, or other data follow it; if another program opens it "
+            "(7z x), unpack it and launch with --local-path on the folder",
+        )
     if len(found) > 1:
         raise damaged(archive, "the zip has two possible end records", offset=tail_at + found[0])
     at = tail_at + found[0]
