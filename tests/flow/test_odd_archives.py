@@ -361,6 +361,17 @@ def test_concatenated_tars_are_one_archive(tmp_path: Path, size: str, packed: bo
     assert brought.files == PAGES
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_last_of_concatenated_tars_may_be_padded_more_than_the_others(
+    tmp_path: Path, parts: int
+) -> None:
+    path = tmp_path / "a.tar"
+    last = b"".join(member(b"%d" % number, b"x" * 3000) for number in range(6)) + END
+    path.write_bytes(tarred({"first": b"1"}) + last.ljust(1 << 17, b"\0"))
+    run = RunBuilder(path, parts=parts, options=Options(layout=Layout("files"))).fetched(tmp_path)
+    assert [result.problem for result in run.extract()] == [None] * parts
+
+
 # Streams -----------------------------------------------------------------------------------------
 
 

@@ -249,9 +249,10 @@ class TarReader:
     def _check_padding(self, end: int) -> None:
         """Fail if the tar ends in more zeros than padding, as after an interrupted download.
 
-        Programs that allocate a file first leave zeros in place of the missing bytes.
+        Programs that allocate a file first leave zeros in place of the missing bytes. Who knows the
+        cuts has no need to look again, and does not know where the last of several tars begins.
         """
-        if self._proven or self._length is None:
+        if self._proven or self._length is None or self._knows_cuts:
             return
         zeros = self._length - end
         sizes = (self._length, self._length - self._tar_start)
