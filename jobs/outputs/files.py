@@ -169,13 +169,14 @@ def make_link(place: bytes, target: bytes, mtime_ns: int | None) -> None:
         set_mtime(place, mtime_ns, follow_symlinks=False)
 
 
+_ELSEWHERE = "launch again with another --dest, or with --output zip or squashfs"
 # Errors of the path, not of the file system: a fault of the archive.
 _PATH_ERRNOS = {
     errno.EISDIR: TWO_KINDS,
     errno.ENOTDIR: TWO_KINDS,
-    errno.ENAMETOOLONG: "has a name that is too long for this file system",
-    errno.EILSEQ: "has a name that this file system does not allow",
-    errno.EINVAL: "has a name that this file system does not allow",
+    errno.ENAMETOOLONG: f"has a name that is too long for this file system; {_ELSEWHERE}",
+    errno.EILSEQ: f"has a name that this file system does not allow; {_ELSEWHERE}",
+    errno.EINVAL: f"has a name that this file system does not allow; {_ELSEWHERE}",
 }
 
 

@@ -352,6 +352,9 @@ class TarReader:
         self, member: Member, header: Header, pax: dict[bytes, bytes], extra: _Extra, stored: int
     ) -> tuple[Member, int]:
         cursor = self._cursor
+        if header.kind == b"S" and header.raw[257:263] != b"ustar ":  # star has its map elsewhere
+            fact = f"is a sparse file in another format than GNU tar's; {UNPACK}"
+            raise unsupported(self._archive, fact, member=member.name)
         if header.kind == b"S":
             pieces, size = sparse.old_gnu(header.raw, cursor.take)
             end = cursor.offset + padded(stored)

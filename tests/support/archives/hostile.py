@@ -119,6 +119,9 @@ def _links_and_types() -> Iterator[Case]:
         yield _tar(id, member(b"images/d", kind=kind), UNSAFE)
     yield _tar("unknown type", member(b"images/d", b"x", kind=b"Z"), OTHER)
     yield _tar("continued from another volume", member(b"images/d", b"x", kind=b"M"), OTHER)
+    times = b"%011o " % 1_700_000_000
+    star = bytes(122) + b"%011o " % 4096 + bytes(12 - 3) + times + times + bytes(12) + b"tar\0"
+    yield _tar("sparse as star has it", header(b"images/d", kind=b"S", tail=star[:167]), OTHER)
 
 
 def _tar_structure() -> Iterator[Case]:

@@ -271,6 +271,7 @@ def test_an_error_of_a_small_file_names_its_path(inline: WritePool, tmp_path: Pa
             put_small(inline, tmp_path, name, b"1")
         inline.drain()
     assert caught.value.member == "x" * 256
+    assert "launch again with another --dest" in caught.value.message
 
 
 @pytest.mark.skipif(not files.COMPILED, reason="batches are for the C extension")
