@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +93,7 @@ def _walk(
         pass
     for entry in entries:
         path = folder + entry.name
-        if leave(path, entry.is_dir()):
+        if leave(path, _is_folder(entry)):
             continue
         target = _inner_link(base, path, leave) if entry.is_symlink() else None
         status = _status(entry, follow=target is None)
@@ -114,6 +115,13 @@ def _walk(
             )
 
 
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Whether it is a folder, or a link to one; an error is raised when its status is used."""
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
+
+
 def _remember_status(entry: os.DirEntry[bytes]) -> None:
     """Have the entry keep its status; an error is raised when it is used."""
     with suppress(OSError):
@@ -123,17 +131,15 @@ def _remember_status(entry: os.DirEntry[bytes]) -> None:
 def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
     try:
         return entry.stat(follow_symlinks=follow)
-    except FileNotFoundError as error:
-        fact = (
-            "is a dangling link"
-            if entry.is_symlink()
-            else "disappeared while the folder was listed"
-        )
-        raise SourceError(
-            f"{quoted(entry.path)} {fact}; fix it, or exclude it with --exclude",
-            cause=Cause.NOT_FOUND,
-        ) from error
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            fact = "disappeared while the folder was listed"
+            if entry.is_symlink():
+                fact = f"is a {'dangling link' if error.errno == errno.ENOENT else 'loop of links'}"
+            raise SourceError(
+                f"{quoted(entry.path)} {fact}; fix it, or exclude it with --exclude",
+                cause=Cause.NOT_FOUND,
+            ) from error
         raise from_os_error(error, doing=f"reading the status of {quoted(entry.path)}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import StorageError
+from jobs.errors import SourceError, StorageError
 from jobs.storage.folder_listing import walk
 
 
@@ -20,3 +20,13 @@ def test_a_folder_that_disappears_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match=f"reading the folder '{inner}/'"):
         list(walk(tmp_path, leave))
+
+
+@pytest.mark.parametrize(("target", "fact"), [("none", "dangling link"), ("link", "loop of links")])
+def test_a_link_that_leads_nowhere_is_named_and_can_be_left_out(
+    tmp_path: Path, target: str, fact: str
+) -> None:
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(SourceError, match=f"link' is a {fact}; fix it, or exclude it"):
+        list(walk(tmp_path, lambda path, is_folder: False))
+    assert list(walk(tmp_path, lambda path, is_folder: path == b"link")) == []
