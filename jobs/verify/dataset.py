@@ -131,7 +131,10 @@ def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyRepo
 def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
     """The receipt, or why it cannot be read."""
     try:
-        return read_receipt(copy or path / RECEIPT)
+        receipt = read_receipt(copy or path / RECEIPT)
+        if (algorithm := receipt.manifest.digest) not in digest.HEX_LENGTHS:
+            return f"{RECEIPT} is damaged (there is no digest {quoted(algorithm)})"
+        return receipt
     except FileNotFoundError:
         if not presence.is_folder(path):
             folder = quoted(str(path))

@@ -209,6 +209,15 @@ def test_without_its_proof_a_dataset_does_not_pass(
     assert report.lines[0].startswith(line)
 
 
+def test_a_receipt_with_an_unknown_digest_is_damaged(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    receipt = run.staging.receipt
+    text = receipt.read_text()
+    receipt.write_text(text.replace('"digest": "crc32"', '"digest": "crc31"'))
+    assert receipt.read_text() != text
+    assert check(run, deep=True).lines[0].startswith("✗ RECEIPT.json is damaged")
+
+
 @pytest.mark.parametrize("name", ["RECEIPT.json", "MANIFEST.jsonl"])
 def test_a_pipe_in_place_of_its_proof_is_not_waited_for(tmp_path: Path, name: str) -> None:
     run = published(tmp_path)
