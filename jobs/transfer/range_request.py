@@ -204,6 +204,8 @@ class RangeRequest:
         # nothing would be asked forever.
         assert content.stop is not None
         length = content_length(reply.headers)
+        if length is not None and length > content.stop - content.start:
+            raise WrongRange(self._server_error("sent a different range than requested"))
         if length is not None and length < content.stop - content.start:
             error = SourceError(
                 f"{self._state.name}: {reply.site} announces a range that is longer than its "

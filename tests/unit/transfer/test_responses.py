@@ -128,6 +128,18 @@ def test_a_range_that_nobody_asked_for_is_one_clear_error(tmp_path: Path, known:
     assert "shard.bin" in caught.value.message
 
 
+def test_a_complete_file_that_is_labelled_as_a_range_is_none(tmp_path: Path) -> None:
+    def labels(request: Request, number: int) -> Answer | None:
+        asked = asked_range(request)
+        if asked is None:
+            return None
+        label = f"bytes {asked[0]}-{min(asked[1], len(DATA)) - 1}/{len(DATA)}"
+        return Answer(206, DATA, {"Content-Range": label})
+
+    with Scripted(labels) as web:
+        assert fetch(web.url(PATH), tmp_path / "out", size=len(DATA)).sha256 == SHA
+
+
 @pytest.mark.parametrize("reported", ["bytes */%d", "bytes */*", ""])
 @pytest.mark.parametrize("digest", [SHA, None])
 def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
