@@ -140,14 +140,19 @@ class _Connection(urllib3.connection.HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         host = self._dns_host
-        with contextlib.suppress(OSError, UnicodeError):
+        try:
             found = socket.getaddrinfo(host.strip("[]"), self.port, type=socket.SOCK_STREAM)
             found.sort(key=lambda each: each[4] != self._answered.get(host))
-            if len(found) > 1 and (sock := _first_to_answer(found, self.socket_options or ())):
-                self._answered[host] = sock.getpeername()
-                sock.settimeout(_CONNECT_S)
-                return sock
-        return super()._new_conn()  # of a single address; or none answers, and this says why
+            sock = _first_to_answer(found, self.socket_options or ())
+        except UnicodeError:
+            return super()._new_conn()  # which refuses the name
+        except TimeoutError as error:
+            raise urllib3.exceptions.ConnectTimeoutError(self, "no answer") from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, "no connection") from error
+        self._answered[host] = sock.getpeername()
+        sock.settimeout(_CONNECT_S)
+        return sock
 
 
 class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
@@ -275,12 +280,13 @@ class ConnectionPool:
         self._session.close()
 
 
-def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket.socket | None:
-    """A connection to one of the addresses of ``getaddrinfo``; None if none answers."""
+def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket.socket:
+    """A connection to one of the addresses of ``getaddrinfo``; raises the last one's error."""
     left = list(addresses)
     begun: dict[int, socket.socket] = {}  # by descriptor
     answers = select.poll()
     until = time.monotonic() + _CONNECT_S
+    failure = 0
     try:
         while left or begun:
             if left:
@@ -290,23 +296,26 @@ def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket
                 for option in options:
                     sock.setsockopt(*option)
                 sock.setblocking(False)
-                if sock.connect_ex(address) in (0, errno.EINPROGRESS):
-                    answers.register(sock, select.POLLOUT)
-                else:
+                code = sock.connect_ex(address)
+                if code not in (0, errno.EINPROGRESS):
+                    failure = code
                     begun.pop(sock.fileno()).close()
+                    continue
+                answers.register(sock, select.POLLOUT)
             rest = until - time.monotonic()
             if rest <= 0:
-                break
+                raise TimeoutError
             for place, _ in answers.poll(1000 * min(rest, _HEAD_START_S if left else rest)):
                 answers.unregister(place)
                 sock = begun.pop(place)
-                if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if not failure:
                     return sock
                 sock.close()
     finally:
         for sock in begun.values():
             sock.close()
-    return None
+    raise OSError(failure, os.strerror(failure))
 
 
 def _is_unparsed(error: Exception) -> bool:
