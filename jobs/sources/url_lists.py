@@ -85,14 +85,16 @@ def _choices(inner: str, pattern: str) -> list[str] | None:
 
 
 def addresses(locators: Sequence[str]) -> list[ListedUrl]:
-    """The addresses of a request; a locator may be a line of a list: a name and a URL.
+    """The addresses of a request; a locator may be that of a ``ListedUrl``, which has tabs.
 
     Raises ``SourceError`` as ``expand_braces`` and ``parse_url_list`` do.
     """
     found: list[ListedUrl] = []
     for locator in locators:
-        if len(locator.split()) > 1 and not is_object_url(locator):  # keys may contain spaces
+        if "\t" in locator:
             found += parse_url_list(locator)
+        elif len(locator.split()) > 1 and not is_object_url(locator):  # keys may contain spaces
+            raise _usage("--url contains a space; write it as %20, and give each URL with --url")
         else:
             found += [ListedUrl(url) for url in expand_braces(locator.strip())]
     return found

@@ -508,6 +508,8 @@ def test_the_end_of_a_url_with_a_space_is_not_taken_for_a_name() -> None:
     with pytest.raises(SourceError, match="as %20") as refused:
         url_lists.parse_url_list("http://h/my data.tar?token=hidden")
     assert "hidden" not in refused.value.message
+    with pytest.raises(SourceError, match="as %20"):
+        url_lists.addresses(["http://h/my data.tar"])
 
 
 @pytest.mark.parametrize(
