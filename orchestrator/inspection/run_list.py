@@ -77,7 +77,8 @@ def _folder(run: str, base: Path) -> Path | None:
     """The run's folder if ``run`` is a path or a complete id; None: it may be a prefix."""
     path = Path(run)
     if (owner := _owner(path)) is not None:
-        return owner
+        moved = base / owner.name
+        return moved if not presence.may_exist(owner) and _is_run(moved) else owner
     if presence.is_file(RunFolder(path).plan):
         return path.absolute()
     if "/" not in run and presence.is_folder(base / run):

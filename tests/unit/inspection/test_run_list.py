@@ -118,6 +118,19 @@ def test_a_destination_stands_for_the_run_that_works_on_it_or_else_has_published
     assert find_run(str(dest)).path == works.path
 
 
+def test_a_run_folder_that_was_moved_is_found_by_its_destination_and_the_log_folder(
+    tmp_path: Path,
+) -> None:
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    run = _made(tmp_path, "20260301-000000-aaa", dest)
+    head = ReceiptHead(run_id=run.run_id, run_dir=str(run.path), published=utc_now())
+    atomic.write_json(dest / "RECEIPT.json", head)
+    moved = run.path.parent.rename(tmp_path / "moved")
+    assert find_run(str(dest), moved).path == moved / run.run_id
+    assert find_run(str(dest)).path == run.path  # which is reported as missing
+
+
 def test_a_destination_that_lost_its_receipt_stands_for_the_newest_run_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
