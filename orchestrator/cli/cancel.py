@@ -27,7 +27,8 @@ def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     folder = api.find_run(run, log_dir)
     state = api.cancel(folder, abandon=abandon)
     if state.status is api.RunStatus.DONE:
-        click.echo(f"Run {folder.run_id} is done; its requeued jobs were cancelled.", err=True)
+        fact = "its dataset is published; its jobs that were still in the queue were cancelled"
+        click.echo(f"Run {folder.run_id} is done: {fact}.", err=True)
         return 0
     remark = state.remark or "finished work is kept"
     click.echo(

@@ -132,8 +132,9 @@ def show(lines: Sequence[str]) -> None:
 def announce(planned: Planned, mode: OutputMode) -> None:
     """Print what will be done and, on a terminal, ask whether to continue."""
     print_lines(plan_lines(planned))
-    if mode.asks:
-        click.confirm("Start?", default=True, abort=True, err=True)
+    if mode.asks and not click.confirm("Start?", default=True, err=True):
+        print_lines(["Nothing was started."])
+        raise click.exceptions.Exit(exit_codes.INTERRUPTED)
 
 
 def dry_run(planned: Planned, *, as_json: bool) -> int:

@@ -119,6 +119,11 @@ def notes(
                 )
         if plan.source.kind is not SourceKind.LOCAL and not download_here:
             found += _not_exported(plan, sbatch_args)
+        if unused := sorted(name for name in os.environ if name.startswith("SBATCH_")):
+            found.append(
+                f"{', '.join(unused)}, set in this shell, are not used for the jobs of a run; give "
+                "them as options, such as --account, or in the settings"
+            )
     if plan.options.preserve_times and any(s.kind is not ShardKind.TREE for s in plan.shards):
         found.append(
             "--preserve-times keeps the modification times of archives' members, which may be "

@@ -372,6 +372,15 @@ def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_options_for_sbatch_in_the_environment_are_said_to_be_unused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_ACCOUNT", "pages")
+    made = local(plan(tmp_path / "d"), tmp_path / "source")
+    assert any(note.startswith("SBATCH_ACCOUNT, set in") for note in preflight.notes(made))
+    assert preflight.notes(made, on_slurm=False) == []
+
+
 def test_times_that_archives_keep_are_said_at_launch(tmp_path: Path) -> None:
     made = plan(tmp_path / "d")
     options = structs.replace(made.options, preserve_times=True)
