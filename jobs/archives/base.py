@@ -178,12 +178,10 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
     return found
 
 
-def gone(archive: str, path: str) -> ArchiveError:
-    """An error for a downloaded file that was removed."""
-    return ArchiveError(
-        f"{archive}: {quoted(path)} is missing; `resume` downloads it again",
-        cause=Cause.NOT_FETCHED,
-    )
+def gone(archive: str, path: str, *, in_place: bool = False) -> ArchiveError:
+    """An error for a downloaded file, or a local one that is read in place, that was removed."""
+    step = "put it back, then run `resume`" if in_place else "`resume` downloads it again"
+    return ArchiveError(f"{archive}: {quoted(path)} is missing; {step}", cause=Cause.NOT_FETCHED)
 
 
 def label_of(shard: Shard) -> str:

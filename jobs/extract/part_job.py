@@ -54,7 +54,7 @@ class PartJob:
             except FileNotFoundError as error:
                 if fetched.plain is not None and not fetched.in_place:
                     continue  # only the inflated copy is needed
-                raise gone(label_of(self.shard), path) from error
+                raise gone(label_of(self.shard), path, in_place=self.fetched.in_place) from error
             if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
                 raise ArchiveError(
                     f"{label_of(self.shard)}: {quoted(path)} was modified since the run "

@@ -144,6 +144,7 @@ def test_an_archive_that_is_gone_is_to_be_fetched_again(tmp_path: Path, shards: 
     copy.unlink()
     first, second = run_all(run)
     assert problem_of(first)[:2] == (Outcome.RETRYABLE, Cause.NOT_FETCHED)
+    assert "is missing; put it back, then run `resume`" in problem_of(first)[2]
     assert second.outcome is Outcome.OK
 
 
