@@ -21,7 +21,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.storage import atomic, presence
 from jobs.storage.blocks import open_no_link
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
-from jobs.storage.receipt import Receipt
+from jobs.storage.receipt import read_receipt
 from jobs.storage.safe_paths import quoted_few
 from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
 
@@ -87,9 +87,14 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
 
 
 def names_in_receipt(dest: Path) -> set[str]:
-    """Keys of the names that a dataset's receipt lists; none without a receipt."""
-    receipt = atomic.json_or_none(dest / RECEIPT, Receipt)
-    return set(receipt.entries) if receipt is not None else set()
+    """Keys of the names that a dataset's receipt lists; none if it is missing or damaged.
+
+    Raises ``OSError`` where that is unknown.
+    """
+    try:
+        return set(read_receipt(dest / RECEIPT).entries)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return set()
 
 
 def _names_of_dataset(dest: Path) -> set[str]:

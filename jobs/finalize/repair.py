@@ -21,7 +21,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, presence
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
-from jobs.storage.receipt import Receipt, published_by, read_receipt, receipt_head, with_repair
+from jobs.storage.receipt import Receipt, published_by, read_receipt, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, FinalCheck, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -85,18 +85,18 @@ def _is_damaged(
 
 def _check_owner(folder: RunFolder, staging: Staging) -> None:
     """Check that the receipt is this run's, or unreadable while the run folder has a copy."""
-    there = receipt_head(staging.dest)
-    if there is None:
+    owner = published_by(staging.receipt)
+    if owner is None:
         if presence.exists(folder.receipt):
             return
         raise VerificationError(
             f"{staging.dest} has no readable receipt, and run {folder.run_id} never published "
             "there; run `resume` without --deep, or launch again"
         )
-    if there.run_id != folder.run_id:
+    if owner != folder.run_id:
         raise VerificationError(
-            f"{staging.dest} contains the dataset of run {there.run_id}, not of {folder.run_id}; "
-            f"run `resume {there.run_id}`",
+            f"{staging.dest} contains the dataset of run {owner}, not of {folder.run_id}; "
+            f"run `resume {owner}`",
             cause=Cause.CLAIMED,
         )
     atomic.write_bytes(folder.receipt, atomic.read_bytes(staging.receipt))

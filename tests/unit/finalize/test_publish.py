@@ -21,6 +21,7 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
+from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection.evidence import gather
 from tests.support.builders.contents import Content, line, pages, png, tarred, tree
@@ -103,6 +104,26 @@ def test_overwrite_replaces_an_old_dataset_whose_receipt_is_withdrawn(tmp_path: 
         "prompts.jsonl",
     ]
     assert sorted(tree(kept)) == ["SHA256SUMS"]
+
+
+def test_an_old_receipt_that_cannot_be_read_for_a_moment_stops_the_publication(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunBuilder(pages(0, 3), run_id="2025-old").extracted(tmp_path).finish()
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
+    dest = run.staging.dest
+    before = (dest / "RECEIPT.json").read_bytes()
+
+    def failing(path: Path) -> Receipt:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as stale:
+        stale.setattr(publish, "read_receipt", failing)
+        with pytest.raises(OSError, match="Stale"):
+            run.finalize()
+    assert (dest / "RECEIPT.json").read_bytes() == before
+    run.finish()
+    assert sorted(path.name for path in (dest / "images").iterdir()) == ["000010.png", "000011.png"]
 
 
 def overwritten(tmp_path: Path) -> tuple[Path, Path]:

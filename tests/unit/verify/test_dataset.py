@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -416,6 +417,25 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
         run.finalize()
     after = tree(run.staging.dest)
     assert {path: after[path] for path in damaged if path in after} == damaged
+
+
+def test_a_receipt_that_cannot_be_read_for_a_moment_is_not_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another run's."""
+    run = published(tmp_path)
+    remove(run.staging.dest / "images" / "000005.png")
+    report, read = check(run), atomic.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == run.staging.receipt:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path)
+
+    monkeypatch.setattr(atomic, "read_bytes", failing)
+    with pytest.raises(OSError, match="Stale"):
+        reset_damaged(run.folder, run.plan, report)
+    assert run.staging.receipt.exists()
 
 
 def test_a_dataset_of_another_run_is_not_repaired(tmp_path: Path) -> None:
