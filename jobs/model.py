@@ -454,6 +454,7 @@ class PartSummary(Struct, frozen=True):
     left_out: dict[str, int] = field(default_factory=dict)  # junk by kind, such as __MACOSX
     warnings: tuple[str, ...] = ()
     inner_records: dict[int, str] = field(default_factory=dict)  # of nested archives, by ordinal
+    records_crc32: dict[str, str] = field(default_factory=dict)  # of the staged ones, by file name
     samples: bool = False  # its records were made of files with the same key
     tops: dict[str, str] = field(default_factory=dict)  # as ``_Pass.tops`` of jobs.extract.part
     span: Span | None = None  # of a tar, or of a zip that was extracted while it arrived

@@ -79,7 +79,7 @@ class _Carrier:
     def run(self) -> PartSummary:
         summary = structs.replace(read_summary(self._before), part=self._work.part.id, carried=True)
         self._take_files(summary)
-        self._take_records(summary)
+        summary = structs.replace(summary, records_crc32=self._take_records(summary))
         self._manifest.finish(summary)
         return summary
 
@@ -129,11 +129,12 @@ class _Carrier:
 
     # Records --------------------------------------------------------------------------------
 
-    def _take_records(self, summary: PartSummary) -> None:
-        """Write the records files that extraction would have written.
+    def _take_records(self, summary: PartSummary) -> dict[str, str]:
+        """Write the records files that extraction would have written; their CRC-32s by name.
 
         The first one gets all records of the shard, the others stay empty.
         """
+        crc32s = {}
         part, staging = self._work.part, self._staging
         places = [staging.part_records(part)] if summary.records else []
         places += [staging.inner_records(part, number) for number in sorted(summary.inner_records)]
@@ -143,7 +144,8 @@ class _Carrier:
             records = RecordsFile(place, self._options, self._progress)
             with closing(records):
                 records.write(self._records(ranged) if is_first else (), ordinal=0)
-                records.commit()
+                crc32s[place.name] = records.commit().entry(0).crc32
+        return crc32s
 
     def _records(self, ranged: RecordsRange | None) -> Iterator[memoryview]:
         assert ranged is not None  # else there is no first file

@@ -90,7 +90,7 @@ class RecordsFile:
     """
 
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
-        self._path = path
+        self.path = path
         self._options = options
         self._progress = progress
         self._content: CheckedContent | None = None
@@ -115,10 +115,10 @@ class RecordsFile:
             folders = self.stripped, stripped
             raise several_records(archive, self._options.layout.records, folders)
         self.stripped = stripped
-        with own_writing(self._path):
+        with own_writing(self.path):
             self.replaced += self.begun
             self.close()
-            self._file = atomic.GrowingFile(self._path)
+            self._file = atomic.GrowingFile(self.path)
             records = self._options.layout.records.encode()
             self._content = CheckedContent(records, self._options, self._progress)
             for chunk in self._content.through(chunks):
@@ -128,7 +128,7 @@ class RecordsFile:
     def commit(self) -> CheckedContent:
         """Make the file durable and give it its name; returns its content's counts and hashes."""
         assert self._file is not None and self._content is not None
-        with own_writing(self._path):
+        with own_writing(self.path):
             self._file.publish(durable=False)
         return self._content
 

@@ -31,6 +31,7 @@ class PartWriter:
         self._container: int | None = None  # bytes of the part's container, where it has one
         self._options = work.plan.options
         self._progress = work.progress
+        self._records_crc32: dict[str, str] = {}  # of the records files, by name
         self._batch: list[Whole] = []  # small files that are not written yet
         self._batch_bytes = 0
         self._seen = PathFilter()
@@ -108,6 +109,7 @@ class PartWriter:
             records = source.records
             entry = source.entry(records.commit(), records.ordinal, stripped=records.stripped)
             self._manifest.add(entry)
+            self._records_crc32[records.path.name] = entry.crc32
         return source.records.begun
 
     def undo(self) -> None:
@@ -148,6 +150,7 @@ class PartWriter:
             files=manifest.count,
             bytes=manifest.bytes,
             warnings=(*summary.warnings, *duplicates.warnings()),
+            records_crc32=self._records_crc32,
             container=self._container,
         )
         manifest.finish(summary)

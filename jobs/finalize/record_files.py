@@ -274,7 +274,9 @@ def _check_samples(context: FinalizeContext, summaries: list[PartSummary]) -> No
 
 
 def _extracted_apart(context: FinalizeContext, summaries: list[PartSummary]) -> list[_Source]:
+    """The records files that parts have written beside the data, compared with their CRC-32s."""
     sources: dict[str, _Source] = {}
+    writers: dict[str, tuple[Part, str]] = {}  # of each file: the last part, and its CRC-32
     pairs = list(zip(context.parts, summaries, strict=True))
     present = latency.each(lambda pair: list(_sources_of(context, *pair)), pairs)
     for part, found in zip(context.parts, present, strict=True):
@@ -283,7 +285,20 @@ def _extracted_apart(context: FinalizeContext, summaries: list[PartSummary]) -> 
                 forget_manifest(context, part, "its records are missing")
                 break
             sources.setdefault(source.path.name, source)
+    for part, summary in pairs:
+        writers.update((name, (part, crc32)) for name, crc32 in summary.records_crc32.items())
+    known = [(sources[name], *writer) for name, writer in writers.items() if name in sources]
+    same = latency.each(_is_unchanged, known, is_small=lambda each: _is_small(each[0]))
+    for (_, part, _), is_unchanged in zip(known, same, strict=True):
+        context.progress.check()
+        if not is_unchanged:
+            forget_manifest(context, part, "its records have changed on disk")
     return list(sources.values())
+
+
+def _is_unchanged(written: tuple[_Source, Part, str]) -> bool:
+    source, _, crc32 = written
+    return digest.of("crc32", blocks(source.path)) == crc32
 
 
 def _sources_of(
@@ -349,6 +364,8 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
             forget_manifest(context, file.part, "its records are missing")
             continue
         shard = context.shards[file.part.shard]
+        if digest.of("crc32", blocks(moved)) != file.entry.crc32:
+            forget_manifest(context, file.part, "its records have changed on disk")
         yield _Source(shard, moved, moved.stat().st_size, file.folder)
 
 

@@ -178,9 +178,10 @@ class Run:
             self._write_file(shard, raw(path), data, ordinal, container)
             for ordinal, (path, data) in enumerate(files[low:high], low)
         ]
-        has_records = content.records is not None and part.index == 0
-        if has_records:
-            entries.append(self._write_records(shard, content.records or b"", len(files)))
+        crc32s = {}
+        if content.records is not None and part.index == 0:
+            entries.append(self._write_records(shard, content.records, len(files)))
+            crc32s[self.staging.shard_records(shard.id).name] = entries[-1].crc32
         size = None
         if container is not None:
             self.staging.containers.mkdir(parents=True, exist_ok=True)
@@ -190,9 +191,17 @@ class Run:
         with ManifestWriter(self.folder.manifest(part)) as manifest:
             for entry in entries:
                 manifest.add(entry)
-            out = dict(content.left_out)
             manifest.finish(
-                PartSummary(part.id, count, total, count, has_records, out, container=size)
+                PartSummary(
+                    part.id,
+                    files=count,
+                    bytes=total,
+                    members=count,
+                    records=bool(crc32s),
+                    left_out=dict(content.left_out),
+                    records_crc32=crc32s,
+                    container=size,
+                )
             )
 
     def _write_records(self, shard: Shard, records: bytes, ordinal: int) -> Entry:

@@ -306,6 +306,7 @@ def test_different_files_of_one_path_are_judged_as_with_files(
 def test_within_an_archive_the_last_file_of_a_path_counts(tmp_path: Path) -> None:
     shard = pages(0, 2)
     shard.parts = 2
+    shard.records = line("images/000000.png")
     run = RunBuilder(shard, options=PACKED).extracted(tmp_path)
     # The second part wrote the first one's path as well.
     part = run.plan.parts()[1]
@@ -313,8 +314,6 @@ def test_within_an_archive_the_last_file_of_a_path_counts(tmp_path: Path) -> Non
     run = replace(run, contents=(again,))
     run.folder.manifest(part).unlink()
     run.write(part)
-    records = run.staging.shard_records(part.shard)
-    records.write_bytes(line("images/000000.png"))
     run.finish()
     (sample,) = samples_of(run.staging.dest)
     assert sample["png"] == png(50)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.errors import VerificationError
-from jobs.model import Layout, OnBadRecord, Options
+from jobs.errors import Cause, VerificationError
+from jobs.model import Layout, OnBadRecord, Options, Output
 from tests.support.builders.contents import Content, line, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
@@ -76,3 +76,29 @@ def test_a_records_file_that_was_extracted_again_counts(tmp_path: Path) -> None:
     run.redo()
     assert run.finish()["counts"]["records_dropped"] == 0
     assert (run.staging.dest / "metadata.jsonl").read_bytes() == b"".join(LINES)
+
+
+@pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
+@pytest.mark.parametrize(
+    ("shard", "options"),
+    [
+        pytest.param(Content(PICTURES, records=b"".join(LINES)), Options(), id="apart"),
+        pytest.param(Content({**PICTURES, "metadata.jsonl": b"".join(LINES)}), AUTO, id="in data"),
+    ],
+)
+def test_records_that_have_lost_lines_in_staging_are_extracted_again(
+    tmp_path: Path, shard: Content, options: Options, output: Output
+) -> None:
+    options = structs.replace(options, output=output)
+    run = RunBuilder(shard, options=options).extracted(tmp_path)
+    staged = (run.staging.records, run.staging.data, run.staging.containers)
+    files = [path for folder in staged for path in folder.rglob("*") if path.is_file()]
+    (path,) = [path for path in files if LINES[2] in path.read_bytes()]
+    # Of the same size, because that of a container is compared anyway.
+    path.write_bytes(path.read_bytes().replace(LINES[2], b"\n" * len(LINES[2])))
+    _, problem = run.finalize()
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert "its records have changed on disk" in problem.message
+    run.redo()
+    assert run.finish()["counts"]["records"] == 3
