@@ -26,7 +26,6 @@ from jobs import rlimits
 from jobs.archives.base import Archive, DamagedError
 from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
-from jobs.extract.carried import carry_part
 from jobs.extract.messages import (
     Arrived,
     Begin,
@@ -99,6 +98,8 @@ class PartExtractor:
             work = self._work(part)
             carried = work.fetched.carried
             if carried is not None and (carried.parts is None or part.index in carried.parts):
+                from jobs.extract.carried import carry_part  # with all packed outputs
+
                 report(_extracted(part, carry_part(work, carried)))
                 return
             written = write_part(work, self._archive(work))
