@@ -47,6 +47,11 @@ class Cli:
     forked: Callable[[Cli, Sequence[str], float], Done | None] | None = None
     """Runs words in a fork within so many seconds; None if it is busy."""
 
+    @property
+    def code(self) -> str | None:
+        """The text that Python runs; None if it is a module."""
+        return self.entry[1] if self.entry[0] == "-c" else None
+
     def having(self, **env: str) -> Cli:
         """The same shell with more in its environment."""
         return replace(self, env={**self.env, **env})
@@ -78,7 +83,8 @@ class Cli:
 
     def _in_a_fork(self, words: Sequence[str | Path], timeout: float) -> Done | None:
         early = any(name.startswith(_READ_EARLY) for name in self.env)
-        if self.forked is None or self.under or self.entry != Cli.entry or early:
+        other = self.entry != Cli.entry and self.code is None
+        if self.forked is None or self.under or other or early:
             return None
         return self.forked(self, [str(word) for word in words], timeout)
 

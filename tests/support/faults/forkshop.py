@@ -8,6 +8,7 @@ As a program: `python -m tests.support.faults.forkshop` answers requests, one JS
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import select
@@ -113,6 +114,7 @@ class Shop:
         answer = self._ask(
             {
                 "commands": [[str(word) for word in words] for words in commands],
+                "code": cli.code,
                 "cwd": str(cli.cwd),
                 "env": cli.environment(),
                 "fault": asdict(fault) if fault else None,
@@ -146,6 +148,7 @@ class Shop:
 
 def _serve() -> None:
     preloaded.import_all()
+    gc.freeze()  # otherwise a collection in a fork looks through all of that, and copies it
     forkfaults.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     subprocess.Popen = _popen  # type: ignore[misc,assignment]
     for line in sys.stdin:
@@ -266,6 +269,10 @@ def _command(words: list[str], out: list[int], request: dict[str, Any]) -> int:
     _become([os.open(os.devnull, os.O_RDONLY), *out])
     _enter(request["cwd"], request["env"])
     forkfaults.enter("launcher", 0)
+    if request["code"]:
+        sys.argv = ["-c", *words]
+        exec(request["code"], {"__name__": "__main__"})
+        return 0
     return cli.main(words)
 
 

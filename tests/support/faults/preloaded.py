@@ -24,11 +24,13 @@ def import_all() -> None:
     import pkgutil
 
     import requests  # noqa: F401
-    import submitit.core.submission  # noqa: F401
 
     import jobs
     import orchestrator
+    from orchestrator.engines.task_process import without_numpy
 
+    with without_numpy():  # as in the processes of tasks
+        import submitit.core.submission  # noqa: F401
     for name in _IN_FUNCTIONS:
         with contextlib.suppress(ImportError):  # an extra, or an older Python
             importlib.import_module(name)
