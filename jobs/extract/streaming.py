@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from msgspec import structs
@@ -206,6 +206,8 @@ class ShardStream:
             streamed = stream.finish()
             if self._order.extracts and stream.links and streamed.superseded:
                 self._leave_links(stream)
+            elif self._order.extracts and self._plan.options.nested and streamed.superseded:
+                self._leave_replaced(stream, frozenset(streamed.superseded))
             return streamed
         except TopChanged:
             self._top = (stream.top,)
@@ -250,6 +252,21 @@ class ShardStream:
         self._take_back(error.message)
         if not self._stored:
             raise self._read_only_once(error)
+
+    def _leave_replaced(self, stream: TarStream, superseded: frozenset[int]) -> None:
+        """Leave parts with nested archives that later ones replace, which may have fewer files."""
+        self._finishing.wait()
+        for part in self._parts:
+            path = self._folder.manifest(part)
+            with suppress(RunFolderError):  # it is left anyway
+                inner = {each.ordinal for each in read_manifest(path) if each.inner is not None}
+                if superseded.isdisjoint(inner.union(read_summary(path).inner_records)):
+                    continue
+                error = stream.needs_another_pass("nested archives with the same name")
+                log.info("%s is left to an extract task: %s", part.id, error.message)
+                path.unlink()
+                if not self._stored:
+                    raise self._read_only_once(error)
 
     def _read_only_once(self, reason: ArchiveError | str) -> ArchiveError:
         """The error for an archive that has to be stored."""

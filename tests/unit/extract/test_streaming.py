@@ -271,6 +271,18 @@ def test_a_symbolic_link_is_to_the_last_member_of_a_name_also_in_a_later_part(
     assert found == {"a.txt": b"new", "l.txt": b"new", "h.txt": b"old"}
 
 
+def test_of_two_nested_archives_with_one_name_the_last_one_counts_also_in_a_later_part(
+    tmp_path: Path,
+) -> None:
+    old, new = _tar({"only-old.txt": b"1", "both.txt": b"2"}), _tar({"both.txt": b"3"})
+    inner = {"in/x.tar": new}
+    options = structs.replace(OPTIONS, nested=True)
+    run = _run(tmp_path, member(b"in/x.tar", old) + _tar({**FILES, **inner}), options=options)
+    tree = _extracted(run)
+    names = {entry.path for part in run.parts for entry in run.entries(part)} - FILES.keys()
+    assert {name: tree[name] for name in names} == {"in/both.txt": b"3"}
+
+
 def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
