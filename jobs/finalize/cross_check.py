@@ -293,7 +293,8 @@ class _Bucket:
 
         Its image was replaced by that of the other one, as the last member with a path is used.
         """
-        if not self._has_samples:
+        # Of two archives or stripped folders, both with the same image, neither replaces the other.
+        if not self._has_samples or any(each.origin for each in self._files[key].copies):
             return False
         pieces = [self._context.line_of(line)[0] for line in (one, other)]
         if not (pieces[0].is_samples and pieces[0].shard.id == pieces[1].shard.id):

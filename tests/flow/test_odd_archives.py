@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import lzma
 import os
 import struct
@@ -536,6 +537,18 @@ def test_records_of_stripped_folders_are_refused_in_whatever_parts_they_are(tmp_
     with pytest.raises(ArchiveError, match="'b/prompts") as error:
         complete_run(tmp_path, source, *words)
     assert error.value.cause is Cause.COLLISION
+
+
+def test_samples_of_stripped_folders_with_the_same_image_are_both_published(tmp_path: Path) -> None:
+    samples = [
+        member(b"%b/0.png" % name, png(1)) + member(b"%b/0.txt" % name, name)
+        for name in (b"a", b"b")
+    ]
+    source = put(tmp_path / "source" / "a.tar", b"".join(samples) + END)
+    brought = complete_run(tmp_path, source, "--strip-components", "1")
+    assert brought.problems == []
+    records = map(json.loads, brought.files["prompts.jsonl"].splitlines())
+    assert [record["txt"] for record in records] == ["a", "b"]
 
 
 @pytest.mark.parametrize("count", [1, 6], ids=["one chain", "six chains"])
