@@ -143,7 +143,9 @@ class FinalizeContext:
     # Messages on paths that may mean several files, and on names without endings.
     unclear: list[str] = field(default_factory=list)
     records_path: str | None = None  # of the records file in the dataset; None for plain files
-    has_carried: bool = False  # whether some files are those of the dataset that is replaced
+    # Whether the sizes of staged files are compared: some are files of the dataset that is
+    # replaced, or were extracted in an earlier attempt, and may have been changed since.
+    compares_sizes: bool = False
     records_apart: bool = False  # whether extraction stored the records outside of the data
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class FinalizeContext:
         self.scratch = of_task / f"{os.getpid()}-{os.urandom(4).hex()}"
         layout = self.plan.options.layout
         self.records_path = layout.records if layout.has_records else None
+        self.compares_sizes = len(self.folder.submission_numbers()) > 1
         self.parts = self.plan.parts()
         self.shards = {shard.id: shard for shard in self.plan.shards}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ def read_summaries(context: FinalizeContext) -> list[PartSummary]:
             forget_manifest(context, part, "its members are gone from disk")
             continue
         summaries.append(summary)
-        context.has_carried |= summary.carried
+        context.compares_sizes |= summary.carried
         start += summary.files
         context.totals.left_out.update(summary.left_out)
         context.totals.members += summary.members
@@ -322,7 +323,7 @@ def _scan_tree(audit: Audit, root: Path, names: Iterable[bytes], *, ours: bool) 
     hidden = context.hidden | {name.encode() for name in proof_names(context.plan.options)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
-    has_sizes = ours and context.has_carried
+    has_sizes = ours and context.compares_sizes
     while some := list(islice(paths, _AT_ONCE)):
         context.progress.check()
         seen = [path for path in some if path not in hidden]
@@ -341,11 +342,12 @@ def _scan_tree(audit: Audit, root: Path, names: Iterable[bytes], *, ours: bool) 
 
 
 def _size(context: FinalizeContext, path: bytes) -> int | None:
-    """The size of a file in staging; None where it is gone."""
+    """The size of a file in staging; None where it is gone, and of a link."""
     try:
-        return os.lstat(os.fsencode(context.staging.data) + b"/" + path).st_size
+        status = os.lstat(os.fsencode(context.staging.data) + b"/" + path)
     except FileNotFoundError:
         return None
+    return None if stat.S_ISLNK(status.st_mode) else status.st_size
 
 
 def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:

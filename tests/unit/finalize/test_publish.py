@@ -441,6 +441,28 @@ def test_a_file_gone_from_staging_is_extracted_again(tmp_path: Path) -> None:
     run.finish()
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["the first attempt", "a resume"])
+def test_a_resume_compares_the_sizes_of_what_was_extracted_before(
+    tmp_path: Path, again: bool
+) -> None:
+    made = RunBuilder(pages(0, 2), pages(2, 2))
+    made = made.submitted() if again else made
+    run = made.extracted(tmp_path)
+    image = run.staging.data / "images" / "000003.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-5])
+    _, problem = run.finalize()
+    if not again:  # nothing can have happened to it yet, and a status may take milliseconds
+        assert problem is None
+        return
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert "was changed by another program" in problem.message
+    assert run.redo() == [run.plan.parts()[1].id]
+    run.finish()
+    assert (run.staging.dest / "images" / "000003.png").read_bytes() == content
+
+
 def test_files_of_no_part_are_not_published(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     (run.staging.data / "images" / "half.png").write_bytes(b"of a refused shard")
