@@ -144,6 +144,8 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
         sources = _extracted_apart(context, summaries) if context.reads_records else []
     else:
         sources = list(_among_data(context))
+    # An empty file has no form, which would decide in which one the others are published.
+    sources = [source for source in sources if source.size] or sources[:1]
     found = []
     kinds = _kinds_of(context, sources, _samples(context, summaries))
     distinct = list(_distinct(context, sources, kinds))

@@ -140,6 +140,7 @@ def test_arrays_of_several_shards_are_merged_into_one(tmp_path: Path) -> None:
         shard(json.dumps(RECORDS[:2], indent=1).encode(), NAMES[:2]),
         shard(b"[ ]", NAMES[2:3]),
         shard(json.dumps(RECORDS[2:]).encode(), NAMES[3:]),
+        shard(b"", ()),
     ]
     run = run_of(tmp_path, shards, CHAT)
     assert json.loads((run.staging.dest / "chat.json").read_bytes()) == RECORDS
