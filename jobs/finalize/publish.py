@@ -40,13 +40,14 @@ class Journal(msgspec.Struct, frozen=True):
 def load(staging: Staging) -> Journal | None:
     """The journal of a publication that has begun and is not complete; None where there is none.
 
-    The receipt is the last to leave staging: once it has, all renames of the journal are done.
-    Raises ``VerificationError`` if it is damaged.
+    The receipt is the last to leave staging: once it has, all renames of the journal are done. If
+    none is done, and a staged name is gone, nothing has begun. Raises ``VerificationError`` if the
+    journal is damaged.
     """
     if not presence.is_there(staging.ready / RECEIPT):
         return None
     try:
-        return atomic.read_json(staging.journal, Journal)
+        journal = atomic.read_json(staging.journal, Journal)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:
@@ -54,6 +55,19 @@ def load(staging: Staging) -> Journal | None:
             f"{staging.journal} is damaged ({error}), so the publication that has begun cannot be "
             "finished; launch again with --overwrite"
         ) from error
+    left = [key for key in journal.data if not presence.is_there(staging.data / _name(key))]
+    is_untouched = left and not any(_is_placed(staging, journal, key) for key in left)
+    return None if is_untouched else journal
+
+
+def _name(key: str) -> str:
+    return os.fsdecode(bytes_of(key))
+
+
+def _is_placed(staging: Staging, journal: Journal, key: str) -> bool:
+    """Whether a name that is not in staging is in the destination, and is not an old one."""
+    is_new = key not in journal.old or presence.is_there(staging.replaced / _name(key))
+    return is_new and presence.is_there(staging.dest / _name(key))
 
 
 def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
@@ -185,7 +199,7 @@ def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
         yield f"nothing in {dest} can be renamed: permission denied"
     if staging.root.stat().st_dev != device:
         yield f"{staging.root} is on another file system than {dest}, so nothing can be renamed"
-    for name in (os.fsdecode(bytes_of(key)) for key in journal.old):
+    for name in map(_name, journal.old):
         path = dest / name
         # A file's device may differ although it can be renamed (overlayfs).
         if (
@@ -222,14 +236,17 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
     if RECEIPT in journal.old:
         _make_room(staging, RECEIPT, moves)
     for key in journal.data:
-        name = os.fsdecode(bytes_of(key))
-        # A name that left staging is in place already; it must not be moved away as an old one.
-        if key in journal.old and presence.is_there(staging.data / name):
+        name = _name(key)
+        if not presence.is_there(staging.data / name):
+            if not _is_placed(staging, journal, key):
+                raise _disappeared(staging.data / name)
+            continue  # done before a crash
+        if key in journal.old:
             _make_room(staging, name, moves)
         _place(staging.data / name, dest / name, moves)
     *proofs, last = journal.ready
     for key in journal.old:
-        name = os.fsdecode(bytes_of(key))
+        name = _name(key)
         if key not in journal.data and (name not in proofs or presence.is_there(ready / name)):
             _make_room(staging, name, moves)
     for name in proofs:
@@ -263,11 +280,15 @@ def _place(source: Path, target: Path, moves: _Moves) -> None:
     if not presence.is_there(source):
         if presence.is_there(target):
             return  # done before a crash
-        raise VerificationError(
-            f"{source} disappeared before it was published; launch again", cause=Cause.VERIFICATION
-        )
+        raise _disappeared(source)
     if presence.is_there(target):
         raise VerificationError(
             f"{target} was created in the meantime; move it away", cause=Cause.CLAIMED
         )
     moves.move(source, target)
+
+
+def _disappeared(path: Path) -> VerificationError:
+    return VerificationError(
+        f"{path} disappeared before it was published; launch again", cause=Cause.VERIFICATION
+    )

@@ -197,6 +197,8 @@ def _published_summary(context: FinalizeContext) -> Summary:
 def _audit(context: FinalizeContext) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Audit everything; returns a journal if nothing fails and publishing may begin."""
     _make_scratch(context)
+    # That of another publication, with other content, would be taken for this one's.
+    context.staging.journal.unlink(missing_ok=True)
     context.staging.data.mkdir(exist_ok=True)
     if context.packs:
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
@@ -405,8 +407,6 @@ def _prepare(context: FinalizeContext, lines: _Lines) -> publish.Journal:
         content = made_receipt(context, merged, proof, packed, entries)
         old = publish.old_names(context, entries)
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
-    # That of a publication whose cleanup was cut off would be taken for this one's.
-    context.staging.journal.unlink(missing_ok=True)
     (context.scratch / RECEIPT).write_bytes(atomic.dumps(content))
     (context.scratch / RECEIPT).replace(context.ready / RECEIPT)
     publish.begin(context, journal)

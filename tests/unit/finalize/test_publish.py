@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -260,6 +261,36 @@ def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
     assert run.redo() == [run.parts[1].id]
     run.finish()
     assert run.verify().ok
+
+
+@pytest.mark.parametrize("output", [Output.FILES, Output.SQUASHFS])
+def test_what_vanishes_from_the_top_of_staging_is_not_taken_for_published(
+    tmp_path: Path, output: Output
+) -> None:
+    options = Options(output=output, overwrite=True)
+    old = RunBuilder(pages(0, 3), options=options, run_id="2025-old").extracted(tmp_path)
+    old.finish()
+    run = RunBuilder(pages(0, 2), options=options).extracted(tmp_path)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
+    names = {name for name in os.listdir(run.staging.data) if name != "images"}
+    for name in names & set(os.listdir(old.staging.dest)):
+        (run.staging.data / name).unlink()
+    run.finish()  # nothing was renamed, so all of it is made again
+    assert run.verify().ok
+
+
+def test_what_vanishes_from_staging_between_two_renames_is_reported(tmp_path: Path) -> None:
+    RunBuilder(pages(0, 3), run_id="2025-old").extracted(tmp_path).finish()
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
+    staging = run.staging
+    staging.replaced.mkdir()
+    for name in ("RECEIPT.json", "images"):
+        (staging.dest / name).rename(staging.replaced / name)
+    (staging.data / "images").rename(staging.dest / "images")
+    (staging.data / "prompts.jsonl").unlink()
+    with pytest.raises(VerificationError, match=r"prompts\.jsonl disappeared before it was publi"):
+        run.finalize()
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
