@@ -106,8 +106,9 @@ def content_of(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         named = brands(head)
         return "AVIF" if named & _AVIF else "HEIC" if named & _HEIF else None
-    # "BM" alone may begin a text: the reserved bytes and the header's length decide.
-    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[14:18] in _BMP_HEADERS:
+    # "BM" alone may begin a text: the header's length decides (some programs write into the
+    # reserved bytes before it).
+    if head[:2] == b"BM" and head[14:18] in _BMP_HEADERS:
         return "BMP"
     # https://netpbm.sourceforge.net/doc/pnm.html
     return "PNM" if _PNM.match(head) else None

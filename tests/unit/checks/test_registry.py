@@ -169,6 +169,7 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
         ("images/a.png", picture("JPEG"), "warning: named .png, but contains JPEG"),
         ("images/a.png", picture("JPEG")[:-2], "JPEG: no end (EOI): truncated"),
         ("images/a", picture("PNG"), None),
+        ("images/a.bmp", picture("BMP")[:6] + b"\1" + picture("BMP")[7:], None),
         ("images/a.png", b"", "empty: 0 bytes"),
         ("images/a.png", b"\0" * 300, "not an image: zeros at its start"),
         ("images/a.png", b"\0" * 30, "not an image: zero bytes only"),
