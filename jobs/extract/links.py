@@ -99,7 +99,8 @@ class Resolver:
 
     ``locate`` maps a safe path of the archive to the place of its file, None if it has none;
     ``read`` returns the bytes of a written file; ``write`` is called with the link
-    and the member with its content, and returns what it wrote. ``shares``: a file of another name
+    and the member with its content, and returns whether that became a file; ``last`` returns
+    the file that was written last, which can be read then. ``shares``: a file of another name
     may have overwritten a target's file without failing the dataset.
     """
 
@@ -112,7 +113,8 @@ class Resolver:
         shares: bool,
         locate: Callable[[bytes], Place | None],
         read: Callable[[Entry], Iterator[memoryview]],
-        write: Callable[[Pending, Member], Entry | None],
+        write: Callable[[Pending, Member], bool],
+        last: Callable[[], Entry | None],
     ) -> None:
         self._archive = archive
         self._part = part
@@ -121,6 +123,7 @@ class Resolver:
         self._label = label
         self._shares = shares
         self._write = write
+        self._last = last
 
     def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
         """Write every link of ``links``; ``entries``: what the part has written of the archive."""
@@ -234,7 +237,9 @@ class Resolver:
                 member.chunks = self._read(copy)
             elif number:
                 member = self._archive.find(target, ordinal + 1) or member
-            copy = self._write(link, member) or copy
+            is_file = self._write(link, member)
+            if is_file and copy is None and len(links) > 1:
+                copy = self._last()
 
     def _missing(self, link: Pending) -> Exception:
         what = "hard link" if link.hard else "symbolic link"

@@ -193,13 +193,15 @@ class _Pass:
                 return None
             return names.stripped(raw), names.placed(names.below(source.below, found))
 
-        def write(link: Pending, member: Member) -> Entry | None:
+        def write(link: Pending, member: Member) -> bool:
             member.name, member.ordinal = link.raw, link.ordinal
             member.mode, member.mtime = link.mode or member.mode, link.mtime
             member.stripped = link.stripped
-            is_file = self._file(source, link.path, member)
+            return self._file(source, link.path, member)
+
+        def last() -> Entry | None:
             self._writer.settle(source)
-            return self._writer.last if is_file else None
+            return self._writer.last
 
         return Resolver(
             source.archive,
@@ -209,6 +211,7 @@ class _Pass:
             locate=locate,
             read=self._writer.read,
             write=write,
+            last=last,
         )
 
     def _resolve(self, source: OpenArchive, resolver: Resolver, pending: list[Pending]) -> None:
@@ -216,6 +219,7 @@ class _Pass:
             self._writer.settle(source)
             own = (entry for entry in self._writer.entries() if entry.origin == source.nested)
             resolver.resolve(pending, own)
+            self._writer.put_batch(source)
 
     def _file(self, source: OpenArchive, path: bytes, member: Member) -> bool:
         """Write a file, a records file or a nested archive; returns whether it became a file."""

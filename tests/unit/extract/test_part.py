@@ -38,6 +38,7 @@ from jobs.model import (
     ShardKind,
     SourceFile,
 )
+from jobs.outputs.write_pool import WritePool
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from tests.support.archives.members import FakeArchive, file, folder, link
@@ -401,6 +402,24 @@ def test_many_links_to_one_member_of_another_part_read_the_archive_once(
     run.extract_members([*members, *links], part=1, count=2)
     assert run.tree() == {f"l{number}": b"0" for number in range(9)}
     assert searched == [b"t0"]
+
+
+def test_many_links_are_written_together_as_other_small_files_are(
+    new_run: Callable[..., PartRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[None] = []
+    drain = WritePool.drain
+
+    def counted(pool: WritePool) -> None:
+        waits.append(None)
+        drain(pool)
+
+    monkeypatch.setattr(WritePool, "drain", counted)
+    links = [link(f"l{number}", "a", hard=bool(number % 2)) for number in range(100)]
+    run = new_run(layout=FILES, links=Links.COPY)
+    run.extract_members([file("a", b"1"), *links])
+    assert run.tree() == {"a": b"1"} | {f"l{number}": b"1" for number in range(100)}
+    assert len(waits) < 5
 
 
 def test_a_records_file_that_is_a_link_comes_beside_others_to_its_target(
