@@ -53,6 +53,7 @@ class RunFolder:
 
     plan = _file("plan.json")
     private = _file("private.json")  # locators with their secrets, by ``SHARD_ID#FILE_INDEX``
+    draft = _file("draft.json")  # the first submission, before it is made
     submissions = _file("submissions")
     events = _file("events.jsonl")
     options = _file("options.json")  # in place of the plan's, if a resume has changed some
@@ -185,6 +186,10 @@ class RunFolder:
             return {}
         locators: dict[str, str] = self._load(self.private, dict[str, str])
         return locators
+
+    def load_draft(self) -> Submission | None:
+        """The first submission as it was launched, without job ids; None if that is not known."""
+        return self._load_if_there(self.draft, Submission)
 
     def load_submission(self, number: int) -> Submission:
         return self._load(self.submission(number), Submission)

@@ -210,8 +210,11 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     folder = planned.folder
     preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
     engine_named(planned.engine).reach(", or use --engine local to work on this machine")
+    first = planned.draft
     folder.create(planned.plan)
     try:
+        # If this process is killed before the first submission, `resume` has the same options.
+        atomic.write_json(folder.draft, first, durable=False)
         if planned.private:
             atomic.write_json(folder.private, planned.private)
         if planned.carry:
@@ -220,7 +223,6 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    first = planned.draft
     downloads = bool(first.of_stage(Stage.DOWNLOAD))  # an update may only remove files
     if downloads and planned.request.download_on == "login" and not planned.is_local:
         submitting.download_here(folder, first, on_tick=on_tick)

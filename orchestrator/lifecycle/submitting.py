@@ -92,16 +92,19 @@ def download_here(
 
 
 def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
-    """A substitute for submissions that were never made, or are lost, with default resources.
+    """A substitute for submissions that were never made, or are lost: as the first was launched.
 
-    It has the number of the last submission, whose results must not count as new ones.
+    If that is not known, it has default resources. It has the number of the last submission, whose
+    results must not count as new ones.
     """
+    number, first = event_log.last_attempt(folder), folder.load_draft()
+    if first is not None and first.engine == engine:
+        return structs.replace(first, number=number)
     parallel = cores() if engine == LOCAL else planning.DEFAULT_TASKS
     packs = 0 if engine == LOCAL else planning.pack_tasks(plan, parallel)
     parts = (part.id for part in plan.parts())
     tasks = planning.tasks_for(plan, (), parts, most=parallel, packs=packs)
     requested = {stage.value: Resources() for stage in Stage}
-    number = event_log.last_attempt(folder)
     return draft(number, engine, tasks, requested, parallel=parallel)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,29 @@ def test_a_deep_check_can_be_requested_of_a_run_that_has_extracted_nothing(tmp_p
     resume(plan_resume(planned.folder, deep=True))
     assert plan_resume(planned.folder).state.status is RunStatus.DONE
     assert not (dataset.dest / ".incoming").exists()
+
+
+def test_a_launch_that_was_killed_before_it_submitted_is_resumed_with_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, script = Dataset(tmp_path), tmp_path / "train.slurm"
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    dataset.path("s-0").touch()
+    script.touch()
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    planned = dataset.plan(engine=SLURM, changes={"partition": "cpu"}).planned
+    planned = replace(planned, request=replace(planned.request, then=script, retries=3))
+    folder = planned.folder
+    folder.create(planned.plan)
+    atomic.write_json(folder.draft, planned.draft)  # killed while it writes what is reused
+    engine = FakeEngine()
+    for module in (resuming, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    resume(plan_resume(folder, engine=SLURM))
+    made = folder.load_submission(1)
+    assert (made.retries, made.then, made.then_job) == (3, str(script), "900")
+    assert {each.partition for each in made.resources.values()} == {"cpu"}
 
 
 def test_what_a_download_in_a_shell_left_is_downloaded_in_the_shell_that_resumes(
