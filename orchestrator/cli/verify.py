@@ -31,7 +31,10 @@ from orchestrator.cli.options import flag
 @options.log_dir
 @options.slurm
 @options.as_json
-def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> int:
+@click.pass_context
+def command(
+    ctx: click.Context, /, path: Path, deep: bool, engine: str, tasks: int, **values: Any
+) -> int:
     """Check the dataset in PATH against its receipt and manifest.
 
     PATH may also be a run's id or folder, for the dataset in its destination.
@@ -49,6 +52,8 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
             path, deep=deep, tasks=tasks, resources=requested, log_dir=log_dir
         )
     else:
+        for note in options.without_effect(ctx, is_local=True):
+            messages.print_lines([note])
         report = api.verify(path, deep=deep)
     if values["as_json"]:
         messages.print_json(report)

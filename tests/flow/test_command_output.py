@@ -359,10 +359,11 @@ def test_slurm_options_without_effect_are_named_if_they_were_typed(done: Cli) ->
     assert "ignoring the Slurm options --partition, --setup" in said
     settings = done.having(WEBSIGHT_PARTITION="gpu")
     assert "for Slurm" not in settings.run(*local).out
-    _, bad = _ids(done)
+    good, bad = _ids(done)
     assert (
         "ignoring the Slurm options --mem" in done.run("resume", bad, "--mem=9G", "--dry-run").err
     )
+    assert "ignoring the Slurm options --account" in done.run("verify", good, "-A", "me").err
 
 
 @pytest.mark.parametrize(("words", "code"), [("bogus --json", 2), ("status nosuch --json", 1)])
