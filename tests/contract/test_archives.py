@@ -41,9 +41,9 @@ def _shell(command: str) -> Writer:
     return write
 
 
-def _tarfile(format: int, mode: str) -> Writer:
+def _tarfile(format: int, mode: str, **options: int) -> Writer:
     def write(folder: Path, archive: Path) -> None:
-        with tarfile.open(archive, mode, format=format) as tar:  # type: ignore[call-overload]
+        with tarfile.open(archive, mode, format=format, **options) as tar:  # type: ignore[call-overload]
             # ustar has no room for the longest names.
             short = format == tarfile.USTAR_FORMAT
             tar.add(
@@ -122,7 +122,7 @@ WRITERS: dict[str, tuple[str, str, Writer]] = {  # name: (program, ending, write
     "Python GNU": ("python", "tar", _tarfile(tarfile.GNU_FORMAT, "w")),
     "Python pax": ("python", "tar", _tarfile(tarfile.PAX_FORMAT, "w")),
     "Python gz": ("python", "tar.gz", _tarfile(tarfile.PAX_FORMAT, "w:gz")),
-    "Python xz": ("python", "tar.xz", _tarfile(tarfile.PAX_FORMAT, "w:xz")),
+    "Python xz": ("python", "tar.xz", _tarfile(tarfile.PAX_FORMAT, "w:xz", preset=1)),
     "zip": ("zip", "zip", _shell("zip -qr $OUT dataset")),
     "zip streamed": ("zip", "zip", _shell("zip -qr - dataset | cat > $OUT")),
     "zip stored": ("zip", "zip", _shell("zip -0 -qr $OUT dataset")),
