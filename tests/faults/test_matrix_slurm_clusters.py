@@ -85,7 +85,7 @@ def test_a_run_that_was_cancelled_where_it_ran_continues_on_another_cluster(
     for site, silent in ((plain, True), (elsewhere, False)):  # both have jobs of such ids
         state = site.status()
         assert (state["state"], bool(state["engine_silent"])) == ("running", silent)
-        assert sum(state["stages"]["extract"][each] for each in ("pending", "unknown")) == 4
+        assert sum(state["stages"]["extract"][each] for each in ("pending", "unknown")) == 2
     held.unlink()
     elsewhere.check_published(tmp_path / "data", pages)
     assert plain.status()["state"] == "done"
@@ -132,14 +132,14 @@ def test_a_run_is_found_on_its_cluster_once_slurm_clusters_is_unset(
     held = tmp_path / "held"
     chosen.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held))
     before = ids(chosen.slurm)
-    assert len(before) == 1 + 4 + 1
+    assert len(before) == 1 + 2 + 1
     state = accounted.status()
     assert (state["state"], state["cluster"], state["engine_silent"]) == (
         "running",
         "sibling",
         None,
     )
-    assert state["stages"]["extract"]["pending"] == 4
+    assert state["stages"]["extract"]["pending"] == 2
     assert "still active" in accounted.resume().err
     assert ids(accounted.slurm) == set() and ids(chosen.slurm) == before
     accounted.cli.run("cancel")
@@ -182,7 +182,7 @@ def test_where_sbatch_chooses_the_cluster_the_chain_stays_there(
     words = ("--dest", tmp_path / "data", *pages.options, *ALONE, *gate(held))
     both.run(*LAUNCH, *words)
     counts = {len(ids(accounted.slurm)), len(ids(chosen.slurm))}
-    assert counts == {0, 1 + 4 + 1}
+    assert counts == {0, 1 + 2 + 1}
     for shell in (both, accounted.cli, chosen.cli):
         assert shell.status()["state"] == "running"
     held.unlink()
@@ -236,7 +236,7 @@ def test_jobs_that_the_site_renames_are_followed_and_cancelled_and_no_other(
     renaming.launch(tmp_path / "data", *pages.options, *ALONE, *setup, "--then", script)
     assert {row.name for row in renaming.slurm.squeue()} == {"lab_job"}
     renaming.wait(lambda: renaming.status()["stages"]["download"]["running"] == 1)
-    assert renaming.status()["stages"]["extract"]["pending"] == 4
+    assert renaming.status()["stages"]["extract"]["pending"] == 2
     assert "still active" in renaming.resume().err
     renaming.cli.run("cancel")
     assert ids(renaming.slurm) == {mine}

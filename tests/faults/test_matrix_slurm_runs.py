@@ -58,7 +58,7 @@ def test_a_run_whose_launcher_died_after_submitting_is_visible_from_anywhere(
         process.communicate(timeout=30)
     finally:
         process.kill()
-    assert len(site.jobs()) == 1 + 4 + 1
+    assert len(site.jobs()) == 1 + 2 + 1
     elsewhere = replace(site.cli, cwd=tmp_path)
     assert elsewhere.status(site.run_folder().path)["state"] == "running"
     held.unlink()
@@ -88,7 +88,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_and_says_how_to_look_and_to_cancel
     assert "websight-orchestrate status" in said
     assert "websight-orchestrate cancel" in said
     assert "Traceback" not in said
-    assert len(site.jobs()) == 1 + 4 + 1
+    assert len(site.jobs()) == 1 + 2 + 1
     held.unlink()
     site.check_published(tmp_path / "data", pages)
 
@@ -100,7 +100,7 @@ def test_ctrl_c_while_a_program_waits_gives_it_one_json_document(
     words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
     process = plain.cli.start(*LAUNCH, *words, "--wait", "--json")
     try:
-        plain.wait(lambda: plain.cli.runs() and len(plain.jobs()) == 1 + 4 + 1)
+        plain.wait(lambda: plain.cli.runs() and len(plain.jobs()) == 1 + 2 + 1)
         plain.wait(lambda: plain.status()["jobs"] and len(plain.status()["jobs"]) == 3)
         process.send_signal(Signals.SIGINT)
         out, _ = process.communicate(timeout=30)
@@ -134,7 +134,7 @@ def test_of_two_resumes_at_once_one_submits(
         process.communicate(timeout=60)
     assert 0 in [process.returncode for process in both]
     assert site.run_folder().submission_numbers() == [1, 2]
-    assert len(site.jobs()) == 1 + 4 + 1
+    assert len(site.jobs()) == 1 + 2 + 1
     held.unlink()
     site.check_published(tmp_path / "data", pages, before)
 
@@ -230,7 +230,7 @@ def downloading(
     for path in pages.archives.iterdir():
         web.put(f"/{path.name}", path)
     web.fail(stalled, faults.stall_after(10_000, times=None))
-    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    source = ("--url", web.url() + "/shard-{0..1}.tar", "--layout", "files")
     return site.cli.start(*LAUNCH, "--dest", dest, *source, "--download-on", "login")
 
 
@@ -258,9 +258,9 @@ def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
     plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
 ) -> None:
     site = plain
-    process = downloading(site, pages, tmp_path / "data", web, "/shard-3.tar")
+    process = downloading(site, pages, tmp_path / "data", web, "/shard-1.tar")
     try:
-        site.wait(lambda: site.cli.runs() and len(site.finished()) == 3)
+        site.wait(lambda: site.cli.runs() and len(site.finished()) == 1)
         site.cli.run("cancel")
         process.communicate(timeout=60)
     finally:
@@ -404,9 +404,9 @@ def test_downloaded_in_the_shell_the_rest_goes_to_slurm(
     words = (*pages.options, "--download-on", "login", *gate(held))
     site.launch(tmp_path / "data", *words, "--then", then_script(tmp_path))
     before = site.finished()
-    assert len(before) == 4
+    assert len(before) == 2
     assert {row.name.rpartition("-")[2] for row in site.jobs()} == {"extract", "finalize", "then"}
-    assert len(site.run_folder().load_submission(2).of_stage(Stage.EXTRACT)) == 4
+    assert len(site.run_folder().load_submission(2).of_stage(Stage.EXTRACT)) == 2
     held.unlink()
     assert site.over()["state"] == "done"
     site.wait((tmp_path / "seen").exists)

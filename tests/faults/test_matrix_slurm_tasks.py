@@ -35,7 +35,7 @@ def test_a_lost_node_is_named_and_excluded_by_resume(
     held = tmp_path / "held"
     words = (*pages.options, "--sbatch-arg=--no-requeue", *ALONE, *gate(held, [Stage.EXTRACT]))
     site.launch(tmp_path / "data", *words)
-    node = site.wait_running(Stage.EXTRACT, 4)[0].node
+    node = site.wait_running(Stage.EXTRACT, 2)[0].node
     lost = [row for row in site.jobs(Stage.EXTRACT) if row.node == node]
     site.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=x", check=True)
     try:
@@ -79,8 +79,17 @@ def test_a_task_of_a_lost_node_that_slurm_starts_elsewhere_continues_in_its_atte
     assert published(tmp_path / "data") == slow_pages.tree
 
 
-@pytest.mark.parametrize("awake", ["before", "beside", "after"])
-@pytest.mark.parametrize("again", ["requeue", "resume"])
+@pytest.mark.parametrize(
+    ("again", "awake"),
+    [
+        ("requeue", "beside"),
+        ("requeue", "after"),
+        ("resume", "before"),
+        ("resume", "beside"),
+        pytest.param("requeue", "before", marks=pytest.mark.exhaustive),
+        pytest.param("resume", "after", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_straggler_of_an_older_attempt_harms_nothing(
     plain: Site, slow_pages: Pages, tmp_path: Path, awake: str, again: str
 ) -> None:
@@ -139,11 +148,19 @@ def _wait_for_another(site: Site, number: int, pid: int) -> None:
 # A task is taken off its node -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["requeue", "preempt"])
+@pytest.mark.parametrize(
+    ("cluster", "how"),
+    [
+        ("accounted", "requeue"),
+        ("plain", "preempt"),
+        pytest.param("accounted", "preempt", marks=pytest.mark.exhaustive),
+        pytest.param("plain", "requeue", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_task_that_is_requeued_or_preempted_continues_in_the_same_attempt(
-    each_site: Site, slow_pages: Pages, tmp_path: Path, how: str
+    request: pytest.FixtureRequest, slow_pages: Pages, tmp_path: Path, cluster: str, how: str
 ) -> None:
-    site = each_site
+    site: Site = request.getfixturevalue(cluster)
     site.launch(tmp_path / "data", *slow_pages.options, *ALONE)
     number = task_with(site.run_folder(), "shard-1")
     worker = site.at_work(number)
@@ -171,10 +188,10 @@ def test_a_time_limit_is_named_and_resume_requests_half_as_much_again(
 ) -> None:
     held = tmp_path / "held"
     site.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held, [Stage.EXTRACT]))
-    site.wait_running(Stage.EXTRACT, 4)
+    site.wait_running(Stage.EXTRACT, 2)
     array = site.jobs(Stage.EXTRACT)[0].job_id.partition("_")[0]
-    site.slurm.run("scontrol", "update", f"JobId={array}_2", "EndTime=now+1", check=True)
-    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 3)
+    site.slurm.run("scontrol", "update", f"JobId={array}_1", "EndTime=now+1", check=True)
+    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
     held.unlink()
     state = site.over()
     assert state["state"] == "incomplete"
@@ -250,15 +267,15 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
     site = each_site
     held = tmp_path / "held"
     site.launch(tmp_path / "data", *pages.options, *gate(held, [Stage.EXTRACT]))
-    site.wait_running(Stage.EXTRACT, 4)
+    site.wait_running(Stage.EXTRACT, 2)
     array = site.jobs(Stage.EXTRACT)[0].job_id.partition("_")[0]
-    site.slurm.run("scancel", f"{array}_2", check=True)
-    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 3)
+    site.slurm.run("scancel", f"{array}_1", check=True)
+    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
     held.unlink()
     state = site.over()
     assert state["state"] == "incomplete"
     assert kinds(state) == {"cancelled"}
-    assert state["stages"]["extract"]["done"] == 3
+    assert state["stages"]["extract"]["done"] == 1
     before = site.finished()
     site.resume()
     site.check_published(tmp_path / "data", pages, before)
@@ -266,12 +283,11 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
 
 
 def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
-    each_site: Site, pages: Pages, tmp_path: Path
+    site: Site, pages: Pages, tmp_path: Path
 ) -> None:
-    site = each_site
     held = tmp_path / "held"
     site.launch(tmp_path / "data", *pages.options, *gate(held, [Stage.EXTRACT]))
-    site.wait_running(Stage.EXTRACT, 4)
+    site.wait_running(Stage.EXTRACT, 2)
     before = site.finished()
     site.slurm.run("scancel", *(row.job_id for row in site.jobs()), check=True)
     state = site.over()
@@ -283,9 +299,8 @@ def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
 
 
 def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(
-    each_site: Site, slow_pages: Pages, tmp_path: Path
+    site: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
-    site = each_site
     script = tmp_path / "then.sh"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/then\n")
     other = site.slurm.sbatch("sleep 100")

@@ -563,7 +563,7 @@ def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
     assert choose_engine("auto") == EngineChoice("slurm")
     engine_named("slurm").reach()
     assert engine.site_limits(Resources()) == SiteLimits()
-    handle = engine.submit(spec(folder, 3), None)
+    handle = engine.submit(spec(folder), None)
     engine.wait(folder, None, 0.1)
     states = engine.poll(folder, list(handle.task_ids.values()))
     assert {(state.state, state.cause) for state in states.values()} == {(EngineState.ENDED, None)}

@@ -218,7 +218,7 @@ class PrivateSlurm:
             if time.monotonic() > deadline:
                 queue = self.run("squeue", "-r").stdout
                 raise TimeoutError(f"not so within {timeout} s\n{queue}\n{self.log(20)}")
-            time.sleep(0.05)
+            time.sleep(0.1)  # most ask squeue, which takes CPU time
 
     def wait_until_idle(self) -> None:
         """Wait until no job is left in the queue."""
