@@ -30,8 +30,23 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("what", ["ENOSPC", "EDQUOT", "EIO"])
-@pytest.mark.parametrize("where", ["download", "extract", "extraction", "finalize"])
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        *((where, "ENOSPC") for where in ("download", "extract", "extraction", "finalize")),
+        ("download", "EDQUOT"),
+        ("extraction", "EIO"),
+        ("finalize", "EIO"),
+        *(
+            pytest.param(*each, marks=pytest.mark.exhaustive)
+            for each in (("download", "EIO"), ("extract", "EDQUOT"), ("extract", "EIO"))
+        ),
+        *(
+            pytest.param(where, "EDQUOT", marks=pytest.mark.exhaustive)
+            for where in ("extraction", "finalize")
+        ),
+    ],
+)
 def test_an_error_of_the_disk_ends_what_it_met_and_resume_finishes_it(
     scene: Stage, served: tuple[str, ...], where: str, what: str
 ) -> None:

@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return folder, tree_digest(dataset)
 
 
-@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
     shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, half: int
 ) -> None:

@@ -113,7 +113,9 @@ def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str,
             assert seen[path] == data
 
 
-@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "first", [1, *(pytest.param(first, marks=pytest.mark.exhaustive) for first in (2, 3))]
+)
 @pytest.mark.parametrize(
     ("setting", "stage"),
     [*((setting, Stage.FINALIZE) for setting in SETTINGS), (packed, Stage.PACK)],
@@ -128,7 +130,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
     whole = comparable(undisturbed.staging.dest)
     made, batch, killed = 0, 16, 0
     while killed == made:
-        steps = [first + 2 * number for number in range(made, made + batch)]
+        steps = [first + 3 * number for number in range(made, made + batch)]
         runs = [setting(tmp_path / f"{step:04d}") for step in steps]
         points = [
             (run.folder.path, killed_at(step, stage)) for run, step in zip(runs, steps, strict=True)

@@ -208,7 +208,13 @@ def test_every_row_of_the_benchmark_is_right(bench: Bench, name: str) -> None:
     all_right(websight.measure(bench, name, ["local"], [Output.FILES], rounds=1))
 
 
-@pytest.mark.parametrize("name", ["tar.gz", "shards.tar.gz", "parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards.tar.gz",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("tar.gz", "parquet")),
+    ],
+)
 def test_every_output_of_the_benchmark_is_right(bench: Bench, name: str) -> None:
     if shutil.which("sqfs2tar") is None:
         pytest.skip("sqfs2tar is not installed (squashfs-tools-ng)")
