@@ -460,6 +460,7 @@ class PartSummary(Struct, frozen=True):
     span: Span | None = None  # of a tar, or of a zip that was extracted while it arrived
     container: int | None = None  # bytes of the part's container, where members are packed
     carried: bool = False  # the files were taken from the published dataset, not extracted
+    crc32: str = ""  # of the lines before; empty in a manifest of an earlier version
     end: bool = True  # marks the line
 
     @property

@@ -80,8 +80,7 @@ class _Carrier:
         summary = structs.replace(read_summary(self._before), part=self._work.part.id, carried=True)
         self._take_files(summary)
         summary = structs.replace(summary, records_crc32=self._take_records(summary))
-        self._manifest.finish(summary)
-        return summary
+        return self._manifest.finish(summary)
 
     def _take_files(self, summary: PartSummary) -> None:
         """Take each file that is published, and add all lines to the manifest."""

@@ -153,8 +153,7 @@ class PartWriter:
             records_crc32=self._records_crc32,
             container=self._container,
         )
-        manifest.finish(summary)
-        return summary
+        return manifest.finish(summary)
 
 
 def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
-from jobs.storage import atomic
+from jobs.storage import atomic, digest
 from jobs.storage.blocks import line_blocks
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import MANIFEST
@@ -33,13 +34,16 @@ class ManifestWriter(atomic.GrowingFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._encoder = msgspec.json.Encoder()
+        self._crc32 = digest.Crc32()
         self.count = 0  # entries
         self.bytes = 0  # total size of their files
         self.last: Entry | None = None
 
     def add(self, *entries: Entry) -> None:
         """Append the lines of files."""
-        self.write(self._encoder.encode_lines(entries))
+        lines = self._encoder.encode_lines(entries)
+        self.write(lines)
+        self._crc32.update(lines)
         self.count += len(entries)
         self.bytes += sum(entry.size for entry in entries)
         self.last = entries[-1]
@@ -48,13 +52,15 @@ class ManifestWriter(atomic.GrowingFile):
         """The entries added so far, in order."""
         return chain.from_iterable(read_lines(self.flushed(), Entry))
 
-    def finish(self, summary: PartSummary) -> None:
+    def finish(self, summary: PartSummary) -> PartSummary:
         """Append the last line and give the manifest its name: the part is finished.
 
         After a crash it is complete, or is not there, and the part is extracted again.
         """
+        summary = structs.replace(summary, crc32=self._crc32.hexdigest())
         self.write(self._encoder.encode(summary) + b"\n")
         self.publish(durable=False)
+        return summary
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
@@ -87,17 +93,19 @@ def read_carried(path: Path) -> Iterator[CarriedEntry]:
 
 def _blocks(path: Path, kind: type[AnyEntry]) -> Iterator[list[AnyEntry]]:
     decode = msgspec.json.Decoder(kind).decode_lines
-    number = 0
+    number, crc32 = 0, digest.Crc32()
     with _open(path) as file:
-        end, summary = _last_line(file)
+        end, last = _last_line(file)
         for block in line_blocks(file.fileno(), 0, end):
             try:
                 entries = decode(block)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise _damaged_line(path, block, number) from error
             number += len(entries)
+            crc32.update(block)
             yield entries
-    _summary(path, summary)
+    if _summary(path, last).crc32 not in ("", crc32.hexdigest()):
+        raise _damaged(path, "its lines are not those that were written")
 
 
 def read_summary(path: Path) -> PartSummary:
