@@ -66,7 +66,6 @@ class DownloadState:
         self.trusts_validators = True
         self.ranged = True  # whether the server supports ranges, as far as known
         self.ranges_work = False  # whether the server has returned one
-        self.responses = 0  # with bytes of the file
         self.may_be_page = magic.is_page_name(name)
         self._window = None if arrivals is None else arrivals.window
         self.partial = PartialFile(out, self._window)
@@ -76,7 +75,6 @@ class DownloadState:
         self._arrivals = arrivals
         self._most = most
         self._is_checked = False  # whether the first bytes were accepted
-        self.head = b""  # the first bytes
         self._starts = 0
         self._frontier: RunningHash | None = None
 
@@ -112,10 +110,9 @@ class DownloadState:
             return
         head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
         self.partial.read_into(head, 0)
-        self.head = bytes(head)
         if self._expect is not None:
             try:
-                self._expect(self.head)
+                self._expect(bytes(head))
             except SourceError as error:
                 raise StartOver(error) from error
         self._is_checked = True
@@ -131,8 +128,7 @@ class DownloadState:
         pieces = [(at, at + len(data))]
         if overwrites:
             pieces = self.partial.missing(at, at + len(data))
-            if self._window is None:  # which has overwritten them
-                self._compare(at, data, Ranges(pieces).outside(at, at + len(data)))
+            self._compare(at, data, Ranges(pieces).outside(at, at + len(data)))
         for start, stop in pieces:
             is_complete = (start, stop) == (at, at + len(data))
             piece = data if is_complete else data[start - at : stop - at]
@@ -142,11 +138,21 @@ class DownloadState:
         self._report()
 
     def _compare(self, at: int, data: bytes, there: Sequence[Range]) -> None:
+        if self._window is not None:  # which may have overwritten them
+            if there and not self.has_version:
+                raise StartOver(changing(self.name))
+            return
         for start, stop in there:
             known = memoryview(bytearray(stop - start))
             self.partial.read_into(known, start)
             if known != data[start - at : stop - at]:
                 raise StartOver(changing(self.name))
+
+    @property
+    def has_version(self) -> bool:
+        """Whether responses, or the digest in the end, show that the file was replaced."""
+        known = self.partial.identity
+        return self.digest is not None or (known is not None and bool(known.validator))
 
     @property
     def keeps_tail(self) -> bool:
@@ -193,18 +199,6 @@ class DownloadState:
 
     # The end ----------------------------------------------------------------------------
 
-    @property
-    def may_be_mixed(self) -> bool:
-        """Whether nothing that the server sends would show that the file was replaced meanwhile."""
-        known = self.partial.identity
-        has_version = known is not None and bool(known.validator)
-        return self.digest is None and not has_version and self.responses > 1
-
-    def compare_head(self, head: bytes) -> None:
-        """Raise ``StartOver`` if the file does not begin with ``head`` any more."""
-        if head != self.head[: len(head)]:
-            raise StartOver(changing(self.name))
-
     def finish(self) -> Received:
         """Verify the complete file and rename it."""
         assert self.size is not None  # a complete response shows it
@@ -243,7 +237,6 @@ class DownloadState:
         self._progress.add(bytes=-self.partial.total)
         self.partial.start_over()
         self._is_checked = False
-        self.responses = 0
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
         if reason.error.cause is Cause.CHANGED and self._published is not None:

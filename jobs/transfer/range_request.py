@@ -14,6 +14,7 @@ from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
 from jobs.transfer.responses import (
     MOST_CODED,
     DecodedBody,
+    NoRanges,
     RetryLater,
     StartOver,
     Validator,
@@ -175,7 +176,7 @@ class RangeRequest:
         if self._piece is not None and not self._is_from_start():
             self._streaming = True
         size = self._state.size if length is None else length
-        self._store(reply, size)
+        self._store(reply, size, is_all=True)
         return 0, size
 
     def _check_unsatisfiable(self, reply: HttpResponse) -> tuple[int, int]:
@@ -198,7 +199,9 @@ class RangeRequest:
         self._check_version(reply)
         if content.total is None and self._state.size is None:
             raise WrongRange(self._server_error("does not report the length of the file"))
-        self._store(reply, content.total)
+        self._store(
+            reply, content.total, is_all=(content.start, content.stop) == (0, content.total)
+        )
         self._state.ranges_work = True
         # The body has to be as long as its Content-Range says: otherwise a server that sends
         # nothing would be asked forever.
@@ -251,13 +254,18 @@ class RangeRequest:
         if known.validator.differs(validator):
             raise self._changed()
 
-    def _store(self, reply: HttpResponse, size: int | None) -> None:
+    def _store(self, reply: HttpResponse, size: int | None, *, is_all: bool) -> None:
+        """Store what the response says of the file; ``is_all``: the body is the complete file.
+
+        Raises ``NoRanges`` if other responses might be of another version without saying so: one
+        that is complete can be compared with the bytes that are here.
+        """
         state = self._state
         if self._streaming and state.keeps_tail:
             raise SourceError(
                 f"{state.name} is larger than --temp-limit, and the server does not support range "
-                "requests, so the zip's directory cannot be read first; run `resume --temp-limit "
-                f"{state.size}` or more",
+                "requests, or sends neither ETag nor time, so the zip's directory cannot be read "
+                f"first; run `resume --temp-limit {state.size}` or more",
                 cause=Cause.TOO_LARGE,
             )
         if state.digest is None:
@@ -266,7 +274,8 @@ class RangeRequest:
         is_first = state.partial.identity is None and not state.partial.total
         if is_first and not self._is_coded(reply):
             state.partial.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
-        state.responses += 1
+        if not (is_all or state.has_version):
+            raise NoRanges
         self._on_response(size, not self._streaming)
 
     def _changed(self) -> StartOver:

@@ -6,19 +6,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.errors import SourceError
-from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.download_state import DownloadState
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.responses import (
-    DecodedBody,
-    NoRanges,
-    RetryLater,
-    StartOver,
-    is_coded,
-    is_page,
-)
+from jobs.transfer.responses import NoRanges, StartOver
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Received, Target
 
@@ -63,46 +54,15 @@ class Transfer(TransferSession):
                 try:
                     self._bring(state)
                     state.check_head(is_complete=True)
-                    self._compare_head(state)
                     return state.finish()
                 except StartOver as reason:
                     state.start_over(reason)
 
-    def _compare_head(self, state: DownloadState) -> None:
-        """Read the first bytes again, where only they show that the file was replaced meanwhile.
-
-        Raises ``StartOver`` if they are others; a server that does not respond any more shows
-        nothing.
-        """
-        if not (state.may_be_mixed and state.head):
-            return
-        from jobs.transfer.connection import CONNECTION_ERRORS  # which loads requests
-
-        headers = {
-            "Accept-Encoding": "identity",
-            "Cache-Control": "no-cache",
-            "Range": f"bytes=0-{len(state.head) - 1}",
-        }
-        head = b""
-        try:
-            reply = self.wire.get(
-                state.resolve(), headers, name=state.name, check=self.progress.check
-            )
-            with contextlib.closing(reply), self.watched(reply, lambda: False):
-                coded = is_coded(reply.headers, state.size)
-                body = DecodedBody(reply.headers if coded else {}, name=state.name)
-                while reply.status in (200, 206) and len(head) < len(state.head):
-                    data = reply.read(len(state.head))
-                    if not data:
-                        break
-                    head += body.file_bytes(data)
-        except (RetryLater, SourceError, *CONNECTION_ERRORS):
-            return
-        if state.may_be_page or not magic.is_page(head, labelled=is_page(reply.headers)):
-            state.compare_head(head[: len(state.head)])
-
     def _bring(self, state: DownloadState) -> None:
-        """Download all bytes, in ranges if the server supports them correctly."""
+        """Download all bytes, in ranges if the server supports them correctly.
+
+        Without a version or a digest they might be of different versions: then in one response.
+        """
         from jobs.transfer.scheduler import RangeScheduler  # which loads requests
 
         if state.ranged:
