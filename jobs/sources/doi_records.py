@@ -283,7 +283,7 @@ def _figshare_files(address: str, headers: Mapping[str, str]) -> Iterator[Json]:
         new = [file for file in found if file["id"] not in known]
         known.update(file["id"] for file in new)
         yield from new
-        if len(found) < _FIGSHARE_FILES or not new:
+        if not new:  # a server may list fewer on a page than were requested
             return
         page += 1
 

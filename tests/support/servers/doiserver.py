@@ -30,6 +30,7 @@ class DoiServer(WebServer):
         self._sent_on: set[tuple[str, str]] = set()  # bytes that come by a redirect
         self._locked: set[tuple[str, str]] = set()  # paths that need the token
         self._ids = itertools.count(100)
+        self.most_on_page = 1000  # files, whatever is asked for
         super().__init__(("doi", "zenodo", "invenio", "figshare", "download", "dataverse", "store"))
         self.env = {"DOI_RESOLVER": self.url(), "FIGSHARE_API": self.url(origin="figshare")}
 
@@ -243,6 +244,7 @@ class DoiServer(WebServer):
             return Answer(403, b'{"status": "ERROR", "message": "no access"}')
         if place in self._pages:
             size, page = int(request.query["page_size"]), int(request.query["page"])
+            size = min(size, self.most_on_page)
             return _json(self._pages[place][(page - 1) * size : page * size])
         if place in self._answers:
             answer = self._answers[place]

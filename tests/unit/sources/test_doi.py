@@ -218,10 +218,11 @@ def test_a_doi_of_figshare_means_its_version_or_the_latest(server: DoiServer) ->
     assert "--revision" in missing.message
 
 
-@pytest.mark.parametrize("count", [11, 1000, 1001])
+@pytest.mark.parametrize(("count", "most"), [(11, 1000), (1000, 1000), (1001, 1000), (25, 10)])
 def test_every_file_of_figshare_is_taken_though_an_article_lists_ten(
-    server: DoiServer, count: int
+    server: DoiServer, count: int, most: int
 ) -> None:
+    server.most_on_page = most
     files = [(f"{i:04}.txt", b"x") for i in range(count)]
     assert len(opened(server.publish_figshare(8, [files])).shards()) == count
 
