@@ -89,23 +89,27 @@ class S3Client:
 
     def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
         with _errors(self, prefix):
-            pages = (
-                self._client(prefix)
-                .get_paginator("list_objects_v2")
-                .paginate(
-                    Bucket=prefix.bucket,
-                    Prefix=prefix.key,
-                    PaginationConfig={"MaxItems": most},
-                    **_payer(),
-                )
+            pages = self._pages("list_objects_v2", prefix, most)
+            if pages[-1].get("IsTruncated") and "NextContinuationToken" not in pages[-1]:
+                # A store that only knows the first form of the list; botocore ends without a word.
+                pages = self._pages("list_objects", prefix, most)
+        return [
+            SourceFile(
+                item["Key"], str(prefix.with_key(item["Key"])), item["Size"], None, item["ETag"]
             )
-            return [
-                SourceFile(
-                    item["Key"], str(prefix.with_key(item["Key"])), item["Size"], None, item["ETag"]
-                )
-                for page in pages
-                for item in page.get("Contents", ())
-            ]
+            for page in pages
+            for item in page.get("Contents", ())
+        ]
+
+    def _pages(self, operation: str, prefix: ObjectUrl, most: int | None) -> list[Any]:
+        paginator = self._client(prefix).get_paginator(operation)
+        pages = paginator.paginate(
+            Bucket=prefix.bucket,
+            Prefix=prefix.key,
+            PaginationConfig={"MaxItems": most},
+            **_payer(),
+        )
+        return list(pages)
 
     def describe(self, url: ObjectUrl) -> SourceFile:
         from botocore.exceptions import ClientError

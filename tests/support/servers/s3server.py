@@ -47,6 +47,7 @@ class S3Server(WebServer):
         self._public: set[str] = set()
         self._denied: set[str] = set()  # paths
         self.reader_pays = False  # requests have to agree to that
+        self.knows_lists_of_tokens = True  # the second form of lists
         self.later = timedelta()  # how much later it is here than for the client
         super().__init__(("s3", "other"))
         self.anonymous_env = {
@@ -110,8 +111,12 @@ class S3Server(WebServer):
         # Our sender cuts ranges, and drops the body of an answer to HEAD, but needs its length.
         method = "GET" if request.method == "HEAD" else request.method
         headers["Host"] = "127.0.0.1"
-        page = f"&max-keys={_PAGE}" if "list-type" in request.query else ""
-        answer = self._moto.open(request.target + page, method=method, headers=headers)
+        target = request.target
+        if "encoding-type" in request.query:  # a list
+            target += f"&max-keys={_PAGE}"
+        if not self.knows_lists_of_tokens:
+            target = target.replace("list-type=2", "")
+        answer = self._moto.open(target, method=method, headers=headers)
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_SENT}
         kept |= {"Server": "AmazonS3", "x-amz-request-id": "1"}
         is_object = answer.status_code == 200 and not request.path.endswith("/")

@@ -506,6 +506,13 @@ def test_a_prefix_with_more_objects_than_a_page_has_is_listed_completely(
     assert len(pages) >= 3
 
 
+def test_a_store_that_knows_no_tokens_of_pages_is_listed_completely(s3: S3Server) -> None:
+    s3.knows_lists_of_tokens = False
+    for number in range(43):
+        s3.put(f"many/{number:04d} %.txt", b"x")
+    assert len(opened("s3://pages/many/").shards()) == 43
+
+
 def test_a_bucket_in_another_region_is_named_with_it(s3: S3Server) -> None:
     s3.put("one.tar.gz", GZ)
     moved = faults.status(301, None) & faults.Fault(
