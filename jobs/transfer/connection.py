@@ -323,13 +323,19 @@ def _is_unparsed(error: Exception) -> bool:
     return any(isinstance(one, urllib3.exceptions.LocationParseError) for one in error.args)
 
 
+def is_trusted(before: tuple[str, str, int], after: tuple[str, str, int]) -> bool:
+    """Whether a redirect is followed with the headers: within an origin, or to https there."""
+    host = before[1]
+    return after == before or (before, after) == (("http", host, 80), ("https", host, 443))
+
+
 def _redirect_target(step: Target, location: str, *, name: str) -> Target:
     """Where ``step`` is redirected to; another origin gets no header, nor does any after it."""
     with contextlib.suppress(UnicodeError):  # headers are decoded as Latin-1; servers send UTF-8
         location = location.encode("latin-1").decode("utf-8")
     try:
         url = urllib.parse.urljoin(step.url, location)
-        if origin_of(url) != origin_of(step.url):
+        if not is_trusted(origin_of(step.url), origin_of(url)):
             return Target(url)
     except ValueError:
         raise SourceError(
@@ -337,8 +343,9 @@ def _redirect_target(step: Target, location: str, *, name: str) -> Target:
             "address"
         ) from None
     parts, before = urllib.parse.urlsplit(url), urllib.parse.urlsplit(step.url)
-    if "@" in before.netloc and "@" not in parts.netloc:  # a user and a password
-        url = parts._replace(netloc=before.netloc).geturl()
+    login, at, _ = before.netloc.rpartition("@")
+    if at and "@" not in parts.netloc:
+        url = parts._replace(netloc=f"{login}{at}{parts.netloc}").geturl()
     return Target(url, step.headers)
 
 

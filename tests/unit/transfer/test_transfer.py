@@ -17,8 +17,9 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError, Stopped
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
+from jobs.transfer.connection import is_trusted
 from jobs.transfer.ordered_bytes import OrderedBytes
-from jobs.transfer.target import Target, redact
+from jobs.transfer.target import Target, origin_of, redact
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
@@ -257,6 +258,23 @@ def test_a_login_is_sent_again_after_a_redirect_within_its_origin(
     transfer().fetch(lambda: target, out, name="shard.bin", size=len(DATA), digest=SHA)
     assert out.read_bytes() == DATA
     assert {request.status for request in web.asked("/b")} == {206}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "trusted"),
+    [
+        ("http://a/x", "http://a:80/y", True),
+        ("http://a/x", "https://a/x", True),
+        ("https://a/x", "http://a/x", False),
+        ("http://a/x", "https://b/x", False),
+        ("http://a:81/x", "https://a/x", False),
+        ("http://a/x", "https://a:444/x", False),
+    ],
+)
+def test_a_login_is_sent_within_an_origin_and_where_that_changes_to_https(
+    before: str, after: str, trusted: bool
+) -> None:
+    assert is_trusted(origin_of(before), origin_of(after)) is trusted
 
 
 def test_a_redirect_s_body_is_not_waited_for(web: FaultyServer, tmp_path: Path) -> None:
