@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from jobs.archives.base import (
+    UNPACK,
     Archive,
     Member,
     MemberKind,
@@ -114,6 +115,13 @@ class _Sample:
         return extension in self.files or extension in self.held
 
 
+class _Before(NamedTuple):
+    """The file or link before a member."""
+
+    key: bytes
+    is_link: bool
+
+
 class Samples(Archive):
     """Yields the images of samples below the images folder, and their data as records.
 
@@ -153,9 +161,11 @@ class Samples(Archive):
         self._without, self._example = 0, b""
         sample = _Sample()
         absorbed, mtime = 0, 0.0
+        before = _Before(b"", is_link=False)
         with spool(self._temporary) as lines:
             for member in self._archive.members(part):
                 mtime = member.mtime
+                before = self._checked(member, before)
                 name = self._name(member)
                 if name is None:
                     absorbed += member.kind is MemberKind.FOLDER
@@ -191,6 +201,24 @@ class Samples(Archive):
                 made = records_member(self._layout.records, lines, mtime, _RECORDS + part.index)
                 made.stands_for = absorbed
                 yield made
+
+    def _checked(self, member: Member, before: _Before) -> _Before:
+        """What the next member is checked with; raises if one of a sample's files is a link.
+
+        The content of a link is not known here: the record would lack it.
+        """
+        name = normalized(member.name)
+        if member.kind is MemberKind.FOLDER or junk_kind(name):
+            return before
+        key, is_link = sample_key(name), member.kind is not MemberKind.FILE
+        if key == before.key != name and (is_link or before.is_link):
+            raise unsupported(
+                self._label,
+                f"is in a sample of WebDataset that contains a link; {UNPACK} and --layout "
+                "webdataset, or launch with --layout files",
+                member=member.name,
+            )
+        return _Before(key, is_link)
 
     def _name(self, member: Member) -> bytes | None:
         """The name of a sample's file; None for any other member."""

@@ -17,6 +17,7 @@ from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summa
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
+from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import Raw, zip_of
 from tests.support.builders.complete_run import complete_run
 from tests.support.builders.contents import line, png, tarred
@@ -450,3 +451,33 @@ def test_a_number_may_have_more_digits_than_python_converts(tmp_path: Path) -> N
     assert problem is None
     text = (run.staging.dest / "prompts.jsonl").read_bytes()
     assert text.endswith(b', "id": ' + 5000 * b"7" + b', "count": 0}\n')
+
+
+@pytest.mark.parametrize("linked", [b"2.png", b"2.txt"])
+def test_a_sample_with_a_link_is_refused_with_the_way_out(tmp_path: Path, linked: bytes) -> None:
+    files = {b"1.png": png(1), b"1.txt": b"one", b"2.png": png(1), b"2.txt": b"one"}
+    members = [
+        header(name, kind=b"1", target=name.replace(b"2", b"1"))
+        if name == linked
+        else member(name, data)
+        for name, data in files.items()
+    ]
+    source = tmp_path / "source" / "a.tar"
+    source.parent.mkdir()
+    source.write_bytes(b"".join(members) + END)
+    brought = complete_run(tmp_path / "tar", source)
+    assert "is in a sample of WebDataset that contains a link; unpack it" in brought.text
+    source.unlink()
+    for name, data in files.items():  # as the message says
+        (source.parent / name.decode()).write_bytes(data)
+    brought = complete_run(tmp_path / "folder", source.parent, "--layout", "webdataset")
+    assert len(brought.files["prompts.jsonl"].splitlines()) == 2
+
+
+def test_a_link_that_is_in_no_sample_becomes_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "a.tar"
+    link = header(b"0-first.png", kind=b"1", target=b"1.png")
+    source.write_bytes(member(b"1.png", png(1)) + member(b"1.txt", b"one") + link + END)
+    brought = complete_run(tmp_path, source)
+    assert brought.problems == []
+    assert brought.files["0-first.png"] == png(1)
