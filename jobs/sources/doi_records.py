@@ -195,7 +195,13 @@ def _invenio(
     listed = record.get("files")
     address = f"{api}/api/records/{record['id']}/files"
     if isinstance(listed, dict):  # an InvenioRDM's own form
+        count = listed.get("count") or 0
         listed = None if is_closed and not headers else _entries(address, headers)
+        if listed and len(listed) < count:
+            raise SourceError(
+                f"{page}: the repository lists only {len(listed)} of its {count} files; give the "
+                "addresses of all of them with --url"
+            )
     if not listed:
         raise _no_files(page, is_closed)
     rights = metadata.get("license") or next(iter(metadata.get("rights") or ()), None)

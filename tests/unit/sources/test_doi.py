@@ -126,6 +126,10 @@ def test_another_inveniordm_lists_its_files_apart(server: DoiServer) -> None:
     assert names(source) == ["pages.tar.gz", "README.md"]
     assert source.shards()[0].files[0].locator.endswith("/files/pages.tar.gz/content")
     assert source.describe().license == "cc0-1.0"
+    server.fail(
+        "/api/records/ab12c-de345/files", faults.status(200, None, body=b'{"entries": [0]}')
+    )
+    assert "only 1 of its 2 files" in refused("10.22002/ab12c-de345").message
 
 
 @pytest.mark.parametrize("form", ["by name", "apart by name", "as in deposits"])
