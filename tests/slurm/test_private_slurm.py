@@ -90,6 +90,16 @@ def test_the_controller_comes_back_with_its_jobs(abruptly: bool) -> None:
 
 
 @pytest.mark.faults
+def test_a_database_that_starts_leaves_the_temporary_tables_of_another_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "#sql-temptable-1-2-3.MAI"
+    table.touch()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with PrivateSlurm.start(nodes=1):
+        assert table.exists()
+
+
 def test_accounting_can_go_and_come_back() -> None:
     with PrivateSlurm.start(nodes=1) as slurm:
         slurm.stop_slurmdbd()

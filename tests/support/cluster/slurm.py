@@ -276,7 +276,7 @@ class PrivateSlurm:
 
     def _write_files(self) -> None:
         at = self.layout
-        for name in ("", "state", "log", "db", *at.nodes):
+        for name in ("", "state", "log", "db", "tmp", *at.nodes):
             (at.folder / name).mkdir(mode=0o755, parents=True, exist_ok=True)
         at.folder.chmod(0o755)
         at.conf.write_text(slurmconf.slurm_conf(at))
@@ -320,7 +320,10 @@ class PrivateSlurm:
 
     def _start_database(self) -> None:
         at = self.layout
-        options = [*slurmconf.DATABASE_OPTIONS, f"--datadir={at.folder}/db"]
+        # A server that starts removes all temporary tables in its folder for them, and one whose
+        # tables are removed crashes: each has a folder of its own.
+        folders = (f"--datadir={at.folder}/db", f"--tmpdir={at.folder}/tmp")
+        options = [*slurmconf.DATABASE_OPTIONS, *folders]
         if os.geteuid() == 0:
             options.append("--user=root")
         program = find("mariadbd")
