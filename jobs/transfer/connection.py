@@ -159,10 +159,17 @@ class _TlsConnection(_Connection, urllib3.connection.HTTPSConnection):
     pass
 
 
+_IN_PLACE_OF = {
+    urllib3.connection.HTTPConnection: _Connection,
+    urllib3.connection.HTTPSConnection: _TlsConnection,
+}
+
+
 class _Adapter(requests.adapters.HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **named: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **named)
-        pool.ConnectionCls = _TlsConnection if pool.scheme == "https" else _Connection
+        # Those of a SOCKS proxy, if PySocks is installed, connect in their own way.
+        pool.ConnectionCls = _IN_PLACE_OF.get(pool.ConnectionCls, pool.ConnectionCls)
         return pool
 
 

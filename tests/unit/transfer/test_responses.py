@@ -18,6 +18,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import requests
+import urllib3.connection
+import urllib3.connectionpool
 
 from examples import samples
 from jobs.archives.detect import sniff
@@ -437,6 +440,23 @@ def test_a_host_is_reached_though_its_first_address_is_silent(
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found.copy())
         monkeypatch.setattr(connection, "_CONNECT_S", 1000.0)
         assert fetch(f"http://odd.test:{port}{PATH}", tmp_path / "out").sha256 == SHA
+
+
+def test_connections_of_a_socks_proxy_stay_their_own() -> None:
+    class Socks(urllib3.connection.HTTPConnection):
+        pass
+
+    class SocksPool(urllib3.connectionpool.HTTPConnectionPool):
+        ConnectionCls = Socks
+
+    adapter = connection._Adapter()
+    request = requests.Request("GET", "http://host/x").prepare()
+    pool = adapter.get_connection_with_tls_context(request, verify=True)
+    assert pool.ConnectionCls is connection._Connection
+    adapter = connection._Adapter()
+    adapter.poolmanager.pool_classes_by_scheme = {"http": SocksPool}
+    pool = adapter.get_connection_with_tls_context(request, verify=True)
+    assert pool.ConnectionCls is Socks
 
 
 def test_an_address_may_be_ipv6(tmp_path: Path) -> None:
