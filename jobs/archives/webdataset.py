@@ -38,6 +38,7 @@ _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
 _TEXTS = frozenset({"txt", "text", "transcript", "caption", "html", "md", "url"})
 _DATA = _JSON | _NUMBERS | _TEXTS
 _MOST_TEXT = 16 << 20  # bytes; larger data stay a file
+_MOST_LONE = 1 << 16  # keys of each kind that are remembered
 _RECORDS = 1 << 48  # ordinal of the first part's records, after all members
 FIRST_FILES = 64  # their names decide whether an archive contains samples
 
@@ -115,6 +116,25 @@ class _Sample:
         return extension in self.files or extension in self.held
 
 
+class _Lone:
+    """Keys of images without data, and of data without an image; of the first ones.
+
+    In an archive that is sorted by extension each image comes long before its data, or after them.
+    """
+
+    def __init__(self) -> None:
+        self._hashes: dict[bool, set[int]] = {True: set(), False: set()}
+
+    def completes(self, sample: _Sample, *, has_image: bool) -> bool:
+        """Whether an earlier image or data of that key had nothing but what this sample lacks."""
+        if has_image == bool(sample.held):
+            return False
+        key = hash(sample.key)
+        if len(self._hashes[has_image]) < _MOST_LONE:
+            self._hashes[has_image].add(key)
+        return key in self._hashes[not has_image]
+
+
 class _Before(NamedTuple):
     """The file or link before a member."""
 
@@ -159,7 +179,7 @@ class Samples(Archive):
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``: the part's images, and its records at the end."""
         self._without, self._example = 0, b""
-        sample = _Sample()
+        sample, lone = _Sample(), _Lone()
         absorbed, mtime = 0, 0.0
         before = _Before(b"", is_link=False)
         with spool(self._temporary) as lines:
@@ -175,7 +195,7 @@ class Samples(Archive):
                 key = sample_key(name)
                 extension = _extension(name, key)
                 if key != sample.key or sample.has(extension):
-                    for left in self._ended(sample, lines):
+                    for left in self._ended(sample, lone, lines):
                         absorbed -= 1
                         yield left
                     sample = _Sample(key)
@@ -194,7 +214,7 @@ class Samples(Archive):
                     continue
                 sample.files[extension] = self._placed(member, name)
                 yield member
-            for left in self._ended(sample, lines):
+            for left in self._ended(sample, lone, lines):
                 absorbed -= 1
                 yield left
             if absorbed or lines.tell():
@@ -246,9 +266,16 @@ class Samples(Archive):
         member.name = name if name.startswith(images) else images + name
         return member.name.decode("utf-8", "surrogateescape")
 
-    def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
+    def _ended(self, sample: _Sample, lone: _Lone, lines: IO[bytes]) -> Iterator[Member]:
         """Write the record of a sample; if it has no image, yield its data as files."""
         images = [extension for extension in sample.files if _is_image(extension)]
+        if lone.completes(sample, has_image=bool(images)):
+            raise unsupported(
+                self._label,
+                f"has files with the key {quoted(sample.key)} that do not follow each other, as "
+                f"those of a WebDataset sample do; {UNPACK} and --layout webdataset, or launch "
+                "with --layout files",
+            )
         if images:
             lines.write(self._record(sample, images))
             return
