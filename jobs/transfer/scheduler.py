@@ -106,9 +106,11 @@ class RangeScheduler:
             # A server without ranges sends more than the range.
             for start, stop in self.partial.ranges:
                 self._todo.remove(start, stop)
+            size = self.state.size
+            if size is not None:  # perhaps only since the end of a response without a length
+                self._todo.remove(size, max(size, _PROBE))
             if piece is not None:
                 # The first range was a guess: the file may end within it.
-                size = self.state.size
                 end = piece[1] if size is None else min(piece[1], size)
                 for start, stop in self.partial.missing(piece[0], end):
                     self._todo.add(start, stop)
