@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
+from msgspec import structs
+
 from jobs.errors import Cause
 from jobs.model import (
     Heartbeat,
@@ -325,6 +327,35 @@ def _missing_problem(view_name: str, engine: TaskState, last_line: str) -> Probl
     return Problem(cause, f"{view_name}{where} {words}{raw}{log}")
 
 
+# Why Slurm asked a task to stop that was not cancelled.
+_STOPPED = {
+    Cause.PREEMPTED: "Slurm asked the task to stop, and nobody cancelled its job, so it was "
+    "preempted; `resume` continues it",
+    Cause.TIME_LIMIT: "the task reached its time limit; `resume` requests 50 % more",
+}
+
+
+def _of_job(result: TaskResult, engine: TaskState) -> TaskResult:
+    """``result``, with the reason why the task was asked to stop, which only the engine knows.
+
+    With a grace time, a job to be preempted is asked to stop like one that is cancelled. If it ends
+    within that time, Slurm neither requeues it nor reports that it was preempted.
+    """
+    cause = engine.cause
+    if cause is None and engine.raw in ("RUNNING", "COMPLETED", "FAILED"):
+        cause = Cause.PREEMPTED
+    if cause not in _STOPPED:
+        return result
+
+    def changed(problem: Problem | None) -> Problem | None:
+        if problem is None or problem.cause is not Cause.CANCELLED:
+            return problem
+        return structs.replace(problem, cause=cause, message=_STOPPED[cause])
+
+    items = tuple(structs.replace(each, problem=changed(each.problem)) for each in result.items)
+    return structs.replace(result, problem=changed(result.problem), items=items)
+
+
 def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     result = evidence.results.get(key)
     silent = TaskState(EngineState.UNKNOWN)
@@ -344,6 +375,7 @@ def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) 
             name = f"{task.stage.value} task {task.number}"
             problem = _missing_problem(name, engine, evidence.last_lines.get(key, ""))
     elif status is TaskStatus.FAILED and result is not None:
+        result = _of_job(result, engine)
         problem = result.problem
     return TaskView(submission.number, task, status, engine, result, beat, problem)
 

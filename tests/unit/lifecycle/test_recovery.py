@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Options, Outcome, Output, Resources, SourceKind, SourceRef, Stage, Task
-from orchestrator.engines.base import SiteLimits
+from orchestrator.engines.base import SiteLimits, TaskState
 from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.lifecycle.recovery import Recovery, grown, may_retry, recover
 from orchestrator.lifecycle.submitting import placeholder
@@ -306,6 +306,30 @@ def test_another_attempt_is_made_only_where_it_can_help() -> None:
     assert not may_retry(_failed_part(Cause.KILLED), left)  # the last one brought nothing
     assert may_retry(_failed_part(Cause.KILLED), left | {"b.p0000"})
     assert may_retry(_failed_part(Cause.KILLED), frozenset({"b.p0000"}))  # another one is damaged
+
+
+@pytest.mark.parametrize(
+    ("engine", "cause", "again"),
+    [
+        pytest.param(ended(), Cause.PREEMPTED, True, id="preempted, within a grace time"),
+        pytest.param(ended("FAILED"), Cause.PREEMPTED, True, id="likewise, a download"),
+        pytest.param(ended("PREEMPTED", Cause.PREEMPTED), Cause.PREEMPTED, True, id="preempted"),
+        pytest.param(ended("TIMEOUT", Cause.TIME_LIMIT), Cause.TIME_LIMIT, True, id="time limit"),
+        pytest.param(ended("CANCELLED", Cause.CANCELLED), Cause.CANCELLED, False, id="cancelled"),
+        pytest.param(replace(running(), raw="COMPLETING"), Cause.CANCELLED, False, id="unknown"),
+    ],
+)
+def test_a_task_that_slurm_asked_to_stop_is_retried_unless_it_was_cancelled(
+    engine: TaskState, cause: Cause, again: bool
+) -> None:
+    run = SUBMITTED.result(Stage.DOWNLOAD).result(Stage.EXTRACT, 0, cause=Cause.CANCELLED)
+    run = run.result(Stage.EXTRACT, 1, 2).result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+    state = run.seen(engine, Stage.EXTRACT, 0).state()
+    assert {problem.problem.cause for problem in state.problems} >= {cause}
+    assert may_retry(state, frozenset()) is again
+    longer = recover(state).resources
+    assert longer is not None
+    assert (longer["extract"].time_min > longer["download"].time_min) is (cause is Cause.TIME_LIMIT)
 
 
 BEFORE = Resources(time_min=100, mem_mb=1000, exclude="n1")
