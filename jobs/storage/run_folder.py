@@ -244,7 +244,10 @@ class RunFolder:
         return latency.each(lambda path: self._load(path, TaskResult), paths)
 
     def load_heartbeats(self, without: Container[tuple[Stage, int]]) -> Iterator[Heartbeat]:
-        """All heartbeats except those of the tasks in ``without``, in no particular order."""
+        """All heartbeats except those of the tasks in ``without``, in no particular order.
+
+        Damaged ones are left out: they only show progress, and the task replaces them.
+        """
         stages = {stage.value: stage for stage in Stage}
 
         def is_wanted(name: str) -> bool:
@@ -257,7 +260,12 @@ class RunFolder:
         paths = (
             entry.path for entry in presence.entries_of(self.progress) if is_wanted(entry.name)
         )
-        return latency.each(lambda path: self._load(path, Heartbeat), paths)
+        return filter(None, latency.each(self._heartbeat, paths))
+
+    def _heartbeat(self, path: str) -> Heartbeat | None:
+        with suppress(RunFolderError):
+            return self._load_if_there(path, Heartbeat)
+        return None
 
     def _remedy(self, kind: type[Any]) -> str:
         return _REMEDIES.get(kind, _OTHERWISE).format(folder=self.path, run=self.run_id)

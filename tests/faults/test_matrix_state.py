@@ -101,6 +101,7 @@ def test_a_damaged_state_file_is_gone_round_as_the_message_says(
             assert "rename it" in reported
             path.rename(path.with_name(f"{path.name}.damaged"))
         stopped.resume()
+    assert not (ended.rc and pattern.startswith("progress")), "it only shows progress"
     stopped.check_complete()
 
 
