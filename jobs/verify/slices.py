@@ -234,6 +234,9 @@ def _read(path: bytes, line: PublishedFile, algorithm: str, buffer: memoryview) 
         check_is_of_file(error, doing=f"opening {quoted(path)}")
         return f"cannot be opened: {fact_of(error)}"
     try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return _difference(status, line.size)
         while read := os.readv(fd, [buffer]):
             hasher.update(buffer[:read])
             size += read

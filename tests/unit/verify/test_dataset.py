@@ -172,6 +172,18 @@ def test_damage_is_named_with_its_shard(
     assert report.lines[-1].startswith("✗ Dataset verification failed for 1 of 13 files")
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_pipe_is_no_empty_file(tmp_path: Path, deep: bool) -> None:
+    shard = pages(0, 2)
+    shard.files["notes/empty.txt"] = b""
+    run = RunBuilder(shard).extracted(tmp_path)
+    run.finish()
+    path = run.staging.dest / "notes" / "empty.txt"
+    path.unlink()
+    os.mkfifo(path)
+    assert [damage.what for damage in check(run, deep=deep).damaged] == ["no longer a regular file"]
+
+
 def test_a_flipped_bit_needs_a_deep_check(tmp_path: Path) -> None:
     run = published(tmp_path)
     flip(run.staging.dest / "images" / "000005.png")
