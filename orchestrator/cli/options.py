@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import RunFolderError, UsageError
-from jobs.model import Resources
+from jobs.model import Plan, Resources, SourceKind
 from jobs.storage.run_folder import DEFAULT_LOG_DIR
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
@@ -359,6 +359,7 @@ slurm = stack(
 )
 
 SLURM_FIELDS = Resources.__struct_fields__
+OF_CONTAINERS = frozenset({"container_image", "container_mounts"})
 
 
 def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
@@ -372,7 +373,7 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
 
     The environment of this process and the code are mounted too, but never the system's ``/usr``.
     """
-    if "container_image" not in changes:
+    if not OF_CONTAINERS & changes.keys():
         return changes
     folders = [filesystems.existing(path.absolute()) for path in paths if path is not None]
     code = Path(__file__).resolve().parents[2]
@@ -381,6 +382,13 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     outer = [p for p in dict.fromkeys(wanted) if not any(o in p.parents for o in wanted)]
     mounts = changes.get("container_mounts", ())
     return changes | {"container_mounts": (*mounts, *(f"{path}:{path}" for path in outer))}
+
+
+def with_mounts_of(changes: dict[str, Any], plan: Plan, log_dir: Path) -> dict[str, Any]:
+    """As ``with_mounts``, for a run with that plan."""
+    is_local = plan.source.kind is SourceKind.LOCAL
+    source = Path(plan.source.locator) if is_local else None
+    return with_mounts(changes, Path(plan.dest), Path(plan.temp), log_dir, source)
 
 
 def is_typed(ctx: click.Context, name: str) -> bool:

@@ -79,6 +79,8 @@ def command(
     amendments = _amendments(values)
     mode = options.OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
+    if options.OF_CONTAINERS & changes.keys():
+        changes = options.with_mounts_of(changes, folder.load_plan(), folder.path.parent)
     planned = api.plan_resume(
         folder,
         tasks=tasks,

@@ -61,6 +61,7 @@ def command(
     from orchestrator.cli import exit_codes, messages
     from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import SLURM
+    from orchestrator.lifecycle.request import override
 
     changes = options.slurm_changes(values)
     mode = options.OutputMode(**values)
@@ -76,6 +77,9 @@ def command(
         changes=changes,
     )
     planned = update.planned
+    mounts = options.with_mounts_of(changes, planned.plan, planned.folder.path.parent)
+    resources = override(planned.request.resources, mounts)
+    planned = replace(planned, request=replace(planned.request, resources=resources))
     if mode.hands_out_id:
         planned = replace(planned, request=replace(planned.request, retries=0))
     lines = messages.update_lines(update)

@@ -1,0 +1,53 @@
+"""The mounts of a container that a resume or an update starts tasks in, and a launch did not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from orchestrator import api, cli
+from orchestrator.lifecycle.launching import Planned
+from tests.support.builders.contents import page_tar
+from tests.support.builders.dataset import Dataset
+
+GIVEN = {"image": "--container-image=x", "mounts": "--container-mounts=/opt:/opt"}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    made = Dataset(tmp_path)
+    made.path("s").write_bytes(page_tar(range(2)))
+    made.launch()
+    made.path("s").touch()
+    return made
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("name", ["resume", "update"])
+def test_the_folders_of_the_run_are_mounted(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, name: str, given: str
+) -> None:
+    found: list[tuple[str, ...]] = []
+
+    def plan_resume(folder: object, **asked: Any) -> None:
+        found.append(asked["changes"]["container_mounts"])
+        raise click.Abort
+
+    def launch(planned: Planned, on_tick: object) -> None:
+        found.append(planned.draft.resources["extract"].container_mounts)
+        raise click.Abort
+
+    monkeypatch.setattr(api, "plan_resume", plan_resume)
+    monkeypatch.setattr(api, "launch", launch)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    words = [name, str(dataset.dest), "--log-dir", str(dataset.logs), GIVEN[given]]
+    CliRunner().invoke(cli.cli, words)
+    (mounts,) = found
+    for folder in (dataset.dest, dataset.logs, dataset.source):
+        assert f"{folder}:{folder}" in mounts
+    assert ("/opt:/opt" in mounts) is (given == "mounts")
