@@ -177,7 +177,7 @@ class FinalizeContext:
     def merged_records(self) -> Path:
         """The records file, once the records are merged."""
         folder = self.scratch / "records" if self.pack_task else self.staging.data
-        return folder / (self.records_path or "")
+        return folder / os.fsdecode((self.records_path or "").encode())
 
     @property
     def records_out_of_data(self) -> Path:

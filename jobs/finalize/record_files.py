@@ -331,15 +331,21 @@ def put_back(context: FinalizeContext) -> None:
     With other options they may be data, and that attempt may have left merged records there.
     """
     folder = context.records_out_of_data
-    moved = {os.fsdecode(path) for path in presence.below(os.fsencode(folder))}
+    moved = {path.decode() for path in presence.below(os.fsencode(folder))}
     for part in context.parts if moved else ():
         for entry in _entries(context, part):
             if entry.path in moved:
-                sums = Sums.of("crc32", blocks(folder / entry.path))
+                source = _in(folder, entry.path)
+                sums = Sums.of("crc32", blocks(source))
                 # If they differ, the part was extracted again, from an archive that has changed.
                 if (sums.size, sums.crc32) == (entry.size, entry.crc32):
-                    _move(folder / entry.path, context.staging.data / entry.path)
+                    _move(source, _in(context.staging.data, entry.path))
                     moved.remove(entry.path)
+
+
+def _in(folder: Path, path: str) -> Path:
+    """The file in ``folder`` with that path of the dataset, which is UTF-8 in any locale."""
+    return folder / os.fsdecode(path.encode())
 
 
 def _move(source: Path, target: Path) -> None:
@@ -356,11 +362,11 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
         if not context.reads_records or file.path in taken:
             continue
         taken.add(file.path)
-        moved = context.records_out_of_data / file.path
+        moved = _in(context.records_out_of_data, file.path)
         if context.packs:
             moved = context.scratch / f"among-data-{len(taken):05d}"
             _copy(context, file, moved)
-        elif presence.exists(place := context.staging.data / file.path):
+        elif presence.exists(place := _in(context.staging.data, file.path)):
             _move(place, moved)
         else:
             forget_manifest(context, file.part, "its records are missing")
@@ -432,7 +438,7 @@ def _choose(context: FinalizeContext) -> list[_DataFile]:
 
 def _names_images(context: FinalizeContext, file: _DataFile) -> bool:
     """Whether the first record of a file may name images of this dataset."""
-    place = context.staging.data / file.path
+    place = _in(context.staging.data, file.path)
     options = context.plan.options
     if context.packs:
         place = context.scratch / "candidate"

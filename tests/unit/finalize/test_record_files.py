@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from jobs.model import Layout, OnBadRecord, Options, Output
 from tests.support.builders.contents import Content, line, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
+from tests.support.locales import in_latin1
 
 PICTURES: dict[bytes | str, bytes] = {f"images/{number}.png": png(number) for number in range(3)}
 LINES = [line(f"images/{number}.png", id=str(number)) for number in range(3)]
@@ -102,3 +106,14 @@ def test_records_that_have_lost_lines_in_staging_are_extracted_again(
     assert "its records have changed on disk" in problem.message
     run.redo()
     assert run.finish()["counts"]["records"] == 3
+
+
+def test_a_records_file_is_found_in_a_locale_without_utf8(tmp_path: Path) -> None:
+    env = in_latin1(tmp_path)
+    shard = Content({"é日/a.png": png(1), "é日/metadata.jsonl": line("a.png"), "x/y": b"1"})
+    run = RunBuilder(shard, options=AUTO).submitted().extracted(tmp_path)
+    command = [sys.executable, "-m", "jobs.worker", str(run.folder.path), "finalize", "0"]
+    subprocess.run(command, env=env, check=True)
+    record = json.loads((run.staging.dest / "metadata.jsonl").read_bytes())
+    assert record["image"] == "é日/a.png"
+    assert run.verify().ok

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from jobs.verify.slices import blocks
 from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
+from tests.support.locales import in_latin1
 
 
 def published(base: Path, options: Options | None = None) -> Run:
@@ -103,15 +103,11 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 def test_names_are_found_in_a_locale_without_utf8(tmp_path: Path) -> None:
-    name = "en_US.ISO-8859-1"
-    words = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / name)]
-    if shutil.which("localedef") is None or subprocess.run(words, check=False).returncode:
-        pytest.skip("this machine cannot make a locale")
+    env = in_latin1(tmp_path)
     shard = pages(0, 1)
     shard.files |= {"é.txt": b"1", "日本.txt": b"2", b"\xff.txt": b"3"}
     run = RunBuilder(shard).extracted(tmp_path)
     run.finish()
-    env = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": name, "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "orchestrator", "verify", str(run.staging.dest)]
     for deep in ([], ["--deep"]):
         subprocess.run([*command, *deep], env=env, check=True)
