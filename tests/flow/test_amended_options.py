@@ -188,7 +188,7 @@ def test_a_change_that_needs_another_extraction_is_refused(
 
 def test_samples_whose_records_extraction_made_keep_their_layout(cli: Cli, tmp_path: Path) -> None:
     pairs = {**pictures("{}.png"), **{f"{n}.json": b'{"text": "a"}' for n in range(3)}}
-    source = write(tmp_path / "source", {"a.tar": pairs})
+    source = write(tmp_path / "source", {"a.tar": dict(sorted(pairs.items()))})
     words = (*LOCAL, "--local-path", source, "--dest", tmp_path / "data")
     cli.run(*words, "--expect-records", "4", rc=VERIFICATION)
     said = cli.run("resume", "--layout", "files", rc=USAGE).err
