@@ -30,14 +30,11 @@ _MAGICS = {  # first bytes of a stream
 }
 _GZIP_END = 5  # bytes: the size at the end of a gzip member, and another byte
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
-
-
+# What to do where other data follow a stream.
 _IGNORED = (
     "; `gzip -d` ignores this; if its output is complete, unpack it and launch with --local-path "
     "on the folder"
 )
-
-
 _IF_COMPLETE = f"if everything before it is complete, {UNPACK}"
 
 

@@ -176,7 +176,7 @@ def scan_files(audit: Audit) -> None:
 
     In a repair the published files count too, but are never removed. If files are packed, nothing
     on disk is read: a part's members are in its container, whose size is checked. Files are
-    stat'ed only if some are links to published ones, which somebody may have written to since.
+    stat'ed only where their sizes are compared (``FinalizeContext.compares_sizes``).
     """
     context = audit.context
     sample = Sample(context) if context.pieces and matches_spellings(context) else None
