@@ -208,9 +208,9 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
             value, own = match[1], match[2] or ""
         else:
             continue
-        algorithm = _ALGORITHMS.get(len(value))
-        if algorithm and (named is None or named[0].lower() == algorithm):
-            found[own.strip().removeprefix("./")] = Digest(algorithm, value.lower())
+        digest = digest_of(value)
+        if digest and (named is None or named[0].lower() == digest.algorithm):
+            found[own.strip().removeprefix("./")] = digest
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import urllib.parse
@@ -23,7 +22,7 @@ from jobs.sources.object_urls import (
 )
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.responses import published_digest
-from jobs.transfer.target import Target, redact
+from jobs.transfer.target import Target, hide_addresses, redact
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")  # ends of its hosts
 _CONNECT_S, _READ_S = 20, 30
@@ -66,10 +65,7 @@ class S3Client:
             import botocore.session
         except ModuleNotFoundError as error:
             raise extras.S3.missing() from error
-        for name in ("botocore", "urllib3"):
-            # Their messages, also warnings, have complete addresses, with signatures.
-            if logging.getLogger(name).level == logging.NOTSET:
-                logging.getLogger(name).setLevel(logging.ERROR)
+        hide_addresses("botocore", "urllib3")
         self._pinned = pinned
         self._endpoint = endpoint
         self.where = redact(endpoint) if endpoint else "Amazon S3"

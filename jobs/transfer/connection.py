@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
-import logging
 import os
 import re
 import select
@@ -26,7 +25,7 @@ from jobs.errors import Cause, SourceError
 from jobs.runtime import background
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.responses import PROXY_LOGIN, RetryLater
-from jobs.transfer.target import Target, origin_of, redact
+from jobs.transfer.target import Target, hide_addresses, origin_of, redact
 
 # As in browsers (https://fetch.spec.whatwg.org/#http-redirect-fetch). Only their number is limited:
 # an address may redirect to itself, to set a cookie or to change to https.
@@ -217,10 +216,7 @@ class ConnectionPool:
         # Otherwise it looks for proxies, and reads .netrc, for each request.
         self._session.trust_env = False
         self._of_environment: dict[tuple[str, str, int], _OfEnvironment] = {}  # by origin
-        # Its messages, also warnings, have complete addresses, with signatures in their queries.
-        logger = logging.getLogger("urllib3")
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.ERROR)
+        hide_addresses("urllib3")
 
     def get(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,17 @@ def redact(url: str) -> str:
         return urllib.parse.urlunsplit((parts.scheme, where, parts.path, "", ""))
     except ValueError:
         return "an invalid address"
+
+
+def hide_addresses(*libraries: str) -> None:
+    """Have these libraries log only errors, unless the user has set their levels.
+
+    Their messages, also warnings, have complete addresses, with signatures in their queries.
+    """
+    for name in libraries:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.ERROR)
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
