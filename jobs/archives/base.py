@@ -99,10 +99,11 @@ class Archive:
         raise NotImplementedError
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """The last regular member whose safe path is ``name``, with its content.
+        """The last member, except folders, whose safe path is ``name``, with its content.
 
-        A hard link of that name counts as one, with the content that it leads to.
-        ``before``: of those with a lower ordinal (only a tar has several, and hard links).
+        For a hard link it is the member that it leads to, under the link's ordinal; a symbolic
+        link has no content. ``before``: of those with a lower ordinal (only a tar has several, and
+        hard links).
 
         Needs another pass over the archive or its headers, with a separate reader: may be called
         while ``members`` is being iterated. Only called of an archive with links.

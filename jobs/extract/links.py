@@ -100,8 +100,9 @@ class Resolver:
     ``locate`` maps a safe path of the archive to the place of its file, None if it has none;
     ``read`` returns the bytes of a written file; ``write`` is called with the link
     and the member with its content, and returns whether that became a file; ``last`` returns
-    the file that was written last, which can be read then. ``shares``: a file of another name
-    may have overwritten a target's file without failing the dataset.
+    the file that was written last, which can be read then. ``in_one_pass``: the archive's members
+    can be read only once. ``shares``: a file of another name may have overwritten a target's file
+    without failing the dataset.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Resolver:
         part: Part,
         *,
         label: str,
+        in_one_pass: bool,
         shares: bool,
         locate: Callable[[bytes], Place | None],
         read: Callable[[Entry], Iterator[memoryview]],
@@ -121,6 +123,7 @@ class Resolver:
         self._locate = locate
         self._read = read
         self._label = label
+        self._in_one_pass = in_one_pass
         self._shares = shares
         self._write = write
         self._last = last
@@ -195,14 +198,14 @@ class Resolver:
         )  # fmt: skip
 
     def _from_archive(self, rest: dict[bytes, list[_Bound]]) -> None:
-        if len(rest) <= _FEW:
+        if self._in_one_pass or len(rest) <= _FEW:
             for target, links in rest.items():
                 self._find(target, links)
             return
         found: set[bytes] = set()  # raw paths of links whose last target so far is a file
         for index in range(self._part.count):
             for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
-                if member.kind in (MemberKind.FILE, MemberKind.HARD_LINK) and member.name:
+                if member.kind is not MemberKind.FOLDER and member.name:
                     target = safe_path(member.name, archive=self._label)
                     mine = [
                         one.link
@@ -225,8 +228,21 @@ class Resolver:
             if held is None:
                 raise self._missing(links[0].link)
             at = -1 if held.ordinal >= before else held.ordinal
-            self._write_all(target, [one.link for one in links if one.before > at], held)
+            path, file = self._followed(target, held, links[0].link)
+            self._write_all(path, [one.link for one in links if one.before > at], file)
             links = [one for one in links if one.before <= at]
+
+    def _followed(self, path: bytes, member: Member, link: Pending) -> tuple[bytes, Member]:
+        """The file that ``member`` at ``path`` leads to, which may be a symbolic link."""
+        for _ in range(_MOST_HOPS):
+            if member.kind is not MemberKind.LINK:
+                return path, member
+            path = _target_path(member, safe_path(member.name, archive=self._label), self._label)
+            found = self._archive.find(path)
+            if found is None:
+                raise self._missing(link)
+            member = found
+        raise unsafe(self._label, link.raw, "is part of a loop of links")
 
     def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
         """Write several links to one target: the first gets ``member``, the others its copy."""

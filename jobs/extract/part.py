@@ -207,6 +207,7 @@ class _Pass:
             source.archive,
             source.part,
             label=source.label,
+            in_one_pass=source.nested is None and isinstance(self._work.stream, TarStream),
             shares=self._options.on_collision is OnCollision.KEEP_FIRST or names.strips,
             locate=locate,
             read=self._writer.read,

@@ -20,7 +20,6 @@ from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import quoted
 
-_CONTENT = (MemberKind.FILE, MemberKind.HARD_LINK)
 _MOST_HOPS = 40  # the length of a chain of hard links, each of which takes a pass over the headers
 
 
@@ -58,22 +57,22 @@ class TarArchive(Archive):
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         hops: list[int] = []  # ordinals of hard links on the way
         while len(hops) < _MOST_HOPS:
-            last: tuple[int, MemberKind, bytes] | None = None
+            last: Member | None = None
             with self._reader(headers_only=True) as reader:
                 for member in reader.members():
                     if member.ordinal >= before:
                         break
-                    if member.kind in _CONTENT and normalized(member.name) == name:
-                        last = (member.ordinal, member.kind, member.target)
+                    if member.kind is not MemberKind.FOLDER and normalized(member.name) == name:
+                        last = member
             if last is None:
                 return None
-            before, kind, target = last
-            if kind is MemberKind.FILE:
-                found = self._at_ordinal(before)
+            before = last.ordinal
+            if last.kind is not MemberKind.HARD_LINK:
+                found = self._at_ordinal(before) if last.kind is MemberKind.FILE else last
                 found.ordinal = hops[0] if hops else before  # of the member with that name
                 return found
-            hops.append(before)
-            name = normalized(target)
+            hops.append(last.ordinal)
+            name = normalized(last.target)
         return None
 
     def _at_ordinal(self, ordinal: int) -> Member:

@@ -115,7 +115,7 @@ class ZipArchive(Archive):
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)
-            if self._directory.is_superseded(ordinal) or entry.kind is not MemberKind.FILE:
+            if self._directory.is_superseded(ordinal) or entry.kind is MemberKind.FOLDER:
                 continue
             if normalized(entry.name) == name:
                 return self._member(entry, ordinal)

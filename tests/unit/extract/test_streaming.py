@@ -241,9 +241,11 @@ def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
 
 
-def test_a_link_to_another_part_is_left_to_an_extract_task(tmp_path: Path) -> None:
-    tar = _tar(FILES)[: -len(END)] + member(b"images/z.png", kind=b"1", target=b"images/000.png")
-    run = _run(tmp_path, tar + END)
+@pytest.mark.parametrize("links", [1, 20])
+def test_a_link_to_another_part_is_left_to_an_extract_task(tmp_path: Path, links: int) -> None:
+    names = [name.encode() for name in FILES][:links]
+    linked = (member(name + b".png", kind=b"1", target=name) for name in names)
+    run = _run(tmp_path, _tar(FILES)[: -len(END)] + b"".join(linked) + END)
     _stream(run)
     done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
     assert done == {f"{part.id}.jsonl" for part in run.parts[:-1]}
@@ -269,6 +271,48 @@ def test_a_symbolic_link_is_to_the_last_member_of_a_name_also_in_a_later_part(
     run = _run(tmp_path, first + _tar({**FILES, "a.txt": b"new"}), options=LINKED)
     found = {name: data for name, data in _extracted(run).items() if name not in FILES}
     assert found == {"a.txt": b"new", "l.txt": b"new", "h.txt": b"old"}
+
+
+@pytest.mark.parametrize("links", [1, 20])
+def test_symbolic_links_to_later_parts_have_their_targets_content(
+    tmp_path: Path, links: int
+) -> None:
+    linked = {f"l{number:02d}.png": name for number, name in enumerate([*FILES][-links:])}
+    first = (member(one.encode(), kind=b"2", target=t.encode()) for one, t in linked.items())
+    run = _run(tmp_path, b"".join(first) + _tar(FILES), options=LINKED)
+    assert _extracted(run) == {**FILES, **{one: FILES[t] for one, t in linked.items()}}
+
+
+@pytest.mark.parametrize("chains", [1, 5])
+def test_a_chain_of_links_may_lead_through_several_parts(tmp_path: Path, chains: int) -> None:
+    names = [*FILES][:chains]
+    first = b"".join(
+        member(b"first/%d" % n, kind=b"2", target=b"../last/%d" % n)
+        + member(b"old/%d" % n, b"old")
+        + member(b"to-old/%d" % n, kind=b"2", target=b"../old/%d" % n)
+        for n in range(chains)
+    )
+    last = b"".join(
+        member(b"last/%d" % n, kind=b"2", target=b"../" + name.encode())
+        + member(b"old/%d" % n, kind=b"2", target=b"../" + name.encode())
+        for n, name in enumerate(names)
+    )
+    run = _run(tmp_path, first + _tar(FILES)[: -len(END)] + last + END, options=LINKED)
+    found = _extracted(run)
+    for n, name in enumerate(names):
+        for folder in ("first", "last", "old", "to-old"):
+            assert found[f"{folder}/{n}"] == FILES[name], folder
+
+
+def test_a_loop_of_links_through_several_parts_is_refused(tmp_path: Path) -> None:
+    first, last = (member(a, kind=b"2", target=b) for a, b in ((b"a", b"b"), (b"b", b"a")))
+    run = _run(tmp_path, first + _tar(FILES)[: -len(END)] + last + END, options=LINKED)
+    atomic.write_json(run.folder.fetched("00000"), _fetched(run, _stream(run)))
+    left = [part for part in run.parts if not run.folder.manifest(part).exists()]
+    assert left == [run.parts[0], run.parts[-1]]
+    (one, two) = extracted(PartExtractor(run.folder, run.plan, Progress()), *left)
+    for result in (one, two):
+        assert result.problem is not None and "part of a loop of links" in result.problem.message
 
 
 def test_of_two_nested_archives_with_one_name_the_last_one_counts_also_in_a_later_part(
