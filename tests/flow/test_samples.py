@@ -20,7 +20,7 @@ from jobs.verify.dataset import verify_dataset
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import Raw, zip_of
 from tests.support.builders.complete_run import complete_run
-from tests.support.builders.contents import line, png, tarred
+from tests.support.builders.contents import chunk, line, png, tarred
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers.webserver import FaultyServer
@@ -94,6 +94,15 @@ def test_samples_are_images_and_records_whatever_the_number_of_parts(
         "00000.tar; 00001.tar: files with the same key became an image and its record; to leave "
         "them as they are, launch with --layout files"
     ) in summary.lines
+
+
+def test_a_shard_that_begins_with_a_large_picture_is_one_of_samples(tmp_path: Path) -> None:
+    large = samples(range(10, 13))
+    end = large["00010.png"][-12:]
+    large["00010.png"] = large["00010.png"][:-12] + chunk(b"prVt", bytes(9 << 20)) + end
+    run, _, problem = run_over(tmp_path, samples(range(10)), large)
+    assert problem is None
+    assert [row["__key__"] for row in records(run)] == [f"{n:05d}" for n in range(13)]
 
 
 @pytest.mark.parametrize("format", ["tar", "zip"])

@@ -23,7 +23,7 @@ from jobs.storage.safe_paths import quoted
 
 _UNKNOWN = 1 << 50  # bytes; used as the size of an archive whose source does not state it
 _LEAST_STEP = 1 << 10  # bytes
-_RECENT = 12 << 20  # bytes: the head, and more than the headers before any content take
+_RECENT = 12 << 20  # bytes: more than the headers before any content take
 
 # Space left free for everything else; checked once every ``_CHECK_EACH`` bytes.
 _RESERVE = 256 << 20  # bytes
@@ -101,7 +101,8 @@ class RecentBlocks:
 
     ``blocks``: of the decompressed tar, each with the archive bytes read up to its end. ``check``
     is called for each block, and may raise. After a call of ``copy_to``, each block is written to
-    a plain copy before it is passed on.
+    a plain copy before it is passed on. ``keeps_all``: while the head is examined, which is read
+    again.
     """
 
     def __init__(self, blocks: Iterator[tuple[memoryview, int]], check: Callable[[], None]) -> None:
@@ -111,6 +112,7 @@ class RecentBlocks:
         self._offset = 0
         self._taken = 0
         self._copy: PlainCopy | None = None
+        self.keeps_all = True
         self.total_crc32 = 0
 
     def __iter__(self) -> RecentBlocks:
@@ -122,7 +124,7 @@ class RecentBlocks:
         self._latest.append(_Block(self._offset, data, self.total_crc32, self._taken, taken))
         self._offset += len(data)
         self._taken = taken
-        while self._offset - self._latest[0].start > _RECENT:
+        while not self.keeps_all and self._offset - self._latest[0].start > _RECENT:
             self._latest.popleft()
         self.total_crc32 = isal_zlib.crc32(data, self.total_crc32)
         if self._copy is not None:

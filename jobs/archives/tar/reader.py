@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, padd
 from jobs.model import Cut, Options
 from jobs.storage.safe_paths import unsafe
 
-_HEAD = 8 << 20  # bytes of a tar that are examined for the top folder
+# Bytes of a tar that are examined for the top folder and samples: the second number if there are
+# fewer than ``_ENOUGH`` files in the first, as of large pictures.
+_HEADS = (8 << 20, 32 << 20)
+_ENOUGH = 8
 _META = 1 << 20  # bytes of a pax header or a long name, at most
 _MOST_META = 4 << 20  # bytes of all extension headers of a member, at most
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default
@@ -386,28 +390,38 @@ class Head(NamedTuple):
 def examine_head(blocks: Iterator[memoryview], limits: Limits, options: Options) -> Head:
     """Find the names of the first files and the top folder; ``blocks`` are those of a whole tar.
 
-    Damage is not reported here, but where the blocks of the result are read.
+    Damage is not reported here, but where the blocks of the result are read. The answers do not
+    depend on how the tar is divided into blocks, which differs from reading to reading.
     """
-    taken: list[memoryview] = []
+    taken: deque[memoryview] = deque()
     damage: list[ArchiveError] = []
+    names: list[bytes] = []
+    wanted = FIRST_FILES if options.layout.name == "auto" else 0
 
     def head() -> Iterator[memoryview]:
+        left = _HEADS[0]
+        longer = _HEADS[1] - left
         try:
-            while sum(map(len, taken)) < _HEAD and (block := next(blocks, None)):
+            for block in blocks:
                 taken.append(block)
-                yield block
+                while block:
+                    yield block[:left]
+                    left, block = left - len(block[:left]), block[left:]
+                    if not left and longer and len(names) < min(_ENOUGH, wanted):
+                        left, longer = longer, 0
+                    elif not left:
+                        return
         except ArchiveError as error:
             damage.append(error)
 
     def again() -> Iterator[memoryview]:
-        yield from taken
+        while taken:
+            yield taken.popleft()
         if damage:
             raise damage[0]
         yield from blocks
 
     seen = TopFolder(options)
-    names: list[bytes] = []
-    wanted = FIRST_FILES if options.layout.name == "auto" else 0
     with suppress(ArchiveError):  # most heads end within a member
         for member in TarReader(Cursor(head()), limits, headers_only=True).members():
             seen.add(member.name, member.kind)

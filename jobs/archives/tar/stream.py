@@ -61,8 +61,17 @@ class TarStream(ArchiveStream):
         self._inflating = Prefetch(self._inflated())
         self._blocks = RecentBlocks(self._inflating, check)
 
+        self._plain = plain
+        self._copy: PlainCopy | None = None
+        self._copy_start = 0  # offset of the copy's first byte in the decompressed tar
+
         self._table = MemberIndex(options)
-        head = examine_head(self._blocks, self._limits, options)
+        try:
+            head = examine_head(self._blocks, self._limits, options)
+        except BaseException:
+            self.close()
+            raise
+        self._blocks.keeps_all = False
         self._first_names = head.names
         self._top = head.top if top is None else top[0]
         # Once members were found in several folders, no later one can change that.
@@ -80,10 +89,6 @@ class TarStream(ArchiveStream):
         self._crc32 = ""  # of all decompressed bytes before the last cut
         self._names: deque[bytes] = deque(maxlen=SampleEnds.MOST + 1)  # of the last members
         self._uncut = 0  # an offset before which the current part does not end
-
-        self._plain = plain
-        self._copy: PlainCopy | None = None
-        self._copy_start = 0  # offset of the copy's first byte in the decompressed tar
 
     @property
     def top(self) -> str | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
 
 from examples.samples import make_dataset, pack_one
+from jobs.archives.limits import Limits
 from jobs.archives.tar.archive import TarArchive
-from jobs.model import Format
+from jobs.archives.tar.reader import examine_head
+from jobs.model import Format, Options
+from tests.support.archives.rawtar import END, member
 from tests.support.builders.runs import RunBuilder
 
 
@@ -25,3 +29,22 @@ def test_a_compressed_tar_is_open_once_while_a_part_is_read(tmp_path: Path, inde
     next(members)
     files = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
     assert files.count(str(path)) == 1
+
+
+MIB = 1 << 20
+
+
+def _in_blocks(data: bytes, size: int) -> list[memoryview]:
+    sizes = [0, *[size] * (len(data) // size), len(data) % size]
+    return [memoryview(data)[a:b] for a, b in pairwise(accumulate(sizes)) if a < b]
+
+
+@pytest.mark.parametrize("size", [MIB, MIB + 512, 700_001, 40 * MIB])
+@pytest.mark.parametrize("first", [8 * MIB - 4096, 8 * MIB - 1024, 8 * MIB, 9 * MIB, 20 * MIB])
+def test_the_first_files_are_the_same_however_the_tar_is_read(first: int, size: int) -> None:
+    files = {b"0.png": first, b"0.json": 2, b"1.png": 2 * MIB, b"1.json": 2, b"2.png": 12 * MIB}
+    data = b"".join(member(name, bytes(size)) for name, size in files.items()) + END
+    limits = Limits.of("a.tar", len(data), Options())
+    head = examine_head(iter(_in_blocks(data, size)), limits, Options())
+    assert head.names == [*files]
+    assert b"".join(head.blocks) == data
