@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from msgspec import structs
 
 from jobs import __version__, rlimits
-from jobs.errors import Cause, OrchestrateError
+from jobs.errors import Cause, OrchestrateError, RunFolderError
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -59,37 +59,35 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
     progress = Progress(
         bytes_total=_bytes_total(plan, task), deadline=_deadline(submission, task.stage)
     )
-    superseded = _superseded_check(folder, submission, task)
-    with (
-        _signals_stop(progress),
-        Heart(
-            folder.heartbeat(task.stage, number),
-            progress,
-            stage=task.stage,
-            task=number,
-            attempt=attempt,
-            is_superseded=superseded,
-        ),
-    ):
-        items, summary, problem = _attempt(folder, plan, submission, task, progress)
-    result = TaskResult(
+    heart = Heart(
+        folder.heartbeat(task.stage, number),
+        progress,
         stage=task.stage,
         task=number,
         attempt=attempt,
-        outcome=_outcome(items, problem),
-        items=items,
-        host=os.uname().nodename,
-        pid=os.getpid(),
-        started=started,
-        ended=utc_now(),
-        version=__version__,
-        problem=problem,
-        peak_rss_bytes=_peak_rss_bytes(),
-        cpu_s=_cpu_s() - cpu,
-        summary=summary,
+        is_superseded=_superseded_check(folder, submission, task),
     )
-    if progress.cause is not Cause.SUPERSEDED:  # otherwise the newer process writes the result
-        atomic.write_json(folder.result(task.stage, number, attempt), result)
+    with _signals_stop(progress):
+        with heart:
+            items, summary, problem = _attempt(folder, plan, submission, task, progress)
+        result = TaskResult(
+            stage=task.stage,
+            task=number,
+            attempt=attempt,
+            outcome=_outcome(items, problem),
+            items=items,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            started=started,
+            ended=utc_now(),
+            version=__version__,
+            problem=problem,
+            peak_rss_bytes=_peak_rss_bytes(),
+            cpu_s=_cpu_s() - cpu,
+            summary=summary,
+        )
+        if progress.cause is not Cause.SUPERSEDED:  # else the newer process writes the result
+            atomic.write_json(folder.result(task.stage, number, attempt), result)
     return result
 
 
@@ -212,14 +210,15 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
     mine = set(task.items)
 
     def check() -> bool:
-        for number in folder.submission_numbers():
-            if number > submission.number and number not in seen:
-                seen.add(number)
-                later = folder.load_submission(number)
-                if task.stage is Stage.PACK or any(
-                    mine & set(other.items) for other in later.of_stage(task.stage)
-                ):
-                    return True
+        with suppress(OSError, RunFolderError):  # asked again with the next heartbeat
+            for number in folder.submission_numbers():
+                if number > submission.number and number not in seen:
+                    later = folder.load_submission(number)
+                    seen.add(number)
+                    if task.stage is Stage.PACK or any(
+                        mine & set(other.items) for other in later.of_stage(task.stage)
+                    ):
+                        return True
         return False
 
     return check

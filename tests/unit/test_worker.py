@@ -16,8 +16,10 @@ from jobs.errors import Cause, from_os_error
 from jobs.model import Options, Outcome, Plan, Stage
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
+from jobs.storage import atomic
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
+from tests.support.locales import in_latin1
 
 
 def submitted(
@@ -108,3 +110,36 @@ def test_an_error_of_the_system_comes_with_what_to_do(number: int, step: str) ->
     problem = as_problem(known, doing="downloading a")
     assert problem.message.startswith("writing /data/x: ")
     assert problem.message.endswith(step)
+
+
+def test_a_later_submission_that_cannot_be_read_costs_no_result(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    run.folder.submission(2).write_bytes(b"{")
+    result = worker.run_task(str(run.folder.path), "extract", 0, 1)
+    assert result.outcome is Outcome.OK
+    assert run.folder.result(Stage.EXTRACT, 0, 1).exists()
+
+
+def test_a_signal_at_the_end_of_a_task_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path)
+    path, write = run.folder.result(Stage.EXTRACT, 0, 1), atomic.write_json
+
+    def writing(place: Path, value: object, *, durable: bool = True) -> None:
+        if place == path:
+            signal.raise_signal(signal.SIGINT)
+        write(place, value, durable=durable)
+
+    monkeypatch.setattr(atomic, "write_json", writing)
+    assert worker.run_task(str(run.folder.path), "extract", 0, 1).outcome is Outcome.OK
+    assert path.exists()
+
+
+def test_the_process_that_extracts_has_the_encoding_of_the_task(tmp_path: Path) -> None:
+    env = {**in_latin1(tmp_path), "PYTHONUTF8": "1"}
+    folder = tmp_path / "日本"
+    folder.mkdir()
+    run = submitted(folder)
+    words = [sys.executable, "-m", "jobs.worker", str(run.folder.path), "extract", "0", "1"]
+    subprocess.run(words, env=env, check=True)
