@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,8 +67,9 @@ def stays_packed(path: bytes) -> bool:
         return False
     if packing is None:
         piece = _PIECE.fullmatch(name)
-        is_data = piece is None or magic.is_data_name(name)
-        return not is_data and piece is not None and is_nested(os.fsencode(piece[1]))
+        if piece is None or magic.is_data_name(name):
+            return False
+        return is_nested(piece[1].encode("utf-8", "surrogateescape"))
     if packing.is_read:
         return not packing.holds_files and not packing.compresses
     return not packing.compresses or magic.is_tar_name(magic.ending(name))
@@ -80,7 +80,7 @@ def all_packed(paths: Sequence[str]) -> list[str]:
     text = "\n".join(paths).lower()
     if not any(ending in text for ending in _PACKED):
         return []
-    return [path for path in paths if stays_packed(os.fsencode(path)) and not _is_table(path)]
+    return [path for path in paths if stays_packed(path.encode()) and not _is_table(path)]
 
 
 def _is_table(path: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ class PlainFile(Archive):
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._files = fetched.files
         self._size = sum(fetched.sizes)
-        self._name = os.fsencode(shard.name)
+        self._name = shard.name.encode("utf-8", "surrogateescape")
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
         self._is_table = fetched.format is Format.PARQUET  # one without images

@@ -314,8 +314,10 @@ def _error_of(problem: Problem, *, damaged: bool = False) -> OrchestrateError:
 
 
 def _options() -> list[str]:
-    """Python's options; ``-I`` ignores PYTHONDONTWRITEBYTECODE, so it is passed as ``-B``."""
-    return ["-I", "-X", "faulthandler", *(["-B"] if sys.dont_write_bytecode else [])]
+    """Python's options; ``-I`` ignores PYTHONDONTWRITEBYTECODE and PYTHONUTF8, so they are passed:
+    without the latter, the child may take another encoding for names of files."""
+    utf8 = f"utf8={sys.flags.utf8_mode}"
+    return ["-I", "-X", "faulthandler", "-X", utf8, *(["-B"] if sys.dont_write_bytecode else [])]
 
 
 def _import_path() -> list[str]:

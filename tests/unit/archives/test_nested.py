@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from jobs.archives import nested
 from jobs.model import Options, Part, Shard, ShardKind, SourceFile
 from tests.support.archives.rawtar import END, member
 from tests.support.builders.runs import RunBuilder
+from tests.support.locales import in_latin1
 
 OUTER = Shard("0000-a", ShardKind.ARCHIVE, (SourceFile("a.tar", "x", 10),))
 
@@ -29,3 +32,12 @@ def test_processes_of_the_same_number_on_two_nodes_open_different_archives(tmp_p
         ]
     assert found == [[b"one"], [b"two"]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_files_are_known_in_a_locale_without_utf8(tmp_path: Path) -> None:
+    program = (
+        "from jobs.archives.nested import all_packed\n"
+        "paths = ['数.7z', '数.tar.gz.aa', '数.parquet']\n"
+        "assert all_packed(paths) == paths[:2]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], env=in_latin1(tmp_path), check=True)
