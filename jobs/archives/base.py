@@ -116,6 +116,11 @@ class ArchiveStream(Archive):
 
     format: Format
 
+    @property
+    def archive_bytes(self) -> int:
+        """Bytes of the archive; of one of unknown size those that were read so far."""
+        raise NotImplementedError
+
     def span(self, part: Part) -> Span:
         """The bytes and members of ``part``, by which later attempts recognize it."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -125,13 +124,12 @@ class _Pass:
             self._options,
             self._progress,
         )
-        below = os.fsencode(work.shard.below)
+        below = work.shard.below.encode("utf-8", "surrogateescape")
         self._source = OpenArchive(archive, work.part, self._names, records, self._label, below)
         # A folder's files are not expanded: its reader holds each to its listed size, and
         # only archives within it (--nested) have a ratio, to the total of the listing.
-        size = work.fetched.data_bytes if self._is_tree else None
-        self._archive_bytes = work.archive_bytes if size is None else size
-        self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
+        self._tree_bytes = work.fetched.data_bytes if self._is_tree else None
+        self._most_bytes = FLOOR
 
     def close(self) -> None:
         """Remove records that are not finished."""
@@ -247,12 +245,16 @@ class _Pass:
 
     def _claim(self, member: Member) -> None:
         self._counts.claimed += member.size
+        if self._counts.claimed <= self._most_bytes:
+            return
+        # Of an archive of unknown size, more may have arrived meanwhile.
+        size = self._work.archive_bytes if self._tree_bytes is None else self._tree_bytes
+        self._most_bytes = max(FLOOR, int(self._options.max_expansion * size))
         if self._counts.claimed > self._most_bytes:
             raise too_large(
                 self._label,
                 f"brings the data to {self._counts.claimed} bytes, more than "
-                f"{self._options.max_expansion:g} times the {self._archive_bytes} bytes of the "
-                "archive",
+                f"{self._options.max_expansion:g} times the {size} bytes of the archive",
                 "--max-expansion",
                 member=member.name,
             )

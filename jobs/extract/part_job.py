@@ -33,8 +33,9 @@ class PartJob:
 
     @property
     def archive_bytes(self) -> int:
-        """Size of the published shard."""
-        return sum(self.fetched.sizes) or self.shard.size or 0
+        """Size of the published shard; if it is unknown, of what has arrived."""
+        size = sum(self.fetched.sizes) or self.shard.size or 0
+        return size if size or self.stream is None else self.stream.archive_bytes
 
     def span(self) -> Span | None:
         """Where the part begins and ends, once it was read; None if the format alone decides."""

@@ -411,6 +411,10 @@ class ParquetStream(ParquetArchive, ArchiveStream):
     def _mtime(self) -> float:
         return time.time()
 
+    @property
+    def archive_bytes(self) -> int:
+        return self._arriving.size
+
     def span(self, part: Part) -> Span:
         """See ``ArchiveStream.span``; waits for the part's bytes.
 

@@ -105,6 +105,10 @@ class TarStream(ArchiveStream):
         return self._source.taken
 
     @property
+    def archive_bytes(self) -> int:
+        return self._source.taken
+
+    @property
     def first_names(self) -> list[bytes]:
         """See ``jobs.archives.tar.reader.Head.names``."""
         return self._first_names

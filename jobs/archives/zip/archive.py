@@ -225,6 +225,10 @@ class ZipStream(ZipArchive, ArchiveStream):
     def _chain(self) -> RandomAccess:
         return self._arriving
 
+    @property
+    def archive_bytes(self) -> int:
+        return self._chain.size
+
     def span(self, part: Part) -> Span:
         """See ``ArchiveStream.span``; only reads the directory."""
         self._arriving.wants = True

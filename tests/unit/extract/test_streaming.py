@@ -192,6 +192,22 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(
     assert first.stat().st_mtime_ns not in seen
 
 
+def test_an_archive_of_unknown_size_is_extracted_while_it_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.extract.part.FLOOR", 100_000)
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(_tar(FILES)))
+    builder = RunBuilder(path, options=OPTIONS)
+    (shard,) = builder.plan.shards
+    unknown = structs.replace(shard, files=(structs.replace(shard.files[0], size=None),))
+    run = RunBuilder(unknown, options=OPTIONS).on_disk(tmp_path)
+    arrivals = _arriving(path)
+    arrivals.finish()
+    _stream(run, [arrivals])
+    assert run.folder.manifest(run.parts[0]).exists() and run.tree() == FILES
+
+
 def test_a_transfer_that_fails_leaves_the_parts_that_were_done(run: Run) -> None:
     path = Path(run.plan.shards[0].files[0].locator)
     arrivals = _arriving(path)
