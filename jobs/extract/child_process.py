@@ -331,8 +331,17 @@ class PartsProcess:
         return News(self._current, self._budget.bytes_done, self._progress.files_done)
 
     def _listen(self) -> None:
-        """Receive orders and report progress; the end of the parent is an order to stop."""
-        while self._reports.send(self._news()) and not self._orders.ended:
+        """Receive orders and report progress; the end of the parent is an order to stop.
+
+        Without progress nothing is sent: between two orders the parent does not read, and a full
+        pipe would keep this thread from receiving the next one.
+        """
+        sent: News | None = None
+        while not self._orders.ended:
+            news = self._news()
+            if news != sent and not self._reports.send(news):
+                break
+            sent = news
             for order in self._orders.receive(_NEWS_S):
                 self.take(order)
         self._progress.stop(Cause.KILLED, "the task's main process has ended")

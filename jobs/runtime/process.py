@@ -126,6 +126,8 @@ class Receiver(Generic[T]):
 
     def __init__(self, fd: int, kind: Any) -> None:
         self._fd = fd
+        self._poll = select.poll()  # select() takes no descriptor above 1023
+        self._poll.register(fd, select.POLLIN)
         self._decode = msgspec.json.Decoder(kind).decode
         self._rest = b""  # the start of the next line
         self.ended = False
@@ -135,7 +137,7 @@ class Receiver(Generic[T]):
 
         May be empty before that, where a message is not complete.
         """
-        if self.ended or not select.select([self._fd], [], [], timeout_s)[0]:
+        if self.ended or not self._poll.poll(None if timeout_s is None else 1000 * timeout_s):
             return []
         data = os.read(self._fd, _READ)
         self.ended = not data

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,9 +15,11 @@ import pytest
 from jobs.archives.member_index import Streamed
 from jobs.errors import ArchiveError
 from jobs.extract.arriving import Feed
+from jobs.extract.child_process import PartsProcess
 from jobs.extract.extractor import ExtractionPool, Extractor
-from jobs.extract.messages import Stream
+from jobs.extract.messages import Begin, Forget, News, Order, Report, Stream
 from jobs.model import Format, Part
+from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
 from tests.support.builders.contents import page_tars, zipped
 from tests.support.builders.made_run import Run
@@ -135,3 +139,24 @@ def test_parts_whose_extraction_cannot_begin_are_not_waited_for(
     monkeypatch.setattr(Extractor, "extract", extract)
     assert [future.result(30) for future in pool.offer(run.parts)] == [None] * 3
     pool.close(drains=True)
+
+
+def test_an_idle_process_fills_no_pipe(tmp_path: Path) -> None:
+    run = RunBuilder(*page_tars(tmp_path, 1)).fetched(tmp_path)
+    (orders, send), (reports, report) = os.pipe(), os.pipe()
+    with os.fdopen(send, "wb", buffering=0) as out, os.fdopen(report, "wb", buffering=0) as back:
+        received: Receiver[Order] = Receiver(orders, Order)
+        child = PartsProcess(Begin(str(run.folder.path)), received, Sender(back))
+        thread = threading.Thread(target=child._listen)
+        thread.start()
+        deadline = time.monotonic() + 30
+        for number in range(20):  # one by one
+            assert Sender(out).send(Forget("00000"))
+            while child._queue.qsize() <= number:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+    thread.join(30)
+    found: Receiver[Report] = Receiver(reports, Report)
+    assert found.receive() == [News()]
+    os.close(orders)
+    os.close(reports)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from typing import IO
@@ -68,3 +70,15 @@ def test_sending_says_whether_there_is_anyone_to_receive(pipe: tuple[int, IO[byt
     os.close(read)
     with os.fdopen(write, "wb", buffering=0) as out:
         assert not Sender(out).send(_Stop())
+
+
+def test_a_descriptor_may_have_any_number(pipe: tuple[int, IO[bytes]]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    try:
+        high = fcntl.fcntl(pipe[0], fcntl.F_DUPFD, 2000)
+        assert Sender(pipe[1]).send(_Stop())
+        assert Receiver(high, _Stop).receive() == [_Stop()]
+        os.close(high)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
