@@ -1,8 +1,9 @@
-"""Libraries that not every Python has: the packages of the extras of ``setup.cfg``, and zstd."""
+"""Libraries that not every Python has: packages of the extras of ``setup.cfg``, decompressors."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
@@ -42,10 +43,25 @@ GCS = Extra("cloud", "google-auth", "google.auth", "a gs:// URL")
 AZURE = Extra("cloud", "azure-storage-blob", "azure.storage.blob", "an az:// URL")
 
 
+def decompressor(name: str) -> ModuleType:
+    """The module for ``bz2``, ``lzma`` (also xz) or ``zstd``; imported when it is needed.
+
+    zstd has a backport before Python 3.14. A Python that was built where a library had no headers
+    lacks its module: ``UsageError``.
+    """
+    module = name
+    if name == "zstd":
+        module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"{sys.executable} cannot read {name}: it lacks the module {module} ({error}); make "
+            "the environment with a Python that has it, such as the system's or conda's, then run "
+            "`resume`"
+        ) from error
+
+
 def zstd() -> ModuleType:
-    """Python's module for zstd, or its backport before Python 3.14; imported when it is needed."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
+    """The module for zstd."""
+    return decompressor("zstd")

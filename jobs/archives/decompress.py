@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import re
 import zlib
 from collections.abc import Iterator
@@ -143,7 +142,16 @@ def stream_errors() -> tuple[type[Exception], ...]:
     from isal import isal_zlib
 
     isal: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub has an object
-    return (lzma.LZMAError, zlib.error, isal, OSError, EOFError, ValueError)
+    return (zlib.error, isal, OSError, EOFError, ValueError)
+
+
+def _errors_of(compression: str) -> tuple[type[Exception], ...]:
+    """The same, and those of the decompressor."""
+    if compression == "zst":
+        return (*stream_errors(), extras.zstd().ZstdError)
+    if compression in ("xz", "lzma"):
+        return (*stream_errors(), extras.decompressor("lzma").LZMAError)
+    return (*stream_errors(), RuntimeError)  # lz4's
 
 
 def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
@@ -184,18 +192,18 @@ def _decompressor(compression: str, archive: str, memory: Memory) -> Decompresso
     """The decompressor of one stream."""
     if compression == "zst":
         return _ZstdFrame(memory, archive)
-    if compression == "xz":
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory.most)
-    if compression == "lzma":
-        return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory.most)
-    if compression == "bz2":
-        import bz2
+    found: Decompressor
+    if compression in ("xz", "lzma"):
+        lzma = extras.decompressor("lzma")
+        format = lzma.FORMAT_XZ if compression == "xz" else lzma.FORMAT_ALONE
+        found = lzma.LZMADecompressor(format, memlimit=memory.most)
+    elif compression == "bz2":
+        found = extras.decompressor("bz2").BZ2Decompressor()
+    else:
+        import lz4.frame
 
-        return bz2.BZ2Decompressor()
-    import lz4.frame
-
-    frame: Decompressor = lz4.frame.LZ4FrameDecompressor()
-    return frame
+        found = lz4.frame.LZ4FrameDecompressor()
+    return found
 
 
 def _begins_stream(compression: str, head: bytes) -> bool:
@@ -210,8 +218,7 @@ def _streams(
     compression: str, source: Readable, archive: str, memory: Memory
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
-    zstd_error = extras.zstd().ZstdError
-    errors = (*stream_errors(), zstd_error, RuntimeError)  # the last one is lz4's
+    errors = _errors_of(compression)
     total = 0
     data = source.read(_FEED)
     if not data:
@@ -238,7 +245,7 @@ def _streams(
 
 
 def _stream_error(error: Exception, archive: str, total: int, memory: Memory) -> ArchiveError:
-    if isinstance(error, lzma.LZMAError) and "emory" in str(error):
+    if type(error).__name__ == "LZMAError" and "emory" in str(error):
         fact = "needs a larger dictionary for decompression"
         return too_hungry(archive, fact, memory, "xz -d")
     if _is_lacking(str(error)):
@@ -279,8 +286,9 @@ class _ZstdFrame:
     """
 
     def __init__(self, memory: Memory, archive: str) -> None:
-        options = {extras.zstd().DecompressionParameter.window_log_max: _LARGEST_WINDOW}
-        self._frame = extras.zstd().ZstdDecompressor(options=options)
+        zstd = extras.zstd()
+        options = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW}
+        self._frame = zstd.ZstdDecompressor(options=options)
         self._archive = archive
         self._memory = memory
         self._most = memory.most - memory.most // 9  # bytes of a window: 64 MiB in 72

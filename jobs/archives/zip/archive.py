@@ -5,7 +5,6 @@ The content of its entries is stored, deflate, bzip2, LZMA, zstd or xz.
 
 from __future__ import annotations
 
-import lzma
 import math
 import struct
 from collections.abc import Generator, Iterable, Iterator
@@ -15,6 +14,7 @@ from operator import attrgetter
 
 from isal import isal_zlib
 
+from jobs import extras
 from jobs.archives.base import (
     Archive,
     ArchiveStream,
@@ -307,7 +307,11 @@ def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryv
             isinstance(error, OSError) and error.errno is not None
         ):
             raise
-        raise ZipEntryError(f"its compressed content is damaged ({error})") from error
+        raise _damaged_content(error) from error
+
+
+def _damaged_content(error: Exception) -> ZipEntryError:
+    return ZipEntryError(f"its compressed content is damaged ({error})")
 
 
 def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
@@ -325,9 +329,7 @@ def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
 
 
 def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
-    import bz2
-
-    stream = bz2.BZ2Decompressor()
+    stream: Decompressor = extras.decompressor("bz2").BZ2Decompressor()
     for piece in pieces:
         yield from _blocks_of(stream, piece)
     if not stream.eof:
@@ -349,6 +351,7 @@ def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
             entry.name,
             unsupported=True,
         )
+    lzma = extras.decompressor("lzma")
     bits = head[4]
     lzma1 = {
         "id": lzma.FILTER_LZMA1,
@@ -357,10 +360,13 @@ def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
         "lp": bits // 9 % 5,
         "pb": bits // 45,
     }
-    stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[lzma1])
-    yield from _blocks_of(stream, head[9:])
-    for piece in pieces:
-        yield from _blocks_of(stream, piece)
+    try:
+        stream: Decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[lzma1])
+        yield from _blocks_of(stream, head[9:])
+        for piece in pieces:
+            yield from _blocks_of(stream, piece)
+    except lzma.LZMAError as error:
+        raise _damaged_content(error) from error
 
 
 def _blocks_of(stream: Decompressor, piece: bytes) -> Iterator[memoryview]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import lzma
@@ -17,7 +18,7 @@ import pytest
 from jobs.archives import limits
 from jobs.archives.decompress import inflated
 from jobs.archives.limits import LITTLE, Memory, free_memory, memory_for
-from jobs.errors import ArchiveError, Cause
+from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.extras import zstd
 from jobs.model import Format
 from tests.support.archives.rawstreams import xz_with_dictionary, zst_with_window
@@ -214,3 +215,43 @@ def test_a_filter_that_the_library_does_not_have_is_no_damage() -> None:
     error = refusal(Format.XZ, unknown_filter())
     assert error.cause is Cause.UNSUPPORTED
     assert "does not read" in error.message and "damaged" not in error.message
+
+
+PACKED = {
+    Format.GZ: gzip.compress(b"text"),
+    Format.BZ2: bz2.compress(b"text"),
+    Format.XZ: lzma.compress(b"text"),
+    Format.LZMA: lzma.compress(b"text", lzma.FORMAT_ALONE),
+    Format.ZST: zstd().compress(b"text"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "formats"),
+    [
+        ("bz2", [Format.BZ2]),
+        ("lzma", [Format.XZ, Format.LZMA]),
+        (zstd().__name__, [Format.ZST]),
+    ],
+)
+def test_a_python_that_lacks_a_library_reads_what_does_not_need_it(
+    monkeypatch: pytest.MonkeyPatch, module: str, formats: list[Format]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for format, data in PACKED.items():
+        if format not in formats:
+            assert content(format, data) == b"text"
+            continue
+        with pytest.raises(UsageError, match=f"lacks the module {module}"):
+            content(format, data)
+
+
+def test_nothing_else_needs_the_libraries_that_a_python_may_lack() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('_lzma', '_bz2', '_zstd', 'backports.zstd')))\n"
+        "import jobs.archives.registry, jobs.archives.tar.archive, jobs.archives.zip.archive\n"
+        "import jobs.download.stage, jobs.extract.child_process, jobs.finalize.stage, jobs.worker\n"
+        "import orchestrator.cli\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
