@@ -13,11 +13,11 @@ from jobs.archives import detect
 from jobs.archives.base import Archive, MemberKind, label_of
 from jobs.archives.member_index import normalized
 from jobs.archives.registry import member_index, open_archive
-from jobs.errors import ArchiveError, Cause, with_message
+from jobs.errors import ArchiveError, Cause, as_storage_error, with_message
 from jobs.formats import magic
 from jobs.model import Fetched, Layout, Part, Plan, Shard, ShardKind, SourceFile
 from jobs.storage import atomic
-from jobs.storage.safe_paths import junk_kind, text_of
+from jobs.storage.safe_paths import junk_kind, quoted, text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
@@ -145,7 +145,7 @@ def opened(
     """
     path = atomic.sibling(temporary / "nested")  # tasks on other nodes have files there as well
     try:
-        with path.open("wb") as file:
+        with as_storage_error(f"writing {quoted(str(path))}"), path.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
         options = plan.options

@@ -148,7 +148,10 @@ class FileTree(PartTarget):
     def folder(self, path: bytes, mode: int) -> None:
         self._folders.make(path)
         if self._copies:  # the owner keeps all rights, to write more files
-            os.chmod(self._root + b"/" + path, mode & 0o777 | 0o700)  # noqa: PTH101
+            try:
+                os.chmod(self._root + b"/" + path, mode & 0o777 | 0o700)  # noqa: PTH101
+            except OSError as error:
+                raise self._disk_error(error, path) from error
 
     def drain(self) -> None:
         self._writers.drain()

@@ -21,10 +21,16 @@ NO_HARD_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EM
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames within ``folder`` durable."""
+    """Make renames within ``folder`` durable, if its file system has a call for that.
+
+    Some have none (AFS, OrangeFS): vfs_fsync_range in fs/sync.c of Linux.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(fd)
 
