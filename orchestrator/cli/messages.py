@@ -317,7 +317,8 @@ def resume_lines(planned: Resumable) -> list[str]:
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     step = planned.step
     if not step.tasks:
-        return [_nothing_to_do(planned), *_stuck(planned.state)]
+        notes = [f"  {note}" for note in step.notes]
+        return [_nothing_to_do(planned), *notes, *_stuck(planned.state)]
     work = [f"{units.plural(step.shards, 'shard')} to download"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
     work += ["pack"] if any(task.stage is Stage.PACK for task in step.tasks) else []

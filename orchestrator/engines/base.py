@@ -13,6 +13,9 @@ from jobs.errors import Cause, EngineError
 from jobs.model import Cluster, Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
 
+# Slurm's state of a job that has ended, until its node is free: its processes may be dying.
+COMPLETING = "COMPLETING"
+
 
 class TooManyJobs(EngineError):
     """A job was refused by a limit on the number of submitted jobs."""

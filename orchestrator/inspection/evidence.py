@@ -7,7 +7,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.errors import Cause, EngineError, RunFolderError, from_os_error
@@ -21,9 +21,15 @@ from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging
 from orchestrator import filesystems, units
 from orchestrator.engines import task_entry
-from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
+from orchestrator.engines.base import (
+    COMPLETING,
+    Engine,
+    EngineState,
+    OtherClusterError,
+    TaskState,
+)
 from orchestrator.engines.registry import engine_named
-from orchestrator.inspection import event_log, task_logs
+from orchestrator.inspection import event_log, task_ends, task_logs
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.state import (
     Evidence,
@@ -31,7 +37,6 @@ from orchestrator.inspection.state import (
     RunStatus,
     TaskKey,
     all_tasks,
-    cause_of_missing,
     compute_state,
 )
 
@@ -158,7 +163,7 @@ def _last_lines(
         (key, task.job_id or "")
         for key, _, task in all_tasks(submissions)
         if _ended_silently(key, states, results)
-        and cause_of_missing(states[key]) is Cause.LAUNCH_FAILED
+        and task_ends.cause_of_missing(states[key]) is Cause.LAUNCH_FAILED
     ][-_MOST_LOGS:]
     logs = task_logs.find(folder) if failed else {}
     return {
@@ -263,7 +268,7 @@ def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
         return None
     data = _bytes_extracted(folder, staging.plan) if presence.may_exist(staging.data) else 0
     size = units.size(filesystems.bytes_in(staging.archives) + data)
-    return f"its work ({size}) is kept for `resume`; to delete it, run: rm -r {there}"
+    return f"its work ({size}) is kept for `resume`; to delete it, run `rm -r {there}`"
 
 
 def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
@@ -324,13 +329,18 @@ def _settled(
     """The tasks' states, and why those of some are unknown.
 
     Tasks of a cluster out of reach have ended nevertheless if a cancellation up to their attempt
-    succeeded, or if a finalize job, which waits for all of them, has a result.
+    succeeded, or if a finalize job, which waits for all of them, has a result. So have cancelled
+    ones whose processes are still ending, which takes half a minute at most (KillWait).
     """
     finalized = max((n for n, stage, _ in results if stage is Stage.FINALIZE), default=0)
     states, silent = dict(answers.known), answers.silent
+    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    for key, state in answers.known.items():
+        if key[0] <= cancelled and state.raw == COMPLETING:
+            states[key] = replace(gone, node=state.node, started=state.started)
     for key, why in answers.elsewhere.items():
         if key[0] <= cancelled:
-            states[key] = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+            states[key] = gone
         elif key[0] <= finalized:
             states[key] = TaskState(EngineState.ENDED)
         else:

@@ -12,11 +12,10 @@ from jobs import model
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage, job_ids_of
 from orchestrator import units
-from orchestrator.engines.base import EngineState
+from orchestrator.engines.base import COMPLETING, EngineState
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
 
 SILENT_S = 90.0  # a task without a heartbeat for this long may hang
-COMPLETING = "COMPLETING"  # Slurm's state of an ended job until its node is free
 SUSPENDED = ("SUSPENDED", "STOPPED")  # Slurm's states of a started job that does not run now
 _ENOUGH_S = 5.0  # of work until a rate is meaningful
 _SLOW = 0.5  # of the others' rate

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
-from msgspec import structs
-
 from jobs.errors import Cause
 from jobs.model import (
     Heartbeat,
@@ -25,7 +23,8 @@ from jobs.model import (
     TaskResult,
     shard_of,
 )
-from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.engines.base import COMPLETING, EngineState, TaskState
+from orchestrator.inspection import task_ends
 
 # A result can become visible late through a network file system (attribute caches last at most 60 s
 # by default, nfs(5) acdirmax): until then a task that ended without a result is not missing.
@@ -255,7 +254,8 @@ def _may_retry(view: TaskView, now: datetime) -> bool:
         return False
     if view.engine.state is EngineState.UNKNOWN:  # unknown for the moment
         return (now - view.result.ended).total_seconds() < LATE_S
-    return view.engine.state.live
+    # A job that is completing has no process any more that could decide.
+    return view.engine.state.live and view.engine.raw != COMPLETING
 
 
 _BY_ENGINE = {
@@ -296,66 +296,6 @@ def task_status(
     return status
 
 
-_MISSING_WORDS = {
-    Cause.OUT_OF_MEMORY: "ran out of memory; `resume` requests twice as much",
-    Cause.TIME_LIMIT: "reached its time limit; `resume` requests 50 % more",
-    Cause.LIMIT: "was killed by a limit inherited from the shell that launched it (CPU time, "
-    "ulimit -t, or file size, ulimit -f); raise it there and run `resume`, which on Slurm "
-    "submits with --propagate=NONE",
-    Cause.NODE_FAILURE: "was lost with its node; `resume` excludes that node",
-    Cause.PREEMPTED: "was preempted and not requeued; `resume` submits it again",
-    Cause.CANCELLED: "was cancelled; `resume` submits it again",
-    Cause.DEPENDENCY: "never started because the previous job failed; `resume` continues",
-    Cause.ENGINE: "was never submitted; `resume` submits it",
-    Cause.LAUNCH_FAILED: "could not be started on its node (log folder, working folder or "
-    "environment); see its log, then run `resume`",
-}
-
-
-def cause_of_missing(engine: TaskState) -> Cause:
-    """Why a task ended without a result."""
-    # Our code always writes a result before it exits; an exit code without one is not ours.
-    return engine.cause or (Cause.LAUNCH_FAILED if engine.exited_nonzero else Cause.KILLED)
-
-
-def _missing_problem(view_name: str, engine: TaskState, last_line: str) -> Problem:
-    cause = cause_of_missing(engine)
-    words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
-    where = f" on {engine.node}" if engine.node else ""
-    raw = f" [{engine.raw}]" if engine.raw else ""
-    log = f"; its log ends with: {last_line}" if last_line else ""
-    return Problem(cause, f"{view_name}{where} {words}{raw}{log}")
-
-
-# Why Slurm asked a task to stop that was not cancelled.
-_STOPPED = {
-    Cause.PREEMPTED: "Slurm asked the task to stop, and nobody cancelled its job, so it was "
-    "preempted; `resume` continues it",
-    Cause.TIME_LIMIT: "the task reached its time limit; `resume` requests 50 % more",
-}
-
-
-def _of_job(result: TaskResult, engine: TaskState) -> TaskResult:
-    """``result``, with the reason why the task was asked to stop, which only the engine knows.
-
-    With a grace time, a job to be preempted is asked to stop like one that is cancelled. If it ends
-    within that time, Slurm neither requeues it nor reports that it was preempted.
-    """
-    cause = engine.cause
-    if cause is None and engine.raw in ("RUNNING", "COMPLETED", "FAILED"):
-        cause = Cause.PREEMPTED
-    if cause not in _STOPPED:
-        return result
-
-    def changed(problem: Problem | None) -> Problem | None:
-        if problem is None or problem.cause is not Cause.CANCELLED:
-            return problem
-        return structs.replace(problem, cause=cause, message=_STOPPED[cause])
-
-    items = tuple(structs.replace(each, problem=changed(each.problem)) for each in result.items)
-    return structs.replace(result, problem=changed(result.problem), items=items)
-
-
 def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     result = evidence.results.get(key)
     silent = TaskState(EngineState.UNKNOWN)
@@ -373,22 +313,31 @@ def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) 
             problem = Problem(Cause.ENGINE, f"attempt {submission.number}: {submission.refused}")
         else:
             name = f"{task.stage.value} task {task.number}"
-            problem = _missing_problem(name, engine, evidence.last_lines.get(key, ""))
+            problem = task_ends.missing_problem(name, engine, evidence.last_lines.get(key, ""))
     elif status is TaskStatus.FAILED and result is not None:
-        result = _of_job(result, engine)
+        result = task_ends.of_job(result, engine)
         problem = result.problem
     return TaskView(submission.number, task, status, engine, result, beat, problem)
 
 
 def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ...]]:
-    """The relevant tasks (of a stage's latest submission, or running), and the others."""
-    latest = {stage: attempt for (attempt, stage, _), _, _ in all_tasks(evidence.submissions)}
+    """The relevant tasks, and the others.
+
+    Relevant are those of a stage's latest submission, running ones, and those that have failed
+    since, beside a later submission that left their work to them.
+    """
+    latest: dict[Stage | str, int] = {}  # submission of a stage, and of an item
+    for key, _, task in all_tasks(evidence.submissions):
+        latest |= dict.fromkeys((task.stage, *task.items), key[0])
+    done = evidence.finished | evidence.fetched
     matter: list[TaskView] = []
     earlier: list[TaskView] = []
     for key, submission, task in all_tasks(evidence.submissions):
         view = _view(key, submission, task, evidence)
+        work = [task.stage, *(item for item in task.items if view.status.bad and item not in done)]
         live = view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-        (matter if live or latest[view.stage] == view.attempt else earlier).append(view)
+        counts = live or any(latest[each] == view.attempt for each in work)
+        (matter if counts else earlier).append(view)
     return tuple(matter), tuple(earlier)
 
 

@@ -70,19 +70,20 @@ def recover(
     waiting = [view for view in live if not _works(view, state.status)]
     most = most or state.submissions[-1].most
     temp_limit = temp_limit or state.submissions[-1].temp_limit
-    shards, parts, refetch = _unfinished(state, working, temp_limit)
-    if not shards and not parts and _will_finalize(waiting):
-        return Recovery()  # running jobs do everything
-    notes: list[str] = []
+    shards, parts, refetch, later = _unfinished(state, working, temp_limit)
+    notes = [_put_off(later)] if later else []
+    if not shards and parts <= _parts_of(state, later) and _will_finalize(waiting):
+        return Recovery(notes=tuple(notes))  # running jobs do everything else
+    tasks = planning.tasks_for(
+        state.plan,
+        shards,
+        parts,
+        most=1 if temp_limit is not None else most or _most(state),
+        downloads=1 if temp_limit is not None else _downloads(state),
+        packs=_packs(state, most) if packs is None else packs,
+    )
     return Recovery(
-        tasks=planning.tasks_for(
-            state.plan,
-            shards,
-            parts,
-            most=1 if temp_limit is not None else most or _most(state),
-            downloads=1 if temp_limit is not None else _downloads(state),
-            packs=_packs(state, most) if packs is None else packs,
-        ),
+        tasks=_numbered(tasks, working),
         resources=_resources(state, limits or {}, notes),
         refetch=refetch,
         cancel=(*job_ids_of(view.task for view in waiting), *_left_waiting(state)),
@@ -93,24 +94,46 @@ def recover(
     )
 
 
+def _numbered(tasks: Sequence[Task], working: Sequence[TaskView]) -> tuple[Task, ...]:
+    """``tasks`` with other numbers than those that run: a task whose number another process uses
+    takes that for its successor, and stops (``Heart``).
+    """
+    first = dict.fromkeys(Stage, 0)
+    for view in working:
+        first[view.stage] = max(first[view.stage], view.task.number + 1)
+    return tuple(structs.replace(task, number=first[task.stage] + task.number) for task in tasks)
+
+
 def _unfinished(
     state: RunState, working: Sequence[TaskView], temp_limit: int | None
-) -> tuple[list[str], set[str], tuple[str, ...]]:
-    """Shards and parts that no task of ``working`` does, and the shards to download again."""
+) -> tuple[list[str], set[str], tuple[str, ...], tuple[str, ...]]:
+    """Shards and parts that no task of ``working`` does, and the shards to download again: now, and
+    later, because tasks of ``working`` read their archives, and would go on with the old bytes.
+    """
     taken = {item for view in working for item in view.task.items}
-    refetch = _refetched(state, taken)
+    again = _refetched(state, taken)
+    read = {shard_of(item) for item in taken}
+    refetch, later = (tuple(s for s in again if (s in read) is busy) for busy in (False, True))
     # If a task found an archive missing, the download stage checks it and downloads it again.
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
     if temp_limit is not None:
         # The download task extracts all of them, because it has to know what may be deleted.
         wanted |= {shard_of(part_id) for part_id in state.parts_left}
-    shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
+    wanted -= {*taken, *later}
+    shards = [s.id for s in state.plan.shards if s.id in wanted]
     # If a shard's bytes have changed, the download removes the manifests of all its parts.
     parts = {*state.parts_left, *_parts_of(state, refetch)} - taken
     if temp_limit is not None and any(view.stage is Stage.DOWNLOAD for view in working):
         # Only one process can know what is stored: these shards wait for the resume after it.
-        return [], parts - _parts_of(state, shards), ()
-    return shards, parts, refetch
+        return [], parts - _parts_of(state, shards), (), later
+    return shards, parts, refetch, later
+
+
+def _put_off(shards: Sequence[str]) -> str:
+    return (
+        f"not downloaded again yet: {', '.join(shards)}; running tasks read what is damaged there, "
+        "so a later attempt does it"
+    )
 
 
 def _will_finalize(waiting: Sequence[TaskView]) -> bool:

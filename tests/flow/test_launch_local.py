@@ -57,6 +57,16 @@ def test_a_copied_dataset_has_new_times_where_that_is_asked_for(cli: Cli, tmp_pa
     assert (copy / "b.txt").readlink() == Path("a.txt")
 
 
+def test_a_folder_whose_name_is_not_utf8_is_named_before_anything_is_made(
+    tmp_path: Path, shards: Path
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    said = launch(Cli(odd), Path("out"), "--local-path", shards, rc=2).err
+    assert "is not UTF-8" in said and "Traceback" not in said
+    assert not (odd / "out").exists() and not list((odd / "logs").iterdir())
+
+
 # Limits of the shell ----------------------------------------------------------------------------
 
 
@@ -575,7 +585,7 @@ def test_a_cancelled_run_says_how_much_is_left_where_and_how_to_abandon_it(
     reported = cli.status()["remark"]
     remedy = f"rm -r {shlex.join(map(str, places))}"
     assert "kB) is kept for `resume`" in reported
-    assert reported.endswith(f"to delete it, run: {remedy}")
+    assert reported.endswith(f"to delete it, run `{remedy}`")
     assert remedy in said
     assert "to delete it" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()

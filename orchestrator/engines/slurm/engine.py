@@ -14,6 +14,7 @@ from jobs.model import Cluster, Resources, Task
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import (
+    COMPLETING,
     Dependency,
     EngineState,
     JobHandle,
@@ -325,7 +326,7 @@ class SlurmEngine:
             left = {
                 each
                 for each, task in known
-                if task.state is not EngineState.ENDED and task.raw != "COMPLETING"
+                if task.state is not EngineState.ENDED and task.raw != COMPLETING
             }
             if not left:
                 return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from jobs.errors import Cause, EngineError
-from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.engines.base import COMPLETING, EngineState, TaskState
 from orchestrator.engines.task_entry import BAD_END
 
 SEPARATOR = "|"
@@ -56,7 +56,7 @@ _PENDING = frozenset(
 _RUNNING = frozenset(
     {
         "RUNNING",
-        "COMPLETING",
+        COMPLETING,
         "CONFIGURING",
         "SUSPENDED",
         "STOPPED",
@@ -217,7 +217,7 @@ def queue_rows(text: str) -> Iterator[JobRow]:
     for row in _records(text, "squeue", _QUEUE):
         job = _job(row)
         task = replace(job.task, restarts=_int(row["restarts"]))
-        if task.raw == "COMPLETING" and task.restarts:
+        if task.raw == COMPLETING and task.restarts:
             # A requeued job has this state until its nodes are free, with the start of its last
             # run.
             task = replace(task, started=None)

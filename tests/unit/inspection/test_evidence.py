@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from orchestrator.engines.base import Engine, EngineState, OtherClusterError, Ta
 from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.state import RunStatus, compute_state
+from orchestrator.lifecycle.recovery import recover
 from tests.support.builders.fake_engine import FakeEngine
-from tests.support.builders.runs import RunBuilder
+from tests.support.builders.runs import RunBuilder, running
 
 ALPHA, BETA = Cluster("alpha", ("head1:6817",)), Cluster("beta", ("head2:6817",))
 
@@ -114,3 +116,20 @@ def test_a_task_that_could_not_be_started_has_the_reason_from_its_log(tmp_path: 
     (problem,) = (each.problem for each in state.problems if each.stage is Stage.DOWNLOAD)
     assert problem.cause is Cause.LAUNCH_FAILED
     assert problem.message.endswith("execve(): /opt/python: No such file or directory")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_cancelled_task_whose_processes_are_ending_has_ended(
+    tmp_path: Path, resumed: bool
+) -> None:
+    folder = RunBuilder(2).submitted().result(Stage.DOWNLOAD).on_disk(tmp_path).folder
+    engine = FakeEngine(seen={"101_0": replace(running(), raw="COMPLETING")})
+    assert compute_state(evidence.gather(folder, lambda name, cluster: engine)).live
+    event_log.append(folder, Act.CANCELLED, attempt=1)
+    if resumed:
+        event_log.append(folder, Act.RESUMED, attempt=1)
+    state = compute_state(evidence.gather(folder, lambda name, cluster: engine))
+    assert state.status is (RunStatus.INCOMPLETE if resumed else RunStatus.CANCELLED)
+    step = recover(state)
+    assert step.also_after == ()
+    assert sum(len(task.items) for task in step.tasks if task.stage is Stage.EXTRACT) == 2

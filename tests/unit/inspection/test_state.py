@@ -151,6 +151,11 @@ def by_itself(run: RunBuilder, **fields: Any) -> RunBuilder:
         pytest.param(FINALIZING, True, id="its finalize job is about to"),
         pytest.param(RETRIES, False, id="its finalize job has ended"),
         pytest.param(
+            RETRIES.seen(replace(RUNNING, raw="COMPLETING"), Stage.FINALIZE),
+            False,
+            id="its finalize job has ended, and its node is not free yet",
+        ),
+        pytest.param(
             SUBMITTED.result(Stage.FINALIZE, cause=Cause.NOT_FETCHED).seen(RUNNING, Stage.FINALIZE),
             False,
             id="it may not",

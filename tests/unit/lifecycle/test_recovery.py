@@ -221,10 +221,40 @@ def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> No
     )
     step = recover(run.state())
     assert _items(step.tasks, Stage.EXTRACT) == ["a.p0001", "b.p0000"]
+    assert [task.number for task in _array(step)] == [1, 2]  # not that of the live one
     assert step.cancel == ("102",)  # the finalize that waits
     assert step.also_after == ("101",)  # the array whose task 0 lives
     assert step.resources is not None
     assert step.resources["extract"].exclude == "node3"
+
+
+def test_an_archive_that_live_tasks_read_is_not_downloaded_again_beside_them() -> None:
+    damaged = DOWNLOADED.result(Stage.EXTRACT, 0, cause=Cause.BAD_DIGEST)
+    beside = damaged.seen(running(), Stage.EXTRACT, 1).seen(pending(), Stage.FINALIZE)
+    step = recover(beside.result(Stage.EXTRACT, 2).state())
+    assert step.tasks == () and "not downloaded again yet: a" in step.notes[0]
+    lost = beside.seen(ended("NODE_FAIL", Cause.NODE_FAILURE, "node3"), Stage.EXTRACT, 2)
+    step = recover(lost.state())
+    assert step.refetch == () and _items(step.tasks, Stage.DOWNLOAD) == []
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000", "b.p0000"]
+    assert "not downloaded again yet: a" in step.notes[0]
+    step = recover(damaged.result(Stage.EXTRACT, 1, 2).state())
+    assert step.refetch == ("a",)
+
+
+def test_what_failed_beside_a_later_attempt_is_known_to_the_next_one() -> None:
+    lost = ended("NODE_FAIL", Cause.NODE_FAILURE, "node3")
+    run = DOWNLOADED.seen(running(), Stage.EXTRACT, 0).seen(lost, Stage.EXTRACT, 1, 2)
+    step = recover(run.state())
+    beside = [(task.stage, task.number, task.items) for task in step.tasks]
+    damaged = run.result(Stage.EXTRACT, 0, cause=Cause.BAD_DIGEST).seen(ended(), Stage.EXTRACT, 0)
+    state = damaged.submitted(beside).result(Stage.EXTRACT).result(Stage.FINALIZE).state()
+    assert [each.problem.cause for each in state.problems] == [Cause.BAD_DIGEST]
+    assert recover(state).refetch == ("a",)
+    again = recover(state).tasks
+    redone = [(task.stage, task.number, task.items) for task in again]
+    after = damaged.submitted(beside).result(Stage.EXTRACT).submitted(redone)
+    assert after.result(Stage.EXTRACT, cause=Cause.IO).state().problems[0].problem.cause is Cause.IO
 
 
 def test_a_new_array_waits_for_the_live_download_of_what_it_extracts() -> None:
