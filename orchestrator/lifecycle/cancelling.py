@@ -28,6 +28,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     reached. Of a published run, cancels jobs that Slurm has requeued; ``UsageError`` if there are
     none. Raises ``EngineError`` if some still run, or if that is unknown.
     """
+    folder.refresh()  # a node may have submitted an automatic retry just now
     state = state_of(folder, ask=False)
     if state.status is RunStatus.DONE:
         return _end_requeued(folder)
@@ -46,6 +47,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
             f"{failure.message}; the run's jobs were cancelled, but the cancellation could not be "
             f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}",
         ) from error
+    folder.refresh()  # what was submitted before that is visible now
     try:
         _end_jobs(folder, state, abandon=abandon)
     except EngineError as error:
@@ -70,6 +72,12 @@ def _end_requeued(folder: RunFolder) -> RunState:
         if view.engine.state is EngineState.PENDING and view.task.job_id is not None:
             where = _where(folder.load_submission(view.attempt))
             ids.setdefault(where, []).append(view.task.job_id)
+    if not ids and state.engine_silent:
+        raise EngineError(
+            f"{state.engine_silent}\nThe dataset of run {folder.run_id} is published, so none of "
+            "its jobs is needed any more; some may still be in the queue, so run `cancel` again "
+            "once the scheduler responds"
+        )
     if not ids:
         raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
     for where, requeued in ids.items():

@@ -27,6 +27,7 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.run_list import run_word
 from orchestrator.inspection.state import RunStatus
 
 _TRIES = 100
@@ -79,7 +80,7 @@ def _why_held(held: Claim) -> str | None:
         return f"it is unknown whether it is still running ({error.message})"
     if state.status is RunStatus.PLANNED and held.maker.alive:
         return "it is being launched at this moment"
-    return _HELD[state.status].format(run=other.path) if state.status in _HELD else None
+    return _HELD[state.status].format(run=run_word(other)) if state.status in _HELD else None
 
 
 def take(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from msgspec import structs
+
 from jobs.errors import ClaimedError, EngineError, UsageError
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Stage, Submission, utc_now
@@ -205,12 +207,13 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
 
     On Slurm it returns once the jobs are accepted. On this machine it returns after they have
     ended, and calls ``on_tick`` while waiting. Raises ``PreflightError``, ``ClaimedError``,
-    ``EngineError``; if nothing was submitted, the run folder is removed.
+    ``EngineError``; a run whose jobs were refused can be resumed, otherwise no run folder is left.
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
     engine_named(planned.engine).reach(", or use --engine local to work on this machine")
-    first = planned.draft
+    # The plan may be older: the user was asked whether to start.
+    first = structs.replace(planned.draft, created=utc_now())
     folder.create(planned.plan)
     try:
         # If this process is killed before the first submission, `resume` has the same options.

@@ -160,7 +160,7 @@ def _check_idle(folder: RunFolder, state: RunState) -> None:
         raise ClaimedError(
             f"{state.submits}; check again in a minute with `status`, or stop it with `cancel`"
         )
-    if state.engine_silent:
+    if state.engine_silent and state.status is not RunStatus.DONE:
         raise EngineError(
             f"{state.engine_silent}\nTasks may still be running, so nothing was submitted. Run "
             f"`resume` again once the scheduler responds. {how_to_abandon(folder)}"
@@ -228,6 +228,11 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     """
     folder, request = planned.folder, planned.request
     if planned.damage is not None:
+        if max(folder.submission_numbers(), default=0) > planned.last.number:
+            raise ClaimedError(
+                f"another process has resumed run {folder.run_id} since its dataset was checked; "
+                "see `status`"
+            )
         # Before the receipt is withdrawn.
         engine_named(planned.engine, planned.cluster).reach()
         preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -163,7 +164,8 @@ def _packed(plan: Plan, data: int) -> Need:
     made = 0
     for folder in (staging.data, staging.packed):
         for path in map(os.fsdecode, presence.below(os.fsencode(folder))):
-            made += Path(folder, path).stat().st_size if path.endswith(ending) else 0
+            with suppress(FileNotFoundError):  # finalize is running, and has moved it
+                made += Path(folder, path).stat().st_size if path.endswith(ending) else 0
     files = len(plan.parts()) + whole // plan.options.shard_size + 1
     what = "data (stored twice while it is packed)"
     return Need(Path(plan.dest), data + max(0, whole - made), files, what)

@@ -143,8 +143,8 @@ def _following(
     """The submission after one on this machine, and its work: the stages after a download here, or
     a retry."""
     state = state_of(folder)
-    if state.status is RunStatus.CANCELLED:
-        return None
+    if state.status is RunStatus.CANCELLED or state.submissions[-1].number != last.number:
+        return None  # or resumed by another process
     if last.onward is not None:
         if not folder.fetched_ids():
             return None

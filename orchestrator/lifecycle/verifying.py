@@ -103,10 +103,12 @@ def verify_on_slurm(
         parallel=tasks,
         call=dataset.run_array_task,
     )
-    handle = engine.submit(spec, None)
+    job_ids: tuple[str, ...] = ()
     try:
+        job_ids = engine.submit(spec, None).job_ids
         engine.wait(folder, on_tick, _LOOK_S)
     except KeyboardInterrupt:
-        engine.cancel(folder, handle.job_ids)
+        # By its name, too: Slurm may have accepted it, and its id is not known.
+        engine.cancel(folder, job_ids, [spec.name])
         raise
     return dataset.collect_array(folder.path, request)

@@ -304,6 +304,18 @@ def test_a_pool_on_another_machine_whose_heartbeat_is_old_is_gone(folder: RunFol
     assert files.look(record.task_id).cause is None
 
 
+def test_what_waits_for_the_job_of_another_machine_does_not_start_before_it_has_ended(
+    folder: RunFolder,
+) -> None:
+    files, record = elsewhere(folder)
+    files.record_heartbeat(ELSEWHERE.pool)
+    assert files.is_live(ELSEWHERE)
+    files.write(replace(record, started=None))  # its turn has not come
+    assert files.is_live(ELSEWHERE)
+    files.write(replace(record, ended=utc_now(), returncode=0))
+    assert not files.is_live(ELSEWHERE)
+
+
 @pytest.mark.parametrize("host", ["n1", "login-3.example.org", "a-1-2-3"])
 def test_an_id_is_read_as_it_was_written(host: str) -> None:
     job = JobId(host, 12, "345", 6)

@@ -186,9 +186,9 @@ class Pool:
         """Whether its dependencies have ended; ends its tasks if they failed."""
         for job_id in job.after.job_ids if job.after else ():
             other = self.jobs.get(job_id)
-            if other is None:  # of an earlier launcher, whose tasks may still run
+            if other is None:  # of another launcher
                 parsed = JobId.parse(job_id)
-                if parsed is not None and job.files.running([parsed]):
+                if parsed is not None and job.files.is_live(parsed):
                     return False
             elif not other.ended:
                 return False

@@ -148,6 +148,11 @@ class EngineFiles:
                     found.append(record)
         return found
 
+    def is_live(self, job: JobId) -> bool:
+        """Whether tasks of any launcher's job run, or wait for their turn."""
+        names = self._names(f"{job}_")
+        return any(self.look(name).state.live for name in names) or bool(self.running([job]))
+
     def abandoned(self) -> set[JobId]:
         """The jobs of this host whose pools are dead."""
         jobs = {JobId.parse(name) for name in self._names("local-")}

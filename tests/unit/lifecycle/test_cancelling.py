@@ -8,6 +8,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage
+from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection import evidence
 from orchestrator.lifecycle import cancelling
 from tests.support.builders.fake_engine import FakeEngine
@@ -31,3 +32,17 @@ def test_the_users_job_is_cancelled_only_while_it_waits(
     cancelling.cancel(run.submitted().on_disk(tmp_path).folder)
     assert {"102", "202"} <= set(engine.cancelled)
     assert ("900" in engine.cancelled) is cancelled
+
+
+def test_jobs_that_a_node_has_submitted_just_now_are_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunBuilder(shard("a")).submitted().submitted().on_disk(tmp_path).folder
+    retry = folder.submission(2)
+    unseen = retry.rename(tmp_path / "0002.json")  # as from a cached listing of NFS
+    engine = FakeEngine(seen={})
+    for module in (evidence, cancelling):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    monkeypatch.setattr(RunFolder, "refresh", lambda self: unseen.exists() and unseen.rename(retry))
+    cancelling.cancel(folder)
+    assert {"102", "202"} <= set(engine.cancelled)

@@ -190,3 +190,10 @@ def test_a_full_disk_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(claim, "_create", full)
     with pytest.raises(StorageError, match="no space left; free some space, then try again"):
         take(tmp_path / "data", "run-a")
+
+
+def test_a_refusal_names_the_other_run_for_copying(tmp_path: Path) -> None:
+    run = RunBuilder(1).submitted(engine="local").on_disk(tmp_path / "my runs")
+    held = claim.take(run.staging, run.folder.path, lambda held: None)
+    why = claim._why_held(held)
+    assert why is not None and f"`cancel '{run.folder.path}'`" in why

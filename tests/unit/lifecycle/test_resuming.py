@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from examples.samples import tree_digest
-from jobs.errors import Cause, PreflightError, UsageError
+from jobs.errors import Cause, ClaimedError, EngineError, PreflightError, UsageError
 from jobs.model import OnBadRecord, Options, Output, Stage
 from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import filesystems
 from orchestrator.cli import messages
+from orchestrator.engines.base import TaskState
 from orchestrator.engines.registry import LOCAL, SLURM
 from orchestrator.filesystems import FreeSpace
 from orchestrator.inspection import evidence
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.state import RunStatus
-from orchestrator.lifecycle import resuming, submitting
+from orchestrator.lifecycle import cancelling, resuming, submitting
 from orchestrator.lifecycle.resuming import Amendments, amended, plan_resume, resume
 from tests.support.builders.contents import page_tar, pages
 from tests.support.builders.dataset import Dataset
@@ -175,3 +178,48 @@ def test_options_are_not_changed_once_the_publication_has_begun(tmp_path: Path) 
     run.staging.receipt.unlink()
     with pytest.raises(UsageError, match="options cannot be changed any more"):
         amended(run.folder, state_of(run.folder), changes)
+
+
+class Silent(FakeEngine):
+    """A scheduler that does not respond."""
+
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
+        raise EngineError("squeue does not respond")
+
+    def reach(self, otherwise: str = "") -> None:
+        raise EngineError("Slurm does not respond")
+
+
+def test_a_published_dataset_is_checked_though_the_scheduler_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    for module in (evidence, resuming, submitting, cancelling):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: Silent())
+    planned = plan_resume(dataset.run)
+    assert planned.was_checked and planned.damage is None and not planned.step.tasks
+    with pytest.raises(EngineError, match="may still be in the queue"):
+        cancelling.cancel(dataset.run)
+    (dataset.dest / "images" / "0001.png").unlink()
+    with pytest.raises(EngineError, match="Slurm does not respond"):
+        resume(plan_resume(dataset.run))
+    assert (dataset.dest / "RECEIPT.json").exists()
+
+
+def test_damage_that_another_resume_has_repaired_meanwhile_is_not_repaired_again(
+    tmp_path: Path,
+) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    (dataset.dest / "images" / "0001.png").unlink()
+    first, second = plan_resume(dataset.run), plan_resume(dataset.run)
+    resume(first)
+    with pytest.raises(ClaimedError, match="since its dataset was checked"):
+        resume(second)
+    assert plan_resume(dataset.run).state.status is RunStatus.DONE
+    assert len(dataset.run.submission_numbers()) == 2

@@ -199,3 +199,11 @@ def test_for_the_rest_of_a_run_only_the_rest_counts_and_what_is_there_is_part_of
     (Path(made.temp) / "0").write_bytes(b"x" * 60 * KB)
     archives, _ = space.needs(made, 100 * KB, left)
     assert 30 * KB < archives.bytes <= 40 * KB
+
+
+def test_a_shard_that_finalize_moves_meanwhile_is_no_error(tmp_path: Path) -> None:
+    packed = plan(tmp_path, 100, options=Options(output=Output.WEBDATASET))
+    data = Staging(packed).data
+    data.mkdir(parents=True)
+    (data / "data-000000.tar").symlink_to("gone")  # listed, and absent when it is looked at
+    assert space.needs(packed, None)[1].bytes >= 200

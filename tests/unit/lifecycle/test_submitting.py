@@ -8,7 +8,8 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, ClaimedError, EngineError, Stopped
-from jobs.model import Options, Resources, Stage, Submission, Verify
+from jobs.model import Options, Resources, SourceKind, Stage, Submission, Verify
+from jobs.sources.base import SourceRequest
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
@@ -16,7 +17,9 @@ from orchestrator.engines.registry import LOCAL
 from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.run_list import run_word
-from orchestrator.lifecycle import planning, submitting
+from orchestrator.lifecycle import launching, planning, submitting
+from orchestrator.lifecycle.request import LaunchRequest
+from tests.support.builders.contents import page_tar
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, shard
 
@@ -302,3 +305,25 @@ def test_an_automatic_retry_requests_no_more_time_than_the_partition_allows(
     made.staging.make_folders()
     submitting.retry(str(made.folder.path), 1)
     assert made.folder.load_submission(2).resources["extract"].time_min == 120
+
+
+def test_a_launch_is_made_when_it_starts_and_not_when_it_was_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tar").write_bytes(page_tar(range(2)))
+    source = SourceRequest(SourceKind.LOCAL, (str(tmp_path / "a.tar"),))
+    request = LaunchRequest(source, dest=tmp_path / "data", log_dir=tmp_path / "logs", engine=LOCAL)
+    planned = launching.plan(request)
+    shown = planned.draft.created  # before the user is asked
+    for module in (launching, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: FakeEngine())
+    assert launching.launch(planned).load_submission(1).created > shown
+
+
+def test_what_another_process_has_resumed_is_left_to_it(tmp_path: Path) -> None:
+    run = RunBuilder(shard("a")).submitted([(Stage.DOWNLOAD, 0, "a")], engine=LOCAL, onward="slurm")
+    run = run.result(Stage.DOWNLOAD)
+    first = run.submission
+    assert submitting._following(run.on_disk(tmp_path / "alone").folder, first, None) is not None
+    resumed = run.submitted(engine=LOCAL).on_disk(tmp_path / "resumed")
+    assert submitting._following(resumed.folder, first, None) is None

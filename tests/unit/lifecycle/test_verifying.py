@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import RunFolderError
+from jobs.model import Resources
+from orchestrator.engines.base import JobSpec
 from orchestrator.inspection.run_list import find_run
+from orchestrator.lifecycle import verifying
 from orchestrator.lifecycle.verifying import how_to_repair, verify
 from tests.support.builders.contents import pages
+from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder
 from tests.support.faults.closed import closed
 
@@ -41,3 +46,20 @@ def test_a_log_folder_that_is_closed_to_us_is_not_called_empty(tmp_path: Path) -
     logs = folder.path.parent
     with closed(logs), pytest.raises(RunFolderError, match="permission denied; if another"):
         find_run(log_dir=logs)
+
+
+def test_a_check_that_is_interrupted_while_it_is_submitted_leaves_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(spec: JobSpec) -> None:
+        raise KeyboardInterrupt  # after Slurm has accepted the job
+
+    engine = FakeEngine(on_submit=interrupt)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(verifying, "engine_named", lambda name: engine)
+    with pytest.raises(KeyboardInterrupt):
+        verifying.verify_on_slurm(
+            tmp_path, deep=False, tasks=2, resources=Resources(), log_dir=tmp_path / "logs"
+        )
+    (folder,) = (tmp_path / "logs").iterdir()
+    assert engine.cancelled_names == [f"websight-{folder.name}-verify"]
