@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import stat
 from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
@@ -108,8 +110,12 @@ class RunFolder:
         if not is_private:
             self.path.rmdir()
             raise PreflightError(f"{NOT_PRIVATE.format(self.path.parent)}; {OTHER_LOG_DIR}")
-        self.make_subfolders()
-        atomic.create_json(self.plan, plan)
+        try:
+            self.make_subfolders()
+            atomic.create_json(self.plan, plan)
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def make_subfolders(self) -> None:
         """Create missing subfolders; what was removed of a run is done again."""
@@ -151,7 +157,7 @@ class RunFolder:
         if status.st_mode & _OTHERS_WRITE:
             raise RunFolderError(
                 f"{self.path} is writable by others, so its contents cannot be trusted; inspect "
-                f"it, then run `chmod 700 {self.path}`"
+                f"it, then run `chmod 700 {shlex.quote(str(self.path))}`"
             )
 
     def _has_begun(self) -> bool:

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         click.echo("interrupted", err=True)
         return errors.report("interrupted", "interrupted", exit_codes.INTERRUPTED)
-    except (OrchestrateError, OSError, MemoryError, RuntimeError) as error:
+    except (OrchestrateError, OSError, MemoryError, RuntimeError, UnicodeEncodeError) as error:
         from orchestrator.cli import exit_codes  # imports modules that a help page does not need
 
         ours = _as_ours(error)
@@ -199,6 +199,10 @@ def _as_ours(error: Exception) -> OrchestrateError | None:
         where = str(error).removeprefix("Symlink loop from ")
         fact = "its symbolic links form a loop; correct the path, or remove a link"
         return OrchestrateError(f"{where}: {fact}", cause=Cause.USAGE)
+    if isinstance(error, UnicodeEncodeError) and error.encoding.startswith("utf"):
+        # Of a path that is written as JSON, such as the current folder's.
+        fact = f"{error.object!r} is not UTF-8; rename it, or give a link to it"
+        return OrchestrateError(fact, cause=Cause.USAGE)
     limit = rlimits.reached(error)
     return None if limit is None else OrchestrateError(limit, cause=Cause.LIMIT)
 
