@@ -28,11 +28,11 @@ def command(
 ) -> int:
     """Show the log of TASK in RUN: a stage, a task (extract-3, or 3), a job id, a shard, a part.
 
-    Without TASK: the task of an open problem, or else a running one, or else the last one.
-    --follow chooses a running task, or else a waiting one, and prints to standard error how it
-    ended.
+    A single argument that is no run is a task of the newest run. Without TASK: the task of an open
+    problem, or else a running one, or else the last one. --follow chooses a running task, or else a
+    waiting one, and prints to standard error how it ended.
     """
-    from jobs.errors import UsageError
+    from jobs.errors import RunFolderError, UsageError
     from orchestrator import api
     from orchestrator.display import log_output, terminal
 
@@ -47,7 +47,14 @@ def command(
             f"the first of two arguments is a run, and {run} is a task; give one argument, such as "
             f"`logs {run.partition('-')[0]}-0`"
         )
-    folder = api.find_run(run, log_dir)
+    try:
+        folder = api.find_run(run, log_dir)
+    except RunFolderError as error:
+        if run is None or task is not None:
+            raise
+        folder, task = api.find_run(None, log_dir), run
+        if not log_output.is_named(api.status(folder), task):
+            raise error from None
     state = api.status(folder)
     if follow:
         view = log_output.to_follow(state, task)

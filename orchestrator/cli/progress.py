@@ -17,7 +17,7 @@ from jobs.model import Stage, utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator import api
 from orchestrator.display import status_screen
-from orchestrator.display.terminal import is_terminal, style_of
+from orchestrator.display.terminal import is_screen, style_of
 from orchestrator.inspection import metrics, run_list
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -50,16 +50,17 @@ class Screen:
         self._look = style_of(out)
         self._lines = 0
 
-    def draw(self, text: str) -> None:
-        """Replace the last text with ``text``, cut so that nothing scrolls."""
+    def draw(self, text: str, *, last: bool = False) -> None:
+        """Replace the text before with ``text``, cut so that nothing scrolls unless it is last."""
         rows = shutil.get_terminal_size().lines - 1
         lines = text.rstrip("\n").split("\n")
-        if len(lines) > rows:
+        if len(lines) > rows and not last:
             more = self._look.encodable(f"… {len(lines) - rows + 1} more lines")
             lines = [*lines[: rows - 1], more]
         back = f"\x1b[{self._lines}F" if self._lines else ""
         body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
-        self._out.write(f"{_HIDE}{back}{body}{_CLEAR_BELOW}{_SHOW}")
+        begin = "" if last else _HIDE
+        self._out.write(f"{begin}{back}{body}{_CLEAR_BELOW}{_SHOW}")
         self._out.flush()
         self._lines = len(lines)
 
@@ -96,17 +97,18 @@ def watch(
     at the end. Ctrl-C only ends the display. ``failed``: show only failures.
     """
     out = out or sys.stdout
-    look, on_terminal = style_of(out), is_terminal(out)
+    look, on_terminal = style_of(out), is_screen(out)
     run = run_list.run_word(folder)
     hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
     screen, lines = Screen(out), Lines(out)
 
     def show(state: RunState) -> None:
-        if on_terminal or state.status is not RunStatus.RUNNING:
+        has_ended = state.status is not RunStatus.RUNNING
+        if on_terminal or has_ended:
             text = status_screen.render(
                 state, utc_now(), look, failed_only=failed, run=run, hint=hint
             )
-            screen.draw(text) if on_terminal else out.write(text)
+            screen.draw(text, last=has_ended) if on_terminal else out.write(text)
             out.flush()
         else:
             lines.show(state)
@@ -146,7 +148,7 @@ def each_state(
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Tick]:
     """A function to call regularly with the run's folder; an interrupt prints how to continue."""
-    on_terminal = is_terminal(sys.stderr)
+    on_terminal = is_screen(sys.stderr)
     bars, lines = _Bars(sys.stderr), Lines(sys.stderr)
     interval_s = BARS_EVERY_S if on_terminal else LINE_EVERY_S
     due = time.monotonic() + interval_s

@@ -7,6 +7,7 @@ Later ones override earlier ones: the site's file, its profile, the user's file,
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
         raise UsageError(
             f"{path} is not yours or is writable by others, and its settings could run commands "
-            f"as you; remove it, or fix its permissions (chmod o-w {path})"
+            f"as you; remove it, or fix its permissions (chmod o-w {shlex.quote(str(path))})"
         )
 
 

@@ -48,6 +48,14 @@ def _default_tasks(state: RunState) -> list[TaskView]:
     return list(state.tasks[:1])
 
 
+def is_named(state: RunState, what: str) -> bool:
+    """Whether the run has a task for ``what`` (``select``)."""
+    try:
+        return bool(_named(state, what))
+    except UsageError:
+        return False
+
+
 def _named(state: RunState, what: str) -> list[TaskView]:
     tests: list[Callable[[TaskView], bool]] = [lambda view: view.stage.value == what]
     if number := _TASK.fullmatch(what):
@@ -57,7 +65,7 @@ def _named(state: RunState, what: str) -> list[TaskView]:
         )
     shards = {shard.id for shard in state.plan.shards if what in (shard.id, shard.name)}
     tests += [
-        lambda view: view.task.job_id == what,
+        lambda view: what in (view.task.job_id, (view.task.job_id or "").partition("_")[0]),
         lambda view: what in view.task.items,
         lambda view: any(i in shards or shard_of(i) in shards for i in view.task.items),
     ]

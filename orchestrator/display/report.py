@@ -19,7 +19,7 @@ from orchestrator import units
 from orchestrator.display import report_figures as figures
 from orchestrator.display import status_screen
 from orchestrator.display.report_figures import Bar, Lane
-from orchestrator.inspection import metrics, task_logs
+from orchestrator.inspection import metrics, run_list, task_logs
 from orchestrator.inspection.metrics import ProblemGroup, bytes_fetched, count_stages, job_ids
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 from orchestrator.inspection.task_logs import TaskLog
@@ -171,16 +171,15 @@ def _failures(state: RunState, folder: RunFolder) -> str:
         return ""
     logs = task_logs.of_tasks(folder, state.tasks)
     return "<h2>Problems</h2>\n" + "".join(
-        _failure(group, logs.get(group.problems[0].key), state) for group in groups
+        _failure(group, logs.get(group.problems[0].key), run_list.run_word(folder))
+        for group in groups
     )
 
 
-def _failure(group: ProblemGroup, log: TaskLog | None, state: RunState) -> str:
+def _failure(group: ProblemGroup, log: TaskLog | None, run: str) -> str:
     log_lines = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
     items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
-    steps = "\n".join(
-        f"websight-orchestrate {step.format(run=state.plan.run_id)}" for step in group.next_steps
-    )
+    steps = "\n".join(f"websight-orchestrate {step.format(run=run)}" for step in group.next_steps)
     cause = group.cause.value.replace("_", " ")
     noun = "Task" if len(group.tasks) == 1 else "Tasks"
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -48,6 +49,7 @@ _MOST_FAILURES = 4  # lines for one cause, at most
 _MOST_NODES = 8
 _BAR, _WIDEST_BAR = 6, 32
 _NUMBERS = 48  # usual columns of a stage's numbers
+_NO_BREAK = "\0"  # for a space at which no line ends
 
 
 def render(
@@ -346,15 +348,25 @@ def _wrapped(prefix: str, texts: list[str], look: TerminalStyle) -> Iterator[str
         lead = blank
 
 
+_CODE = re.compile("`[^`]+`")
+
+
 def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
+    """``text`` in lines of ``width``; a command in it is not broken, for copying, if it fits."""
+
+    def joined(code: re.Match[str]) -> str:
+        fits = len(code[0]) <= width - max(len(lead), len(blank))
+        return code[0].replace(" ", _NO_BREAK) if fits else code[0]
+
+    lines = textwrap.wrap(
+        _CODE.sub(joined, text),
         width,
         initial_indent=lead,
         subsequent_indent=blank,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def _ending(state: RunState, run: str, look: TerminalStyle, hint: str | None) -> Iterator[str]:

@@ -56,7 +56,7 @@ def style_of(stream: TextIO) -> TerminalStyle:
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
     columns = shutil.get_terminal_size((COMMON, 24)).columns
     return TerminalStyle(
-        colour=_colour(is_terminal(stream)),
+        colour=_colour(stream),
         unicode=encoding.startswith("utf"),
         width=max(NARROW, min(WIDE, columns)),
     )
@@ -70,12 +70,17 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _colour(terminal: bool) -> bool:
+def is_screen(stream: TextIO) -> bool:
+    """Whether ``stream`` is a terminal that obeys control characters, unlike that of an editor."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
+def _colour(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
         return True
-    return terminal and os.environ.get("TERM") != "dumb"
+    return is_screen(stream)
 
 
 def stdout_style() -> TerminalStyle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ from orchestrator.engines.base import Engine, EngineState, JobSpec, TaskState
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
 from orchestrator.inspection import pending_reasons, task_logs
+
+log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _LATE_S = 3.0
@@ -300,10 +303,17 @@ class _TestJob:
             step = "fix this, then run `doctor` again"
             yield CheckResult("test job", False, error.message, step)
             return
+        job_id = handle.task_ids[0]
         try:
-            yield from self._wait(engine, handle.task_ids[0], submitted)
+            yield from self._wait(engine, job_id, submitted)
+        except EngineError as error:
+            step = "wait and try again, or ask the site's support"
+            yield CheckResult("test job", False, f"job {job_id}: {error.message}", step)
         finally:
-            engine.cancel(self.folder, handle.job_ids)
+            try:
+                engine.cancel(self.folder, handle.job_ids)
+            except EngineError as error:
+                log.warning("job %s was not cancelled: %s", job_id, error.message)
 
     def _wait(self, engine: Engine, job_id: str, submitted: datetime) -> Iterator[CheckResult]:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -42,10 +43,11 @@ def missing_python(python: str, resources: Resources, dest: Path) -> CheckResult
             "--launcher), or name one of the image that has this tool: --python PATH"
         )
         return CheckResult("environment", False, f"the container has no {python}", remedy)
-    place = dest.absolute().parent / f"{NAME}-env"
+    place = shlex.quote(str(dest.absolute().parent / f"{NAME}-env"))
     remedy = (
         "create an environment that all nodes see: websight-orchestrate doctor --install-env "
-        f"{place} (by hand: uv venv {place}; uv pip install --python {place} {source()})"
+        f"{place} (by hand: uv venv {place}; uv pip install --python {place} "
+        f"{shlex.quote(source())})"
     )
     return CheckResult("environment", False, f"the node has no {python}", remedy)
 

@@ -119,9 +119,14 @@ def text(wanted: Resources, findings: Sequence[CheckResult], endpoint: str) -> s
         *_partitions(known),
         *_accounts(wanted),
         *_folders(os.environ),
-        *(f"# found: {f.name}: {f.fact}" for f in findings if f.ok is False),
+        *(f"# found: {f.name}: {_one_line(f.fact)}" for f in findings if f.ok is False),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    """``text`` as TOML allows it in a comment."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _jobs(wanted: Resources) -> Iterator[str]:

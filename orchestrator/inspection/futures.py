@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from submitit.core import core, utils
@@ -90,8 +91,8 @@ class TaskFuture(core.Job[TaskResult]):
 
     def cancel(self, check: bool = True) -> None:
         """Always raises ``UsageError``: ``api.cancel`` cancels the complete run."""
-        run_id = self._run.folder.run_id
-        raise UsageError(f"cancel the whole run: websight-orchestrate cancel {run_id}")
+        run = shlex.quote(str(self._run.folder.path))
+        raise UsageError(f"cancel the whole run: websight-orchestrate cancel {run}")
 
 
 def futures_of(folder: RunFolder) -> list[TaskFuture]:

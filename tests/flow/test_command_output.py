@@ -96,6 +96,13 @@ def test_logs_of_a_task_alone_are_the_newest_runs(done: Cli) -> None:
     assert "download task 0" in done.run("logs", "download").out
 
 
+def test_logs_of_a_single_argument_that_is_no_run_are_those_of_its_task(done: Cli) -> None:
+    assert "download task 0" in done.run("logs", "shard-0001.tar.gz").out
+    job = done.run("status", "--json", rc=None).json()["jobs"][-1]
+    assert "finalize task 0" in done.run("logs", job).out
+    assert "there is no run 12345678 in" in done.run("logs", "12345678", rc=1).err
+
+
 def test_a_task_in_two_words_is_not_taken_for_a_run(done: Cli) -> None:
     assert "`logs extract-0`" in done.run("logs", "extract", "2", rc=2).err
 

@@ -27,6 +27,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("TERM", "xterm")
 
 
 def _states(*states: RunState) -> Callable[[], RunState]:
@@ -65,6 +66,16 @@ def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
     )
     assert "\x1b[J" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_a_terminal_that_obeys_no_control_characters_gets_plain_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")  # such as that of an editor
+    out = Terminal()
+    states = _states(runs.under_way().state(), runs.published().state())
+    watch(states, _folder(tmp_path), out=out)
+    assert "\x1b" not in out.getvalue() and "verification passed!" in out.getvalue()
 
 
 def test_a_program_gets_every_state_that_is_seen() -> None:
@@ -110,6 +121,18 @@ def test_a_screen_taller_than_the_terminal_is_cut_so_that_nothing_scrolls(
     screen.draw("short")
     assert "\x1b[4F" in out.getvalue()
     Screen(io.TextIOWrapper(io.BytesIO(), "latin-1")).draw("line\n" * 20)
+
+
+def test_the_last_screen_of_a_run_is_shown_completely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "6")
+    out = Terminal()
+    states = _states(runs.under_way().state(), runs.published().state())
+    watch(states, _folder(tmp_path), out=out)
+    first, last = out.getvalue().split("\x1b[5F")
+    assert "more lines" in first and "more lines" not in last
+    assert "Dataset verification passed!" in last
 
 
 def test_on_a_terminal_a_bar_for_each_stage_is_shown_and_removed_at_the_end(

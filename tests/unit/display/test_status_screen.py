@@ -153,6 +153,19 @@ def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
         assert len(line) <= width, line
 
 
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_a_command_is_on_one_line_for_copying(width: int) -> None:
+    remedy = "`resume --records-file train/metadata.jsonl`"
+    run = RunBuilder(1).submitted().result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    message = f"the records file is prompts.jsonl, which is missing; run {remedy} to read another"
+    text = _screen(
+        run.result(Stage.FINALIZE, cause=Cause.VERIFICATION, message=message).state(),
+        TerminalStyle(width=width),
+    )
+    assert remedy in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
 def test_a_thousand_failures_of_one_kind_take_a_few_lines() -> None:
     run = RunBuilder(1000).submitted()
     text = _screen(run.result(Stage.EXTRACT, cause=Cause.IO, message="task {} broke").state())

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.model import Resources
 from orchestrator.doctor import site_profile
+from orchestrator.doctor.node_probe import CheckResult
 
 
 def test_a_profile_is_made_for_a_uid_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +21,10 @@ def test_a_profile_is_made_for_a_uid_without_a_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pwd, "getpwuid", nameless)
     text = site_profile.text(Resources(partition="cpu"), [], "https://huggingface.co")
     assert 'partition = "cpu"' in text
+
+
+def test_a_fact_of_several_lines_is_one_comment() -> None:
+    fact = "numpy cannot be imported:\npartition = 5\x1b[0m"
+    findings = [CheckResult("environment", False, fact)]
+    text = site_profile.text(Resources(), findings, "https://huggingface.co")
+    assert "# found: environment: numpy cannot be imported: partition = 5 [0m\n" in text
