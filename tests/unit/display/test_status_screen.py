@@ -153,7 +153,7 @@ def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
         assert len(line) <= width, line
 
 
-@pytest.mark.parametrize("width", [60, 70, 80])
+@pytest.mark.parametrize("width", [64, 70, 80])
 def test_a_command_is_on_one_line_for_copying(width: int) -> None:
     remedy = "`resume --records-file train/metadata.jsonl`"
     run = RunBuilder(1).submitted().result(Stage.DOWNLOAD).result(Stage.EXTRACT)

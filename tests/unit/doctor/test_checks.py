@@ -3,21 +3,23 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from jobs import __version__
-from jobs.errors import Cause
+from jobs.errors import Cause, EngineError
 from jobs.model import Resources, utc_now
 from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
 from orchestrator.doctor.node_probe import CheckResult, ProbeReport, ProbeRequest
 from orchestrator.engines.base import EngineState, TaskState
+from tests.support.builders.fake_engine import FakeEngine
 from tests.support.cli import Cli
 from tests.support.servers.hubserver import HubServer
 
@@ -194,3 +196,27 @@ def test_a_profile_of_one_machine_is_refused_with_where_it_can_be_made(tmp_path:
     assert not found.ok
     assert "login node" in found.remedy
     assert not (tmp_path / "site.toml").exists()
+
+
+class FallsSilent(FakeEngine):
+    """A scheduler that accepts a job and then does not respond."""
+
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
+        raise EngineError("squeue does not respond")
+
+    def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
+        raise EngineError("squeue does not respond")
+
+
+def test_a_scheduler_that_falls_silent_during_the_test_job_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "engine_named", lambda name: FallsSilent())
+    request = checks.DoctorRequest(tmp_path / "data", tmp_path / "logs")
+    folder = RunFolder(tmp_path / "logs" / "doctor-1")
+    job = checks._TestJob(request, folder, checks._spec(request, folder), request.probe)
+    (found,) = job.run()
+    assert found.ok is False and "squeue does not respond" in found.fact
+    assert not folder.path.exists()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.errors import Cause, ClaimedError, EngineError, PreflightError, UsageError
@@ -198,6 +199,9 @@ def test_a_published_dataset_is_checked_though_the_scheduler_is_silent(
     dataset = Dataset(tmp_path)
     dataset.path("s-0").write_bytes(page_tar(range(3)))
     dataset.launch()
+    made = dataset.run.load_submission(1)
+    tasks = tuple(structs.replace(task, job_id=f"{n}") for n, task in enumerate(made.tasks))
+    atomic.write_json(dataset.run.submission(1), structs.replace(made, tasks=tasks))
     for module in (evidence, resuming, submitting, cancelling):
         monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: Silent())
     planned = plan_resume(dataset.run)
