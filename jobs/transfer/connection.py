@@ -149,7 +149,8 @@ class _Connection(urllib3.connection.HTTPConnection):
             raise urllib3.exceptions.ConnectTimeoutError(self, "no answer") from error
         except OSError as error:
             raise urllib3.exceptions.NewConnectionError(self, "no connection") from error
-        self._answered[host] = sock.getpeername()
+        with contextlib.suppress(OSError):  # it was reset since, which the request finds
+            self._answered[host] = sock.getpeername()
         sock.settimeout(_CONNECT_S)
         return sock
 

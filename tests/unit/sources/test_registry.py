@@ -278,7 +278,7 @@ def test_addresses_that_fail_for_one_reason_are_one_message(web: FaultyServer) -
     with pytest.raises(SourceError) as caught:
         opened(SourceKind.URL, web.url("/s/") + "{01..09}.tar").shards()
     assert caught.value.message.startswith("/s/01.tar and 7 more: ")
-    assert caught.value.message.count("404") == 1
+    assert caught.value.message.count("status 404") == 1
     assert caught.value.cause is Cause.NOT_FOUND
 
 

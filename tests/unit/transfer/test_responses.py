@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import random
 import socket
+import struct
 import sys
 import threading
 import time
@@ -440,6 +441,30 @@ def test_a_host_is_reached_though_its_first_address_is_silent(
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found.copy())
         monkeypatch.setattr(connection, "_CONNECT_S", 1000.0)
         assert fetch(f"http://odd.test:{port}{PATH}", tmp_path / "out").sha256 == SHA
+
+
+def test_a_connection_that_is_reset_at_once_is_no_open_socket_that_nobody_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def reset(*_: object) -> socket.socket:
+            client = socket.create_connection(server.getsockname())
+            peer, _address = server.accept()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            with pytest.raises(OSError, match="not connected"):
+                client.getpeername()
+            return client
+
+        monkeypatch.setattr(connection, "_first_to_answer", reset)
+        made = connection._Connection("127.0.0.1", server.getsockname()[1])
+        with made._new_conn() as sock:
+            assert sock.gettimeout() == connection._CONNECT_S
 
 
 def test_connections_of_a_socks_proxy_stay_their_own() -> None:
