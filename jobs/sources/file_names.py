@@ -13,6 +13,7 @@ from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
+from jobs.sources.families import families
 from jobs.storage import presence
 from jobs.storage.safe_paths import junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
@@ -121,7 +122,18 @@ def check_finished(names: Iterable[str], known: Collection[str]) -> None:
             raise SourceError(
                 f"{quoted(name)} is an unfinished download; finish it, or exclude it with "
                 f"--exclude {quoted(f'{glob.escape(posixpath.basename(stem))}*')}"
+                + _join_hint(stem, ending, known)
             )
+
+
+def _join_hint(stem: str, ending: str, known: Collection[str]) -> str:
+    """What to do if a file with that ending is one of several pieces (``x_aa.zip.part``)."""
+    stems = [name[: -len(ending)] for name in known if name.lower().endswith(ending)]
+    for family in families(stems):
+        if stem in family.names and len(family.names) > 1:
+            joined = quoted(family.glob + ending)
+            return f"; if these files are the pieces of one archive, launch with --join {joined}"
+    return ""
 
 
 def common_folder(names: Sequence[str], layout: Layout) -> str:

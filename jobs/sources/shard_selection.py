@@ -92,25 +92,28 @@ def sort_out(
     names = [name for name in by_name if name not in extras]
     wanted = set(names) if meant is None else meant
     listed = [name for name in names if name in wanted]
-    file_names.check_finished(listed, by_name)
     home = file_names.common_folder(listed, request.layout)
     images = _images(names, request, home) if meant is None else ""
-    inside = [name for name in names if images and name.startswith(images)]
-    outside = [name for name in names if not (images and name.startswith(images))]
-    declared, rest = _joined(outside, request.join)
+    declared, rest = _joined(names, request.join)
     declared = [pieces for pieces in declared if not wanted.isdisjoint(_names(pieces))]
-    candidates = [] if JOIN_NOTHING in request.join else families(rest)
+    file_names.check_finished([name for name in rest if name in wanted], by_name)
+    inside = [name for name in rest if images and name.startswith(images)]
+    outside = [name for name in rest if not (images and name.startswith(images))]
+    candidates: list[Family] = []
+    if JOIN_NOTHING not in request.join:
+        candidates = families(outside) + (families(inside) if request.nested else [])
     candidates = [family for family in candidates if not wanted.isdisjoint(family.names)]
-    single = [name for name in rest if name in wanted]
+    single = [name for name in outside if name in wanted]
     heads = _look(look, declared, candidates, [*single, *inside])
     _check_pointers(heads)
+    candidates = [family for family in candidates if _may_be_pieces(family, images, heads)]
     sizes = {name: file.size for name, file in by_name.items()}
     groups = _groups(declared, candidates, single, heads, sizes)
     _check_readable(groups, where)
-    _check_images(inside, heads, request, where)
+    taken = {name for group in groups for name in group.names}
+    _check_images([name for name in inside if name not in taken], heads, request, where)
     if meant is None and not request.include:
         _check_tables(groups, where)
-    taken = {name for group in groups for name in group.names}
     loose = [by_name[name] for name in [*single, *inside] if name not in taken]
     layout = request.layout
     in_images = f"{layout.images}/" if layout.has_records else ""
@@ -251,6 +254,14 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     inside = [name for name in names if name.startswith(images)]
     has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
     return images if has_data and has_images else ""
+
+
+def _may_be_pieces(family: Family, images: str, heads: Mapping[str, bytes]) -> bool:
+    """Whether files may be pieces; in the images folder only those that begin like an archive."""
+    first = family.names[0]
+    if not (images and first.startswith(images)):
+        return True
+    return magic.is_container(family.joined_name, _packing(first, heads, family.joined_name))
 
 
 def _lack_records(names: Sequence[str], layout: Layout) -> bool:

@@ -87,7 +87,7 @@ def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
     data = ("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam", "r.fa.gz", "r.fastq.gz")
     loose |= dict.fromkeys(data, gzip.compress(b"x"))
-    loose |= {"r.fa.gz.gzi": b"x"}
+    loose |= {"r.fa.gz.gzi": b"x", "frames.jgz": gzip.compress(b"[]"), "song.mxl": ZIP}
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []
@@ -160,6 +160,28 @@ def test_what_is_not_the_file_itself_is_refused(
     if remedy is None:
         exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
         assert complete_run(tmp_path / "left out", place, "--exclude", exclude).files == ALL
+
+
+def test_pieces_that_are_named_like_unfinished_downloads_are_joined_by_the_option_that_is_named(
+    tmp_path: Path,
+) -> None:
+    place = source(tmp_path, cut(ZIP, *(f"w/d_part_a{mark}.zip.part" for mark in "abc")))
+    with pytest.raises(SourceError, match="if these files are the pieces of one") as refused:
+        complete_run(tmp_path / "refused", place)
+    join = refused.value.message.split("--join ")[1].strip("'")
+    assert complete_run(tmp_path / "joined", place, "--join", join).files == ALL
+
+
+def test_pieces_in_the_images_folder_are_extracted_there(tmp_path: Path) -> None:
+    pictures = {f"{number}.png": png(number) for number in range(4)}
+    split = cut(tarred(pictures), *(f"images/p.tar.parta{mark}" for mark in "abc"))
+    place = source(tmp_path, {**split, "images/9.png": png(9), "prompts.jsonl": RECORDS})
+    with pytest.raises(SourceError, match="launch with --nested to extract each into the folder"):
+        complete_run(tmp_path / "refused", place)
+    for words in (("--nested",), ("--join", "images/p.tar.part*")):
+        brought = complete_run(tmp_path / words[0], place, *words)
+        assert brought.problems == []
+        assert brought.files == {**ALL, "images/9.png": png(9)}
 
 
 def test_archives_and_tables_are_taken_as_the_user_says(tmp_path: Path) -> None:
