@@ -8,6 +8,7 @@ from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import SINGLE, TARS
 from jobs.archives.streams import Arriving
 from jobs.archives.webdataset import Samples, looks_like_samples
+from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Plan, Shard, ShardKind
 
 
@@ -72,7 +73,7 @@ def _reader(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
         from jobs.archives.zip.archive import ZipArchive
 
         return ZipArchive(fetched, shard, options)
-    if fetched.format in SINGLE:
+    if fetched.format in SINGLE and not magic.stays_compressed(shard.name):
         from jobs.archives.single_file import CompressedFile
 
         return CompressedFile(fetched, shard, options)
@@ -86,7 +87,7 @@ def _reader(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
         from jobs.archives.folder import FolderArchive
 
         return FolderArchive(fetched, shard, options)
-    assert fetched.format in (Format.FILE, Format.PARQUET)
+    assert fetched.format in (Format.FILE, Format.PARQUET, *SINGLE)
     from jobs.archives.single_file import PlainFile
 
     return PlainFile(fetched, shard, options)

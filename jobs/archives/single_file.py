@@ -25,7 +25,8 @@ class PlainFile(Archive):
         self._name = shard.name.encode("utf-8", "surrogateescape")
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
-        self._is_table = fetched.format is Format.PARQUET  # one without images
+        # Tables without images, and compressed files that stay so, were examined.
+        self._is_examined = fetched.format is not Format.FILE
         self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
@@ -56,7 +57,7 @@ class PlainFile(Archive):
         for index, path in enumerate(self._files):
             try:
                 for number, block in enumerate(blocks(Path(path))):
-                    if not (index or number or self._is_table):
+                    if not (index or number or self._is_examined):
                         check_no_archive(label, self._name, block[: magic.HEAD], self._options)
                     yield memoryview(block)
             except FileNotFoundError as error:

@@ -167,7 +167,8 @@ _DATA = (
     "tfrecords lmdb mdb db sqlite sqlite3 duckdb nc zarr fits nii dcm ply obj stl glb gltf "
     "fbx usd usdz pcd las laz e57 step blend kml kmz shp dbf shx prj gpkg pmtiles mbtiles "
     "rds rda rdata jar war whl apk ipa cbz 3mf ttf otf woff woff2 proto wasm so "
-    "mgz bam bcf cram tbi csi"
+    "mgz bam bcf cram tbi csi mxl mscz musx qza qzv sb2 sb3 slx mlx ggb xmind kra ora osz osk f3d "
+    "docm dotx xlsm xlsb pptm vsdx hwpx"
 )
 _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
 # The same, of formats that programs read compressed: scans, sequences and their annotations, and
@@ -301,6 +302,14 @@ def decompressed_name(name: str) -> str:
     if packing is None or not packing.compresses or is_tar_name(name):
         return name
     return name[: -len(last_ending(name))]
+
+
+def stays_compressed(name: str) -> bool:
+    """Whether a compressed file is published as it is: its ending is that of another format.
+
+    Programs that read such a file (``.jgz``, ``.nrrd``) expect the compressed bytes.
+    """
+    return bool(last_ending(name)) and decompressed_name(name) == name
 
 
 def is_page(head: bytes, *, labelled: bool = False) -> bool:
