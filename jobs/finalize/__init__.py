@@ -6,7 +6,8 @@ do not mean. ``scan`` reads manifests and the staged folder, ``scan_records`` th
 rows that ``join`` brings together on disk; ``cross_check`` compares those of one path; ``findings``
 collects what is wrong; ``collisions`` restores the right bytes of a path that several archives
 wrote. ``merge`` writes the records, the manifest and the sums, ``pack`` the ``packed_shards``
-instead of files, except those that are finished, ``summary`` the receipt and what finalize reports;
+instead of files, except those that are finished, ``summary`` the receipt and what finalize reports,
+``merged_sets`` hints on archives whose files share folders now;
 ``publish`` renames everything into place, ``cleanup`` removes what is no longer needed.
 
 ``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what it, or an

@@ -147,6 +147,8 @@ class FinalizeContext:
     # replaced, or were extracted in an earlier attempt, and may have been changed since.
     compares_sizes: bool = False
     records_apart: bool = False  # whether extraction stored the records outside of the data
+    tops: set[str] = field(default_factory=set)  # see ``stripped_tops``; of all archives
+    in_folders: set[str] = field(default_factory=set)  # ids of shards with a file in a folder
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)  # their paths, which are not reported as strays
@@ -204,7 +206,7 @@ class FinalizeContext:
         """How to publish all files as they are."""
         if self.packs_records:
             return "launch with --layout files and --output files or zip"
-        if self.records_apart or self.plan.options.nested:
+        if self.records_apart or self.plan.options.nested or len(self.tops) > 1:
             return "launch with --layout files"
         return "run `resume` with --layout files"
 

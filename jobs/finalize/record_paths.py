@@ -264,6 +264,23 @@ class Sample:
         )
         self._bare_names.conclude()
 
+    def _stripped_moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
+        """Moves out of the top folders of archives, if the records name some of these.
+
+        Needed where not all archives have such a folder, so that other paths are literal.
+        """
+        own = {f"{unified(top)}/{self._images}" for top in self._context.tops if top}
+        named = {start: [path for path in paths if path.startswith(start)] for start in own}
+        if self._context.plan.options.on_collision is OnCollision.PER_SHARD or not any(
+            named.values()
+        ):
+            return {}
+        return {
+            start: self._images
+            for start, some in named.items()
+            if not any(self._literal[key] for path in some for key in self._literals(piece, path))
+        }
+
     def _moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
         relative = paths - rooted
@@ -277,7 +294,7 @@ class Sample:
                 if seen := self._folders[ending]:
                     starts[path[: len(path) - len(ending)]].update(seen)
                     break
-        moves = {}
+        moves = self._stripped_moves(piece, paths)
         for named, folders in sorted(starts.items()):
             folder = self._images if self._images in folders else min(folders)
             if folder != self._images and len(folders) > 1:

@@ -21,9 +21,16 @@ from jobs.finalize.findings import Batch, FindingKind
 from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.record_paths import Sample, Seen
-from jobs.model import Entry, Fetched, Layout, Part, PartSummary
+from jobs.model import Entry, Fetched, Layout, Part, PartSummary, ShardKind
 from jobs.storage import latency, presence
-from jobs.storage.manifest import entry_blocks, key_of, keys_of_bytes, read_manifest, read_summary
+from jobs.storage.manifest import (
+    entry_blocks,
+    key_of,
+    keys_of_bytes,
+    read_manifest,
+    read_summary,
+    stripped_tops,
+)
 from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk
@@ -88,6 +95,8 @@ def read_summaries(context: FinalizeContext) -> list[PartSummary]:
         start += summary.files
         context.totals.left_out.update(summary.left_out)
         context.totals.members += summary.members
+        if context.shards[part.shard].kind is ShardKind.ARCHIVE:
+            context.tops |= stripped_tops(summary)
         for warning in summary.warnings:
             context.findings.add(FindingKind.WARNING, warning, part.shard)
     context.part_starts.append(start)
@@ -166,6 +175,7 @@ class _FilesFound(AuditShare):
 
     damaged: list[tuple[int, str]] = field(default_factory=list)  # indices of parts, and why
     folders: set[str] = field(default_factory=set)
+    in_folders: set[str] = field(default_factory=set)  # see ``FinalizeContext``
     seen: Seen | None = None
     parts: int = 0
     files: int = 0
@@ -188,6 +198,7 @@ def scan_files(audit: Audit) -> None:
     for found in context.shared(work):
         audit.take(found)
         audit.folders.update(found.folders)
+        context.in_folders |= found.in_folders
         for place, fact in found.damaged:
             forget_manifest(context, context.parts[place], fact)
         if sample is not None and found.seen is not None:
@@ -255,6 +266,8 @@ def _scan_entries(
     ]
     audit.rows.add(JoinRow.FILE, rows)
     paths = [entry.path for entry in entries]
+    if part.shard not in found.in_folders and any("/" in path for path in paths):
+        found.in_folders.add(part.shard)
     for path in nested.all_nested(paths):
         found.totals.archives += 1
         found.totals.archive_example = path

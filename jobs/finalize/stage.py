@@ -18,7 +18,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError, counted
-from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
+from jobs.finalize import cleanup, collisions, merge, merged_sets, pack, publish, repair, scan
 from jobs.finalize.context import FinalizeContext, Totals
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.findings import FindingKind, Findings
@@ -306,6 +306,10 @@ def _check_totals(context: FinalizeContext) -> None:
             f"{counted(totals.more_records, words)} published, but not read, "
             f"such as {quoted(totals.more_records_example)}",
         )
+    for fact in (
+        merged_sets.hints(context) if context.pieces or not options.layout.has_records else ()
+    ):
+        context.findings.add(FindingKind.HINT, fact)
     if totals.archives:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
     if totals.packed:  # with --nested each archive has a warning about these

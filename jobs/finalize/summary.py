@@ -166,6 +166,11 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
         keep = "keep-first (the first archive's file counts)"
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
         own = "" if is_per_shard else ", or launch with per-shard (a folder for each archive)"
+        if len(context.tops) > 1 and not {*_UNUSABLE} & {*bad}:  # otherwise a hint names it
+            own += (
+                ", or launch with --strip-components 0, if the files are in the same folders only "
+                "because different top folders were removed"
+            )
         if context.plan.options.strip_components:
             own += ", or launch without --strip-components, if that gave files the same path"
         return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"

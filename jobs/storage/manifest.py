@@ -117,6 +117,11 @@ def read_summary(path: Path) -> PartSummary:
         return _summary(path, _last_line(file)[1])
 
 
+def stripped_tops(summary: PartSummary) -> set[str]:
+    """The top folders that were stripped from members of an archive's part; empty text: none."""
+    return set({"": "", **summary.tops}.values()) if summary.files else set()
+
+
 def _last_line(file: BinaryIO) -> tuple[int, bytes]:
     """The offset of the last line, which may have no end, and the line."""
     position = file.seek(0, os.SEEK_END)

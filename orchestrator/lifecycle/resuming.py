@@ -30,8 +30,9 @@ from jobs.outputs import registry
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, presence
-from jobs.storage.manifest import read_summary
+from jobs.storage.manifest import read_summary, stripped_tops
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import quoted_few
 from jobs.storage.staging import FinalCheck, Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import Engine
@@ -46,6 +47,8 @@ from orchestrator.lifecycle.cancelling import how_to_abandon
 from orchestrator.lifecycle.recovery import Recovery
 from orchestrator.lifecycle.request import check_layout, check_temp_limit, override
 from orchestrator.lifecycle.submitting import Tick
+
+_SHOWN_TOPS = 3  # in a message, at most
 
 
 @dataclass(frozen=True)
@@ -418,21 +421,24 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
         raise _differs("the folders of --on-collision per-shard depend on the layout")
     if amendments.layout and plan.options.nested:
         raise _differs("the folders of archives in archives (--nested) depend on the layout")
-    return structs.replace(plan.options, layout=layout, strip_components=_stripped(folder, plan))
+    stripped = _stripped(folder, plan, without_records=bool(amendments.layout))
+    return structs.replace(plan.options, layout=layout, strip_components=stripped)
 
 
-def _stripped(folder: RunFolder, plan: Plan) -> int:
+def _stripped(folder: RunFolder, plan: Plan, *, without_records: bool) -> int:
     """The number of leading folders that extraction has removed from every archive's members."""
     if plan.options.strip_components is not None:
         return plan.options.strip_components
-    depths: set[int] = set()
+    tops: set[str] = set()
     for shard in plan.shards:
         for part in shard.each_part() if shard.kind is ShardKind.ARCHIVE else ():
-            summary = read_summary(folder.manifest(part))
-            tops = {"": "", **summary.tops} if summary.files else {}  # by nested archive
-            depths.update(1 + top.count("/") if top else 0 for top in tops.values())
+            tops |= stripped_tops(read_summary(folder.manifest(part)))
+    depths = {1 + top.count("/") if top else 0 for top in tops}
     if len(depths) > 1:
         raise _differs("the top folder of some archives was removed, and that of others was not")
+    if without_records and len(tops) > 1:  # only records say which archive's file they mean
+        shown = quoted_few(sorted(tops), _SHOWN_TOPS)
+        raise _differs(f"different top folders of archives were removed ({shown})")
     return max(depths, default=0)
 
 

@@ -46,6 +46,7 @@ def records(paths: Mapping[str, bytes], field: str = "image", **more: Any) -> by
 
 
 PLAIN = {"a.tar": pictures("train/{}.png"), "b.tar": pictures("val/{}.png", seed=9)}
+TWO_TOPS = {f"{s}.zip": pictures(s + "/images/{}.png", seed=len(s)) for s in ("train", "val")}
 BELOW = {"a.tar": {**pictures("top/images/{}.png"), "top/notes.txt": b"x"}}
 TWICE = {"a.tar": {"images/0.png": png(1)}, "b.tar": {"images/0.png": png(2)}}
 TWO_FILES = {
@@ -172,6 +173,12 @@ def test_a_top_folder_that_was_removed_stays_removed(cli: Cli, tmp_path: Path, n
             id="one top folder of two zips",
         ),
         pytest.param(
+            TWO_TOPS,
+            ("--layout", "files"),
+            "different top folders of archives were removed ('train', 'val')",
+            id="two top folders",
+        ),
+        pytest.param(
             PLAIN, ("--records-file", "../x"), "is not a safe path inside", id="a path outside"
         ),
     ],
@@ -184,6 +191,18 @@ def test_a_change_that_needs_another_extraction_is_refused(
     cli.run(*words, rc=VERIFICATION)
     assert said in cli.run("resume", *changed, rc=USAGE).err
     assert said not in cli.run("resume", rc=VERIFICATION).err  # nothing was changed
+
+
+def test_the_remedy_for_archives_without_records_keeps_their_top_folders(
+    cli: Cli, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "source", TWO_TOPS)
+    words = (*LOCAL, "--local-path", source, "--dest", tmp_path / "data")
+    said = " ".join(cli.run(*words, rc=VERIFICATION).out.split())
+    assert "to publish files without records, launch with --layout files" in said
+    cli.run(*words, "--layout", "files", "--overwrite")
+    for folder in ("train", "val"):
+        assert (tmp_path / "data" / folder / "images" / "0.png").exists()
 
 
 def test_samples_whose_records_extraction_made_keep_their_layout(cli: Cli, tmp_path: Path) -> None:
