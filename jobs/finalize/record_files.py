@@ -359,14 +359,18 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
     for file in _choose(context):
         context.records_path = file.name
         context.records_among_data[file.number] = file.part.id
-        if not context.reads_records or file.path in taken:
+        place = _in(context.staging.data, file.path)
+        if not context.reads_records:  # of a repair, which must not replace the published records
+            place.unlink(missing_ok=True)
+            continue
+        if file.path in taken:
             continue
         taken.add(file.path)
         moved = _in(context.records_out_of_data, file.path)
         if context.packs:
             moved = context.scratch / f"among-data-{len(taken):05d}"
             _copy(context, file, moved)
-        elif presence.exists(place := _in(context.staging.data, file.path)):
+        elif presence.exists(place):
             _move(place, moved)
         else:
             forget_manifest(context, file.part, "its records are missing")

@@ -12,6 +12,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, VerificationError
+from jobs.finalize.repair import reset_damaged
 from jobs.model import Layout, OnBadRecord, Options, Output
 from tests.support.builders.contents import Content, line, png, tree
 from tests.support.builders.made_run import Run
@@ -117,3 +118,14 @@ def test_a_records_file_is_found_in_a_locale_without_utf8(tmp_path: Path) -> Non
     record = json.loads((run.staging.dest / "metadata.jsonl").read_bytes())
     assert record["image"] == "é日/a.png"
     assert run.verify().ok
+
+
+def test_a_repair_of_a_picture_leaves_the_records_that_came_with_it(tmp_path: Path) -> None:
+    run = RunBuilder(*ONE, options=DROPPING).extracted(tmp_path)
+    run.finish()
+    whole = tree(run.staging.dest)
+    (run.staging.dest / "images/1.png").unlink()
+    reset_damaged(run.folder, run.plan, run.verify())
+    run.redo()
+    assert run.finalize()[1] is None
+    assert tree(run.staging.dest) == whole
