@@ -167,7 +167,7 @@ def framed(lines: Iterable[bytes], form: FoundRecords) -> Iterator[bytes]:
     elif form.form is Form.TABLE:
         yield _row(form.columns, form.delimiter)
         for line in lines:
-            values = json.loads(line)
+            values = json.loads(line.decode("utf-8", "surrogateescape"))
             yield _row([values.get(column) for column in form.columns], form.delimiter)
     else:
         yield from lines

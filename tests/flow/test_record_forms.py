@@ -254,6 +254,14 @@ def test_tables_are_published_as_one(
     assert half == [rows[1][0], rows[2][0]]
 
 
+def test_tables_whose_bytes_are_no_text_are_kept_byte_for_byte(tmp_path: Path) -> None:
+    options = Options(Layout("websight", "labels.csv"), on_bad_record=OnBadRecord.KEEP)
+    rows = [f"images/00{n}.png,caf\xe9 {n}\n".encode("latin-1") for n in range(2)]
+    shards = [shard(b"image,text\n" + row, NAMES[n : n + 1]) for n, row in enumerate(rows)]
+    run = run_of(tmp_path, shards, options)
+    assert (run.staging.dest / "labels.csv").read_bytes() == b"image,text\n" + b"".join(rows)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
