@@ -163,7 +163,13 @@ class _Moves:
         self._done: list[tuple[Path, Path]] = []
 
     def move(self, source: Path, target: Path) -> None:
-        source.rename(target)
+        try:
+            source.rename(target)
+        except OSError:
+            # NFS repeats a request whose answer was lost, and may report an error for a rename
+            # that was made: https://man7.org/linux/man-pages/man2/rename.2.html
+            if presence.is_there(source) or not presence.is_there(target):
+                raise
         self._done.append((source, target))
 
     def undo(self) -> None:

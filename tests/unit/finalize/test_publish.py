@@ -231,6 +231,26 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     assert tree(run.staging.dest) == before
 
 
+@pytest.mark.parametrize("name", ["RECEIPT.json", "images", "prompts.jsonl"])
+def test_a_rename_that_was_made_although_an_error_came_back_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """NFS repeats a rename whose answer was lost, and finds nothing to rename."""
+    RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path).finish()
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
+    rename = Path.rename
+
+    def renamed_twice(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source.name == name:
+            rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", renamed_twice)
+    run.finish()
+    assert run.verify().ok
+    assert len(tree(run.staging.dest)) == 4
+
+
 @pytest.mark.parametrize(
     "gone", [("images",), ("images", "prompts.jsonl", "MANIFEST.jsonl", "RECEIPT.json")]
 )
