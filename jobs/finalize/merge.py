@@ -197,7 +197,7 @@ def _placed(
 ) -> bytes:
     """The line with its images renamed to ``paths``, by their index in ``records.Record.images``.
 
-    With a folder for each shard, other images get that folder's path too.
+    With a folder for each shard, other images that may be there get that folder's path too.
     """
     options = context.plan.options
     per_shard = options.on_collision is OnCollision.PER_SHARD
@@ -210,13 +210,18 @@ def _placed(
     changes = {}
     for place, image in enumerate(images):
         path = paths.get(place)
-        if path is None and per_shard:
+        if path is None and per_shard and _may_be_in_folder(image.path):
             path = records.normal_path(image.path)
             if image.required or path.startswith(f"{options.layout.images}/"):
                 path = placed(context, piece, path)
         if path is not None and path != image.path:
             changes[image.where] = path
     return records.rewritten(line, changes) if changes else line
+
+
+def _may_be_in_folder(path: str) -> bool:
+    """Whether a record's path may be that of a file of its shard: not outside, no web address."""
+    return records.problem_of_path(path) is None and "://" not in path
 
 
 def extracted_files(

@@ -591,6 +591,17 @@ def test_each_shard_has_a_folder_of_its_own_and_its_records_say_so(tmp_path: Pat
     assert images == [png(0), png(50)]
 
 
+def test_what_cannot_be_in_a_shards_folder_is_not_said_to_be_there(tmp_path: Path) -> None:
+    odd = [line(path) for path in ("https://host/1.png", "/home/me/1.png", "../1.png")]
+    shard = Content({"images/0.png": png(0)}, line("images/0.png") + b"".join(odd))
+    options = Options(on_collision=OnCollision.PER_SHARD, on_bad_record=OnBadRecord.KEEP)
+    run = RunBuilder(shard, options=options).extracted(tmp_path)
+    run.finish()
+    first, *others = (run.staging.dest / "prompts.jsonl").read_bytes().splitlines(keepends=True)
+    assert json.loads(first)["image"] == f"images/{run.shard_ids[0]}/0.png"
+    assert others == odd
+
+
 def test_bad_records_and_images_are_dropped_together(tmp_path: Path) -> None:
     shard = pages(0, 4)
     shard.files["images/000001.png"] = b""
