@@ -75,8 +75,6 @@ def verify_dataset(
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
     count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
-    if not presence.is_file(path / MANIFEST):
-        return _refused(path, f"{MANIFEST} is missing", deep=deep, run_id=receipt.run_id)
     algorithm = receipt.manifest.digest if deep else None
     children = _start(path, range(count), count, deep=algorithm, workers=workers)
     # In the meantime, the checks that one process does.
@@ -115,17 +113,25 @@ def verify_slice(
 
 def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyReport:
     """The report of all shares of the work."""
+    receipt = _sound_receipt(path, deep=deep)
+    if isinstance(receipt, VerifyReport):
+        return receipt
+    merged = SliceReport()
+    for share in shares:
+        merged.merge(share)
+    sums = _sums_damage(path, receipt, deep=deep)
+    return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
+
+
+def _sound_receipt(path: Path, *, deep: bool) -> Receipt | VerifyReport:
+    """The receipt, if the manifest is that of it, or else the report that refuses the dataset."""
     receipt = _read_receipt(path)
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
     fault = _manifest_fault(path, receipt)
     if fault is not None:
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    merged = SliceReport()
-    for share in shares:
-        merged.merge(share)
-    sums = _sums_damage(path, receipt, deep=deep)
-    return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
+    return receipt
 
 
 def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
@@ -163,6 +169,8 @@ def _why_missing(path: Path) -> str:
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
     """What is wrong with the manifest, by its digest in the receipt; None if nothing is."""
+    if not presence.exists(path / MANIFEST):
+        return f"{MANIFEST} is missing"
     try:
         found = digest.of("sha256", blocks(path / MANIFEST))
     except OSError as error:
@@ -412,14 +420,17 @@ def run_array_task(run_dir: str, stage: str, number: int, attempt: int) -> int:
 
 
 def collect_array(folder: Path, request: ArrayRequest) -> VerifyReport:
-    """The report of all tasks; ``VerificationError`` if one of them wrote none."""
-    shares = []
+    """The report of all tasks; ``VerificationError`` if one of them wrote none without a reason."""
+    path, shares = Path(request.path), []
     for number in range(request.count):
         try:
             shares.append(atomic.read_json(_report_path(folder, number), SliceReport))
         except FileNotFoundError as error:
+            refused = _sound_receipt(path, deep=request.deep)
+            if isinstance(refused, VerifyReport):
+                return refused  # tasks cannot read a damaged manifest
             raise VerificationError(
                 f"task {number} of the verification ended without a report; see its log in "
                 f"{folder}/submitit, then run `verify` again"
             ) from error
-    return conclude(Path(request.path), shares, deep=request.deep)
+    return conclude(path, shares, deep=request.deep)

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,16 @@ from jobs.storage import atomic
 from jobs.storage.manifest import read_published
 from jobs.storage.staging import FinalCheck
 from jobs.verify import slices
-from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
+from jobs.verify.dataset import (
+    ArrayRequest,
+    VerifyReport,
+    collect_array,
+    conclude,
+    prepare_array,
+    run_array_task,
+    verify_dataset,
+    verify_slice,
+)
 from jobs.verify.slices import blocks
 from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
@@ -260,6 +269,23 @@ def test_slices_are_complete_however_many(tmp_path: Path, count: int, workers: i
     report = conclude(dest, shares, deep=True)
     assert report == check(run, deep=True)
     assert conclude(dest, shares[1:], deep=True).ok is False
+
+
+@pytest.mark.parametrize("damage", [remove, cut])
+@pytest.mark.parametrize("name", ["RECEIPT.json", "MANIFEST.jsonl"])
+def test_tasks_that_cannot_read_its_proof_are_not_what_is_reported(
+    tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    run = published(tmp_path)
+    damage(run.staging.dest / name)
+    request = ArrayRequest(str(run.staging.dest), 2, deep=False, workers=1)
+    prepare_array(tmp_path, request)
+    for number in range(2):
+        with suppress(VerificationError, StorageError):
+            run_array_task(str(tmp_path), "extract", number, 1)
+    report = collect_array(tmp_path, request)
+    assert report == check(run)
+    assert name in report.lines[0]
 
 
 def test_a_check_stops_on_request(tmp_path: Path) -> None:
