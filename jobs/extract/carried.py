@@ -169,6 +169,8 @@ class _Carrier:
 class _FileCarrier(_Carrier):
     """Links or copies files."""
 
+    _counts_links: bool | None = None  # whether the file system does; None: not known yet
+
     def _take_files(self, summary: PartSummary) -> None:
         folders = Folders(self._staging.data, archive=self._work.shard.name)
         with closing(atomic.FileSystem(self._staging.data)) as file_system:
@@ -205,18 +207,7 @@ class _FileCarrier(_Carrier):
 
     def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
         """Link or copy the file to ``place``, replacing a file of an earlier attempt."""
-        try:
-            try:
-                os.link(source, place, follow_symlinks=False)
-            except FileExistsError:
-                there = os.lstat(place)
-                if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
-                    return
-                os.unlink(place)  # noqa: PTH108  # paths are bytes here
-                os.link(source, place, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
+        if self._counts_links is False or not self._link(source, status, place):
             times = self._options.preserve_times
             write_file(
                 place,
@@ -224,6 +215,36 @@ class _FileCarrier(_Carrier):
                 read_range(fd, 0, status.st_size),
                 status.st_mtime_ns if times else None,
             )
+
+    def _link(self, source: bytes, status: os.stat_result, place: bytes) -> bool:
+        """Link the file to ``place``; False if the file system has no hard links.
+
+        Nor are there any if it does not count them, as sshfs: extraction knows by their number that
+        a file is the published dataset's too.
+        """
+        try:
+            try:
+                os.link(source, place, follow_symlinks=False)
+            except FileExistsError:
+                there = os.lstat(place)
+                if (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino):
+                    os.unlink(place)  # noqa: PTH108  # paths are bytes here
+                    os.link(source, place, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return False
+        if self._counts_links:
+            return True
+        self._counts_links = is_counted = _has_names(place)
+        if not is_counted:
+            os.unlink(place)  # noqa: PTH108
+        return is_counted
+
+
+def _has_names(place: bytes) -> bool:
+    """Whether a file is known to have another name."""
+    return os.lstat(place).st_nlink > 1
 
 
 class _PackedCarrier(_Carrier):

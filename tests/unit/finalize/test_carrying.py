@@ -12,6 +12,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, StorageError, VerificationError
+from jobs.extract import carried
 from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
 from jobs.finalize.join import Buckets
@@ -157,6 +158,18 @@ def test_what_is_carried_over_is_what_was_published(
     assert run.finalize()[1] is None
     assert published_tree(run) == before
     assert (run.staging.dest / "images/0000.png").stat().st_nlink == 1
+
+
+def test_nothing_is_linked_where_links_are_not_counted(
+    published: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on sshfs: what is extracted to that path later would be written into the old dataset."""
+    monkeypatch.setattr(carried, "_has_names", lambda place: False)
+    run = next_run(published)
+    assert {result.outcome for result in run.extract()} == {Outcome.OK}
+    images = list(run.staging.data.rglob("*.png"))
+    assert [image.stat().st_nlink for image in images] == 6 * [1]
+    assert run.finalize()[1] is None
 
 
 @pytest.mark.parametrize("how", ["other bytes", "a symbolic link", "missing"])
