@@ -57,8 +57,13 @@ def _holds_samples(archive: Archive, format: Format, shard: Shard, plan: Plan) -
     assert isinstance(archive, (TarArchive, TarStream))
     if not looks_like_samples(archive.first_names, layout):
         return False
-    loose = (other.name for other in plan.shards if other.kind is ShardKind.FILE)
-    return not any(name.endswith(layout.records_names) for name in loose)
+    return not has_loose_records(plan)
+
+
+def has_loose_records(plan: Plan) -> bool:
+    """Whether a records file is beside the archives, so that their files are no samples."""
+    loose = (shard.name for shard in plan.shards if shard.kind is ShardKind.FILE)
+    return any(name.endswith(plan.options.layout.records_names) for name in loose)
 
 
 def _reader(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:

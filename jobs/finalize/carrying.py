@@ -18,6 +18,8 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
+from jobs.archives.detect import TARS
+from jobs.archives.registry import has_loose_records
 from jobs.checks import records
 from jobs.checks.base import is_warning
 from jobs.errors import RunFolderError, VerificationError, counted, from_os_error
@@ -142,14 +144,16 @@ def plan_carry(
     receipt: Receipt,
     same: Mapping[str, Shard],
     *,
+    new: Plan | None = None,
     repairs: bool = False,
 ) -> CarryPlan:
-    """Which of the ``same`` shards (see ``same_shards``) can be reused.
+    """Which of the ``same`` shards (see ``same_shards``) can be reused in the ``new`` plan.
 
-    The others are downloaded although they did not change, for the ``reasons``: their files or
-    records are not known, or may not be the same in a new launch. ``folder`` and ``old`` belong to
-    the run that published the dataset. Raises ``VerificationError`` if the records file is damaged,
-    or the manifest of packed files; with ``repairs`` what needs them is not reused.
+    Without a new plan, as for a repair, it is the ``old`` one. The other shards are downloaded
+    although they did not change, for the ``reasons``: their files or records are not known, or may
+    not be the same in a new launch. ``folder`` and ``old`` belong to the run that published the
+    dataset. Raises ``VerificationError`` if the records file is damaged, or the manifest of packed
+    files; with ``repairs`` what needs them is not reused.
     """
     replaces = bool(receipt.findings.get(FindingKind.KEPT_FIRST.value))
     if (old.options.packs or replaces) and (fault := _manifest_fault(old, receipt)):
@@ -165,6 +169,8 @@ def plan_carry(
         has_dropped=_has_dropped(old, receipt),
         has_replaced=replaces,
         has_moved=_has_moved(old, receipt),
+        had_loose_records=has_loose_records(old),
+        has_loose_records=has_loose_records(new or old),
     )
     evidence, manifests, reasons = {}, {}, {}
     for new_id, shard in same.items():
@@ -197,6 +203,8 @@ class _Choice:
     has_dropped: bool
     has_replaced: bool
     has_moved: bool
+    had_loose_records: bool  # in the old plan
+    has_loose_records: bool  # in the new one
 
     def against(self, new_id: str, shard: Shard) -> str | None:
         """Why the shard is not reused, as the end of a sentence on several; None if it is."""
@@ -205,6 +213,8 @@ class _Choice:
             return "the folder of the run that published them does not describe them completely"
         if new_id != shard.id and self._has_id_in_paths(shard):
             return "the paths of their files contain their numbers, which have changed"
+        if self._may_change_kind(shard):
+            return "whether their files are samples depends on records beside the archives"
         if shard.id not in self.ranges:
             return "their records cannot be separated from those of other shards"
         ranged = self.ranges[shard.id]
@@ -224,6 +234,17 @@ class _Choice:
         return (own_folder and shard.kind is not ShardKind.FILE) or (
             _evidence(self.folder, shard).format is Format.PARQUET
         )
+
+    def _may_change_kind(self, shard: Shard) -> bool:
+        """Whether the files of a tar may have become samples, and would be none any more, or would
+        be samples now."""
+        if self.had_loose_records == self.has_loose_records:
+            return False
+        is_tar = _evidence(self.folder, shard).format in TARS
+        if self.old.options.layout.name != "auto" or not is_tar:
+            return False
+        parts = (read_summary(self.folder.manifest(part)) for part in shard.each_part())
+        return self.had_loose_records or any(summary.samples for summary in parts)
 
     def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
         """Whether each file that is not published would be replaced in a new launch too.

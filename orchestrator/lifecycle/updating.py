@@ -107,7 +107,8 @@ def plan_update(
     def carry(new: Plan) -> CarryPlan:
         # A dataset that was moved has its files beside its receipt.
         moved = structs.replace(old, dest=str(dest))
-        return carrying.plan_carry(folder, moved, receipt, carrying.same_shards(old, new))
+        same = carrying.same_shards(old, new)
+        return carrying.plan_carry(folder, moved, receipt, same, new=new)
 
     planned = _planned(request, carry)
     _check_store(old.source, planned.plan.source)

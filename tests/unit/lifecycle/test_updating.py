@@ -26,7 +26,7 @@ from orchestrator import api, cli
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.updating import plan_update
-from tests.support.builders.contents import images, page_tar, png, records, tarred, zipped
+from tests.support.builders.contents import images, line, page_tar, png, records, tarred, zipped
 from tests.support.builders.dataset import Dataset, attempt, published, work
 
 
@@ -331,9 +331,9 @@ def with_notes(numbers: range, note: str) -> bytes:
 def same_image(numbers: range, note: str) -> bytes:
     """Every record names the same image too, which every archive has."""
     lines = [json.loads(line) for line in records(numbers).splitlines()]
-    for line in lines:
-        line["image"] = ["images/same.png", line["image"]]
-    text = "".join(json.dumps({**line, "note": note}) + "\n" for line in lines)
+    for each in lines:
+        each["image"] = ["images/same.png", each["image"]]
+    text = "".join(json.dumps({**each, "note": note}) + "\n" for each in lines)
     return tarred({**images(numbers), "images/same.png": png(99), "prompts.jsonl": text.encode()})
 
 
@@ -500,6 +500,39 @@ def test_an_update_publishes_what_a_new_launch_publishes(
     update = dataset.update()
     assert names(update.reused or update.refetched) == [f"s-0.{ending}"]
     assert bool(update.reused) is reused
+    assert dataset.equals_a_new_launch()
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_records_beside_the_archives_decide_anew_which_files_are_samples(
+    tmp_path: Path, comes: bool
+) -> None:
+    dataset = Dataset(tmp_path)
+    loose = dataset.source / "metadata.jsonl"
+    names_of = [[f"{index}{n}.png" for n in range(2)] for index in range(3)]
+    listed = b"".join(line(name) for some in names_of for name in some)
+
+    def add(index: int) -> None:
+        files: dict[str, bytes] = {}
+        for name in names_of[index]:
+            files |= {name: png(int(name[:2])), name.replace(".png", ".json"): b'{"a": 1}'}
+        dataset.path(f"s-{index}").write_bytes(tarred(files))
+
+    add(0)
+    add(1)
+    if not comes:
+        add(2)
+        loose.write_bytes(listed)
+    dataset.launch()
+    add(2)
+    if comes:
+        loose.write_bytes(listed)
+    else:
+        dataset.path("s-1").unlink()
+        loose.unlink()
+    update = dataset.update()
+    assert not update.reused
+    assert update.refetched
     assert dataset.equals_a_new_launch()
 
 
