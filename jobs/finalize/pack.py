@@ -35,7 +35,7 @@ from jobs.runtime import forks
 from jobs.runtime.process import cores
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
-from jobs.storage.manifest import PublishedFile, read_published
+from jobs.storage.manifest import PublishedFile, bytes_of, read_published
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
@@ -408,7 +408,7 @@ def _line_of(
         raw or None,
         shard,
         offset,
-        None if raw or name == path else name,
+        None if member.name == bytes_of(member.key) else name,
     )
 
 

@@ -24,7 +24,7 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
 from jobs.runtime import forks
 from jobs.runtime.progress import Progress
-from jobs.storage.manifest import PublishedFile
+from jobs.storage.manifest import PublishedFile, read_published
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.runs import RunBuilder
 
@@ -103,6 +103,15 @@ def test_the_manifest_tells_where_every_member_is(tmp_path: Path, digest: str) -
         "images/000001.png": png(1),
         "notes/a.txt": b"a note",
     }
+
+
+def test_the_manifest_has_the_name_of_a_member_whose_path_is_not_utf8(tmp_path: Path) -> None:
+    shard = Content({b"images/\xff.png": png(1)}, line("images/\udcff.png"))
+    run = RunBuilder(shard, options=PACKED).extracted(tmp_path)
+    run.finish()
+    lines = list(read_published(run.staging.dest / "MANIFEST.jsonl"))
+    found = [(each.raw, each.member) for each in lines if each.part is not None]
+    assert found == [(b"images/\xff.png".hex(), "000000000.png")]
 
 
 @pytest.mark.parametrize(
