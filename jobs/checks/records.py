@@ -131,6 +131,17 @@ def _all_members(block: bytes) -> list[dict[str, Any]]:
 
 
 def _record(members: dict[str, Any], field: str | None, made: str | None) -> Record:
+    try:
+        return _found(members, field, made)
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+def _too_deep() -> BadLineError:
+    return BadLineError("not valid JSON: nested too deeply")
+
+
+def _found(members: dict[str, Any], field: str | None, made: str | None) -> Record:
     if field is not None:
         images = tuple(Image(*found) for found in _below(members, field, ()))
         if not images:
@@ -139,7 +150,7 @@ def _record(members: dict[str, Any], field: str | None, made: str | None) -> Rec
         images = _usual_images(members)
     if made is not None:
         known = {image.where for image in images}
-        found = [at for at in _beginning(members, made, ()) if at[1] not in known]
+        found = [at for at in _beginning(members, made) if at[1] not in known]
         images += tuple(Image(*at, required=False) for at in found)
     return Record(images, _id_in(_decoded(members.get("id"))))
 
@@ -182,7 +193,7 @@ def values_of(line: bytes) -> dict[str, Any]:
     try:
         return {name: _decoded(value) for name, value in _parsed(line).items()}
     except RecursionError as error:
-        raise BadLineError("not valid JSON: nested too deeply") from error
+        raise _too_deep() from error
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -208,7 +219,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
         fact = error.msg.removesuffix(" at")
         raise BadLineError(f"not JSON: {fact} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise BadLineError("not valid JSON: nested too deeply") from error
+        raise _too_deep() from error
     if json_text.skip(text, end) < len(text):
         raise BadLineError(f"not JSON: more data at character {json_text.skip(text, end) + 1}")
     if not isinstance(found, dict):
@@ -264,7 +275,7 @@ def _has_folder(path: str) -> bool:
 
 def _fields(members: dict[str, Any]) -> str:
     """A hint for a record that names no image: a field that would, or its fields."""
-    likely = _likely(members, "")
+    likely = _likely(members)
     if likely is not None:
         field, path = likely
         return f"; `--image-field {field}` would name {quoted(path)}"
@@ -273,17 +284,21 @@ def _fields(members: dict[str, Any]) -> str:
     return f"; its fields are {', '.join(names)}{more} (see --image-field)" if names else ""
 
 
-def _likely(value: Any, field: str) -> tuple[str, str] | None:
-    """The dotted name of the first field below ``value`` with an image's path, and the path."""
-    value = _decoded(value)
-    if isinstance(value, str):
-        return (field, value) if _is_image_path(value) else None
-    inner: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        inner = [(f"{field}.{name}" if field else name, item) for name, item in value.items()]
-    elif isinstance(value, list):
-        inner = [(field, item) for item in value[:_SHOWN_FIELDS]]
-    return next((found for name, item in inner if (found := _likely(item, name))), None)
+def _likely(members: dict[str, Any]) -> tuple[str, str] | None:
+    """The dotted name of the first field, at any depth, with an image's path, and the path."""
+    waiting: list[tuple[str, Any]] = [("", members)]
+    while waiting:
+        field, value = waiting.pop()
+        value = _decoded(value)
+        inner: list[tuple[str, Any]] = []
+        if isinstance(value, str) and _is_image_path(value):
+            return field, value
+        if isinstance(value, dict):
+            inner = [(f"{field}.{name}" if field else name, item) for name, item in value.items()]
+        elif isinstance(value, list):
+            inner = [(field, item) for item in value[:_SHOWN_FIELDS]]
+        waiting += reversed(inner)
+    return None
 
 
 def _paths(value: Any, where: Where) -> Iterator[tuple[str, Where]]:
@@ -315,18 +330,20 @@ def _below(value: Any, field: str, where: Where) -> Iterator[tuple[str, Where]]:
             yield from _below(value[head], rest, (*where, head))
 
 
-def _beginning(value: Any, made: str, where: Where) -> Iterator[tuple[str, Where]]:
-    """The strings in a value, at any depth, that begin with ``made``."""
-    if isinstance(value, msgspec.Raw):
-        if msgspec.json.encode(made)[1:-1] not in bytes(value):
-            return
-        value = _decoded(value)
-    if isinstance(value, str):
-        if value.startswith(made):
-            yield value, where
-    elif isinstance(value, (list, dict)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _beginning(item, made, (*where, key))
+def _beginning(members: dict[str, Any], made: str) -> Iterator[tuple[str, Where]]:
+    """The strings in the values, at any depth, that begin with ``made``."""
+    mark = msgspec.json.encode(made)[1:-1]
+    waiting: list[tuple[Any, Where]] = [(members, ())]
+    while waiting:
+        value, where = waiting.pop()
+        if isinstance(value, msgspec.Raw):
+            value = _decoded(value) if mark in bytes(value) else None
+        if isinstance(value, str):
+            if value.startswith(made):
+                yield value, where
+        elif isinstance(value, (list, dict)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += reversed([(item, (*where, key)) for key, item in items])
 
 
 def _may_be_path(value: Any) -> bool:
@@ -352,19 +369,22 @@ def _id_in(value: Any) -> str | None:
 
 def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tuple[int, int, str]]:
     """Start and end in ``text`` of the values to change, and their new paths."""
-    below: dict[str | int, dict[Where, str]] = {}
-    for where, path in changes.items():
-        below.setdefault(where[0], {})[where[1:]] = path
-    # Of a duplicate key the last value is used.
-    places = {
-        key: (begin, end) for key, begin, end in json_text.children(text, start) if key in below
-    }
-    for key, inner in below.items():
-        begin, end = places[key]
-        if () in inner:
-            yield begin, end, inner[()]
-        else:
-            yield from _spans(text, begin, inner)
+    waiting = [(start, changes)]
+    while waiting:
+        start, changes = waiting.pop()
+        below: dict[str | int, dict[Where, str]] = {}
+        for where, path in changes.items():
+            below.setdefault(where[0], {})[where[1:]] = path
+        # Of a duplicate key the last value is used.
+        places = {
+            key: (begin, end) for key, begin, end in json_text.children(text, start) if key in below
+        }
+        for key, inner in below.items():
+            begin, end = places[key]
+            if () in inner:
+                yield begin, end, inner[()]
+            else:
+                waiting.append((begin, inner))
 
 
 def spread(file: BinaryIO, count: int) -> Iterator[bytes]:

@@ -182,6 +182,20 @@ def test_a_record_without_a_usual_field_names_the_option_that_finds_its_image(
     assert path in [image.path for image in parse(line, field).images]
 
 
+def test_a_record_may_be_a_tree_that_is_deeper_than_functions_may_call_themselves() -> None:
+    each: list[str | int] = [0, "children"]
+    where = ("tree", *each * 440)
+    tree = b'"images/1.png"'
+    for _ in range(440):
+        tree = b'[{"children": ' + tree + b"}]"
+    with pytest.raises(BadLineError, match=r"`--image-field tree\.children"):
+        parse(b'{"tree": ' + tree + b"}")
+    line = b'{"image": "a.png", "tree": ' + tree + b"}"
+    image = parse(line, made="images/").images[1]
+    assert image == Image("images/1.png", where, required=False)
+    assert records.rewritten(line, {image.where: "b"}) == line.replace(b"images/1.png", b"b")
+
+
 def test_a_line_too_long_is_cut_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_LINE", 1000)
     data = b'{"image": "' + b"x" * 5000 + b'"}\n{"image": "a"}\n'
