@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import Cause, Stopped
+from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.model import Heartbeat, Stage, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
@@ -107,10 +107,16 @@ class Heart:
         seen = atomic.json_or_none(self._path, Heartbeat)
         if seen is not None and seen.owner != self._base.owner:
             self._progress.stop(Cause.SUPERSEDED, "another process has taken over this task")
-        elif self._is_superseded():
+        elif self._has_follower():
             self._progress.stop(Cause.SUPERSEDED, "a later submission has taken over this task")
         else:
             self._write()
+
+    def _has_follower(self) -> bool:
+        try:
+            return self._is_superseded()
+        except (OSError, OrchestrateError):
+            return False  # the file system fails for a moment: the next beat asks again
 
     def _write(self) -> None:
         progress = self._progress

@@ -19,6 +19,7 @@ from jobs.model import Options, Outcome, Plan, Stage
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 from tests.support.locales import in_latin1
@@ -42,6 +43,20 @@ def test_processor_time_includes_the_child_that_extracts(tmp_path: Path) -> None
     assert result.outcome is Outcome.OK
     child = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert result.cpu_s >= child > 0
+
+
+def test_a_file_system_that_fails_for_a_moment_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path)
+
+    def stale(folder: RunFolder) -> list[int]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder.submissions))
+
+    monkeypatch.setattr(RunFolder, "submission_numbers", stale)
+    result = worker.run_task(str(run.folder.path), "extract", 0, 1)
+    assert result.outcome is Outcome.OK
+    assert run.folder.result(Stage.EXTRACT, 0, 1).exists()
 
 
 def test_several_download_tasks_share_connections_and_rate(
