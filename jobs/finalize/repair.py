@@ -21,7 +21,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, presence
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
-from jobs.storage.receipt import Receipt, published_by, read_receipt, with_repair
+from jobs.storage.receipt import Receipt, keep_copy, published_by, read_receipt, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, FinalCheck, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -99,7 +99,7 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
             f"run `resume {owner}`",
             cause=Cause.CLAIMED,
         )
-    atomic.write_bytes(folder.receipt, atomic.read_bytes(staging.receipt))
+    keep_copy(staging.receipt, folder.receipt)
 
 
 def _receipt_copy(folder: RunFolder) -> Receipt:

@@ -33,7 +33,7 @@ from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, presence
 from jobs.storage.manifest import bytes_of, key_of_bytes
-from jobs.storage.receipt import published_by, read_receipt
+from jobs.storage.receipt import keep_copy, published_by, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, proof_names
@@ -134,7 +134,7 @@ def run_finalize(
     if damage is not None:
         return Summary(lines=damage.lines), _damage_problem(damage)
     published = _published_summary(context)
-    atomic.write_bytes(folder.receipt, atomic.read_bytes(context.staging.receipt))
+    keep_copy(context.staging.receipt, folder.receipt)
     cleanup.clean_up(context)
     lines = (*cleanup.replaced_lines(context.staging), *published.lines)
     return structs.replace(published, lines=lines), None

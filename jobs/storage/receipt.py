@@ -161,6 +161,20 @@ def published_by(path: Path) -> str | None:
         return None
 
 
+def keep_copy(path: Path, copy: Path) -> None:
+    """Copy the receipt in ``path``, unless there is an intact copy that says something else.
+
+    Then the receipt is damaged, although it may still have its form. Notes of repairs may differ.
+    """
+    data = atomic.read_bytes(path)
+    try:
+        known = read_receipt(copy)
+    except (FileNotFoundError, msgspec.DecodeError):
+        known = None
+    if known is None or atomic.json_or_none(path, Receipt) == known:
+        atomic.write_bytes(copy, data)
+
+
 def with_repair(path: Path, ended: datetime) -> dict[str, Any]:
     """The receipt in this file and a note of a repair; all else stays, in any version's form."""
     content: dict[str, Any] = msgspec.json.decode(atomic.read_bytes(path))

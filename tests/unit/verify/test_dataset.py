@@ -425,6 +425,25 @@ def test_damaged_sums_are_found_with_all_other_damage_and_written_again(
     assert check(run, deep=True).ok
 
 
+@pytest.mark.parametrize("output", [Output.FILES, Output.ZIP])
+@pytest.mark.parametrize("field", [b'"counts"', b'"size"', b'"sha256"'])
+def test_a_receipt_with_a_flipped_bit_is_replaced_by_its_copy(
+    tmp_path: Path, output: Output, field: bytes
+) -> None:
+    run = published(tmp_path, Options(output=output))
+    dest = run.staging.dest
+    whole, receipt = tree(dest), dest / "RECEIPT.json"
+    text = receipt.read_bytes()
+    place = text.index(field, text.index(b'"manifest"') if field != b'"counts"' else 0) + 3
+    place += len(field) if field == b'"sha256"' else 0  # a digit of the digest, or the name
+    receipt.write_bytes(text[:place] + bytes([text[place] ^ 1]) + text[place + 1 :])
+    mend(run, check(run))
+    assert tree(dest) == whole
+    after = json.loads(receipt.read_bytes())
+    assert len(after.pop("repairs")) == 1
+    assert after == json.loads(text)
+
+
 def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> None:
     run = published(tmp_path)
     whole = tree(run.staging.dest)
