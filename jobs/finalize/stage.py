@@ -295,8 +295,11 @@ def _check_totals(context: FinalizeContext) -> None:
     options, totals = context.plan.options, context.totals
     if context.reads_records:
         _check_counts(context)
-    if not (totals.files or context.pieces or options.layout.has_records):
-        fact = "the source contains no file; is it the right source, and complete?"
+    is_first = context.repair_state is None and not context.findings.counts[FindingKind.NO_RECORDS]
+    if is_first and not (totals.files or context.pieces):
+        kinds = (f"{number} {kind}" for kind, number in sorted(totals.left_out.items()))
+        left_out = f" ({', '.join(kinds)} are left out)" if totals.left_out else ""
+        fact = f"the source contains no file{left_out}; is it the right source, and complete?"
         context.findings.add(FindingKind.COUNT, fact)
     if totals.more_records:
         name, words = options.layout.records, "[file|files] of that name in other folders [is|are]"

@@ -24,7 +24,7 @@ from jobs.finalize import (
     scan,
     scan_records,
 )
-from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary, Verify
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
 from jobs.storage import blocks as file_blocks
@@ -79,6 +79,17 @@ def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
         "prompts.jsonl",
     ]
     assert (summary.records, summary.images, summary.files) == (13, 13, 14)
+
+
+def test_nothing_is_not_published(tmp_path: Path) -> None:
+    """As with --strip-components, if no member has so many folders."""
+    nothing = Content({}, left_out={"above --strip-components": 5})
+    run = RunBuilder(nothing, options=Options(verify=Verify.NONE)).extracted(tmp_path)
+    _, problem = run.finalize()
+    assert problem is not None
+    assert problem.cause is Cause.VERIFICATION
+    fact = "the source contains no file (5 above --strip-components are left out)"
+    assert fact in problem.message
 
 
 def test_a_pipe_in_the_place_of_a_file_is_not_published(tmp_path: Path) -> None:
