@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,21 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
         atomic.write_json(folder.fetched(shard_id), fetched)
     for part in forgotten:
         folder.manifest(part).unlink(missing_ok=True)
-    missing = []
-    for shard_id in dict.fromkeys(part.shard for part in parts):
-        if shard_id not in carried and not _is_here(folder.load_fetched(shard_id)):
-            folder.fetched(shard_id).unlink(missing_ok=True)
-            missing.append(shard_id)
+    missing = forget_missing(folder, (part.shard for part in parts if part.shard not in carried))
     staging.receipt.unlink(missing_ok=True)
-    return RepairWork(tuple(part.id for part in parts), tuple(missing))
+    return RepairWork(tuple(part.id for part in parts), missing)
+
+
+def forget_missing(folder: RunFolder, shard_ids: Iterable[str]) -> tuple[str, ...]:
+    """Have those of the shards downloaded again whose archives are not here; their ids."""
+    missing = [
+        shard_id
+        for shard_id in dict.fromkeys(shard_ids)
+        if not _is_here(folder.load_fetched(shard_id))
+    ]
+    for shard_id in missing:
+        folder.fetched(shard_id).unlink(missing_ok=True)
+    return tuple(missing)
 
 
 def _is_damaged(

@@ -276,8 +276,11 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
             conflicts += found.conflicts
             absent |= found.absent
             remove.writelines(msgspec.json.encode(key).decode() + "\n" for key in found.removed)
-    for place in sorted(absent):
-        context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
+    parts = [context.parts[place] for place in sorted(absent)]
+    for part in parts:
+        context.folder.manifest(part).unlink(missing_ok=True)
+    if context.repair_state is not None:  # what was reused of the dataset is gone from it
+        repair.forget_missing(context.folder, (part.shard for part in parts))
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
         collisions.resolve(context, conflicts)
     _check_totals(context)

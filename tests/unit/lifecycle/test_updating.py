@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from msgspec import structs
 
 from examples.samples import tree_digest
-from jobs.errors import RunFolderError, UsageError, VerificationError
+from jobs.errors import Cause, RunFolderError, UsageError, VerificationError
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Resources, Stage
 from jobs.runtime.process import cores
 from jobs.storage import atomic
@@ -534,6 +534,21 @@ def test_records_beside_the_archives_decide_anew_which_files_are_samples(
     assert not update.reused
     assert update.refetched
     assert dataset.equals_a_new_launch()
+
+
+def test_a_reused_file_that_is_gone_is_downloaded_where_no_manifest_says_so(
+    dataset: Dataset,
+) -> None:
+    dataset.path("s-1").write_bytes(page_tar(range(10, 12), "new "))
+    dataset.update()
+    whole, run = published(dataset.dest), dataset.run
+    (dataset.dest / "MANIFEST.jsonl").unlink()
+    (dataset.dest / "images/0000.png").unlink()
+    dataset.reset()
+    problem = attempt(run)
+    assert problem is not None and problem.cause is Cause.NOT_FETCHED
+    assert attempt(run) is None
+    assert published(dataset.dest) == whole
 
 
 # Files of one path ------------------------------------------------------------------------------
