@@ -62,7 +62,8 @@ def command(
     from orchestrator.doctor import checks, node_environment
     from orchestrator.doctor.node_probe import CheckResult
 
-    requested: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
+    changes = options.slurm_changes(values)
+    requested: Any = options.with_mounts(changes, dest, log_dir)
     request = checks.DoctorRequest(dest, log_dir, engine, Resources(**requested), wait_s)
     look, found = terminal.stdout_style(), []
 
@@ -84,7 +85,11 @@ def command(
     if write_profile is not None:
         file = os.path.expanduser(write_profile)  # noqa: PTH111  # no error without a home
         path = Path(file) if file else settings.user_file(os.environ)
-        show(checks.write_profile(request, found, path))
+        # A launch mounts the folders of its own run.
+        own = structs.replace(
+            request.resources, container_mounts=changes.get("container_mounts", ())
+        )
+        show(checks.write_profile(replace(request, resources=own), found, path))
     bad = any(finding.ok is False for finding in found)
     if as_json:
         messages.print_json({"schema": 1, "ok": not bad, "findings": found})

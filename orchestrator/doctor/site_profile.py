@@ -25,7 +25,7 @@ from orchestrator.engines.slurm.limits import Partition
 _MOST_TRIALS = 20  # of sbatch --test-only; each makes slurmctld scan the queue
 _LEAST_MEM_MB = 2048  # with less a task may be killed
 _SETTABLE = (
-    *("partition", "account", "qos", "constraint", "reservation"),
+    *("partition", "account", "qos", "constraint", "reservation", "mail_type", "mail_user"),
     *("container_image", "launcher", "python"),
 )
 
@@ -133,17 +133,26 @@ def _jobs(wanted: Resources) -> Iterator[str]:
     for name in _SETTABLE:
         value = getattr(wanted, name)
         if value is not None:
-            yield f"{name.replace('_', '-')} = {json.dumps(value)}"
+            yield f"{name.replace('_', '-')} = {_toml(value)}"
     yield f"time = {json.dumps(units.format_time(wanted.time_min))}"
     if wanted.cpus != Resources().cpus:
         yield f"cpus-per-task = {wanted.cpus}"
     if wanted.mem_mb is not None:
         yield f"mem = {json.dumps(f'{wanted.mem_mb}M')}"
     if wanted.exclude is not None:
-        yield f"exclude-nodes = {json.dumps(wanted.exclude)}"
-    for name, values in (("sbatch-arg", wanted.sbatch_args), ("setup", wanted.setup)):
+        yield f"exclude-nodes = {_toml(wanted.exclude)}"
+    for name, values in (
+        ("sbatch-arg", wanted.sbatch_args),
+        ("setup", wanted.setup),
+        ("container-mounts", wanted.container_mounts),
+    ):
         if values:
-            yield f"{name} = {json.dumps(list(values))}"
+            yield f"{name} = {_toml(list(values))}"
+
+
+def _toml(value: object) -> str:
+    """A text or a list of texts, none of which has control characters."""
+    return json.dumps(value, ensure_ascii=False)  # TOML has no surrogates
 
 
 def _internet(findings: Iterable[CheckResult], endpoint: str) -> Iterator[str]:

@@ -50,19 +50,24 @@ def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """The state of a run; ``ask=False`` reads only its files."""
     engine_of = engine_named if ask else None
     state = compute_state(gather(folder, engine_of))
-    if state.status in _ENDED and _has_news(folder, Staging(state.plan)):
+    if state.status in _ENDED and _has_news(folder, state):
         state = compute_state(gather(folder, engine_of))
     return state
 
 
-def _has_news(folder: RunFolder, staging: Staging) -> bool:
-    """Whether nodes have done more than this host has seen yet, such as started a retry."""
+def _has_news(folder: RunFolder, state: RunState) -> bool:
+    """Whether nodes have done more than ``state`` shows, such as started a retry.
+
+    This host may not have seen it yet, or it was done while the engine was queried.
+    """
+    staging = Staging(state.plan)
     removed = is_data_removed(folder, staging)
     for place in (staging.dest, staging.root):
         atomic.refresh_folder(place)
     published = receipt_head(staging.dest)
     return (
         folder.has_news()
+        or len(folder.submission_numbers()) > len(state.submissions)
         or (published is not None and published.run_id == folder.run_id)
         or removed != is_data_removed(folder, staging)
     )

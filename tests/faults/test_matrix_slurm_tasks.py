@@ -282,6 +282,26 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
     assert len(items(site.run_folder(), 2, Stage.EXTRACT)) == 1
 
 
+def test_a_running_task_continues_beside_a_resume(plain: Site, tmp_path: Path) -> None:
+    site, held = plain, tmp_path / "held"
+    (tmp_path / "pages").mkdir()
+    pages = Pages.make(tmp_path / "pages", [6_000, 10])
+    site.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held, [Stage.EXTRACT]))
+    array = site.wait_running(Stage.EXTRACT, 2)[0].job_id.partition("_")[0]
+    site.slurm.run("scancel", f"{array}_1", check=True)
+    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
+    held.unlink()
+    running = site.at_work(0)
+    try:
+        site.resume()
+        site.wait(lambda: list(site.run_folder().results.glob("extract/*.2.json")))
+    finally:
+        running.send(signal.SIGCONT)
+    site.check_published(tmp_path / "data", pages)
+    assert site.run_folder().result(Stage.EXTRACT, 0, 1).exists()  # it was not stopped
+    assert site.run_folder().submission_numbers() == [1, 2]
+
+
 def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:

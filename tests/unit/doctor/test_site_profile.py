@@ -5,6 +5,7 @@ from __future__ import annotations
 import pwd
 
 import pytest
+from msgspec import structs
 
 from jobs.model import Resources
 from orchestrator.doctor import site_profile
@@ -28,3 +29,12 @@ def test_a_fact_of_several_lines_is_one_comment() -> None:
     findings = [CheckResult("environment", False, fact)]
     text = site_profile.text(Resources(), findings, "https://huggingface.co")
     assert "# found: environment: numpy cannot be imported: partition = 5 [0m\n" in text
+
+
+def test_a_profile_requests_what_was_tested() -> None:
+    tested = Resources(
+        container_image="docker://image", container_mounts=("/data:/data",), mail_user="me@home.org"
+    )
+    text = site_profile.text(structs.replace(tested, setup=("echo 🚀",)), [], "https://hub")
+    assert 'container-mounts = ["/data:/data"]' in text and 'mail-user = "me@home.org"' in text
+    assert 'setup = ["echo 🚀"]' in text

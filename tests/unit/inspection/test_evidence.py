@@ -133,3 +133,24 @@ def test_a_cancelled_task_whose_processes_are_ending_has_ended(
     step = recover(state)
     assert step.also_after == ()
     assert sum(len(task.items) for task in step.tasks if task.stage is Stage.EXTRACT) == 2
+
+
+def test_a_retry_that_begins_while_the_engine_is_queried_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(1).submitted(retries=1).result(Stage.DOWNLOAD)
+    run = run.result(Stage.EXTRACT, cause=Cause.KILLED)
+    folder = run.result(Stage.FINALIZE, cause=Cause.NOT_FETCHED).on_disk(tmp_path).folder
+
+    class Retrying(FakeEngine):
+        """Its answer takes long: the finalize job submits the next attempt meanwhile."""
+
+        def poll(
+            self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+        ) -> Mapping[str, TaskState]:
+            atomic.write_json(folder.submission(2), run.submitted().submission)
+            waits, ended = TaskState(EngineState.PENDING), TaskState(EngineState.ENDED)
+            return {each: waits if each.startswith("2") else ended for each in ids}
+
+    monkeypatch.setattr(evidence, "engine_named", lambda name, cluster: Retrying())
+    assert evidence.state_of(folder).status is RunStatus.RUNNING
