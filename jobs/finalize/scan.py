@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jobs.archives import nested
 from jobs.archives.base import label_of, several_records
+from jobs.archives.detect import TARS
 from jobs.checks.base import is_no_image
 from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
@@ -121,6 +122,7 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
     for part, summary in zip(context.parts, summaries, strict=True):
         of_shard[part.shard].append((part, summary))
     evidence = latency.each(context.folder.load_fetched, of_shard)
+    tars: dict[bool, list[str]] = {True: [], False: []}  # whether their files became samples
     for (shard_id, pairs), fetched in zip(of_shard.items(), evidence, strict=True):
         if fetched is None:
             continue
@@ -132,6 +134,15 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
         if fetched.members is not None and fetched.members != members:
             fact = f"its parts contain {members} of {fetched.members} members"
             context.findings.add(FindingKind.COUNT, fact, shard_id)
+        if fetched.format in TARS:
+            tars[pairs[0][1].samples].append(shard_id)
+    if tars[True] and context.plan.options.layout.name == "auto":
+        for shard_id in tars[False]:
+            fact = (
+                "unlike those of other tars, its first files are no samples of WebDataset, so it "
+                "is published as files; `--layout webdataset` reads all tars as samples"
+            )
+            context.findings.add(FindingKind.WARNING, fact, shard_id)
 
 
 def _check_records(context: FinalizeContext, pairs: list[tuple[Part, PartSummary]]) -> None:

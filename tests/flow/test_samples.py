@@ -105,6 +105,14 @@ def test_a_shard_that_begins_with_a_large_picture_is_one_of_samples(tmp_path: Pa
     assert [row["__key__"] for row in records(run)] == [f"{n:05d}" for n in range(13)]
 
 
+def test_a_tar_that_is_published_as_files_beside_samples_is_named(tmp_path: Path) -> None:
+    pictures: dict[bytes | str, bytes] = {f"{n:05d}.png": png(n) for n in range(20, 23)}
+    run, summary, problem = run_over(tmp_path, samples(range(10)), pictures)
+    assert problem is None and len(records(run)) == 10
+    (line,) = [line for line in summary.lines if "unlike those of other tars" in line]
+    assert "00001.tar" in line and "`--layout webdataset` reads all tars as samples" in line
+
+
 @pytest.mark.parametrize("format", ["tar", "zip"])
 @pytest.mark.parametrize("junk", ["._{}", "__MACOSX/._{}"])
 def test_a_sample_is_whole_although_macos_wrote_a_file_beside_each_of_its_files(
