@@ -33,7 +33,13 @@ MOST_REDIRECTS = 20
 _CONNECT_S = 20.0
 _HEAD_START_S = 0.25  # of an address before the next one is tried (RFC 8305, 5)
 _GATHERED = 1 << 18  # bytes
-_NO_ROUTE = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL}
+_NO_ROUTE = {
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTUNREACH,
+    errno.EADDRNOTAVAIL,
+    errno.EAFNOSUPPORT,
+}
 _FORBIDDEN = {errno.EPERM, errno.EACCES}
 # Variables that name a file of certificates: of requests, and of the Hub's client.
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -285,7 +291,10 @@ class ConnectionPool:
 
 
 def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket.socket:
-    """A connection to one of the addresses of ``getaddrinfo``; raises the last one's error."""
+    """A connection to one of the addresses of ``getaddrinfo``.
+
+    Raises the last answer's error, or if there is none, the first address's.
+    """
     left = list(addresses)
     begun: dict[int, socket.socket] = {}  # by descriptor
     answers = select.poll()
@@ -295,14 +304,18 @@ def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket
         while left or begun:
             if left:
                 family, kind, protocol, _, address = left.pop(0)
-                sock = socket.socket(family, kind, protocol)
+                try:
+                    sock = socket.socket(family, kind, protocol)
+                except OSError as error:  # the kernel may be without IPv6
+                    failure = failure or error.errno or errno.EAFNOSUPPORT
+                    continue
                 begun[sock.fileno()] = sock
                 for option in options:
                     sock.setsockopt(*option)
                 sock.setblocking(False)
                 code = sock.connect_ex(address)
                 if code not in (0, errno.EINPROGRESS):
-                    failure = code
+                    failure = failure or code
                     begun.pop(sock.fileno()).close()
                     continue
                 answers.register(sock, select.POLLOUT)

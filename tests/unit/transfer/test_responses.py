@@ -467,6 +467,39 @@ def test_a_connection_that_is_reset_at_once_is_no_open_socket_that_nobody_closes
             assert sock.gettimeout() == connection._CONNECT_S
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["slow", "refused"])
+def test_an_address_of_a_kind_that_the_kernel_lacks_is_passed_over(
+    web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """Such as one of IPv6, if a distant server has not answered by IPv4 so far."""
+    web.put(PATH, DATA)
+    port = urllib.parse.urlsplit(web.url(PATH)).port
+    missing = next(kind for kind in socket.AddressFamily if not _is_known(kind))
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        places = [(socket.AF_INET, silent.getsockname()[1] if waits else 1)]
+        places += [(missing, 1), (socket.AF_INET, port)]
+        found = [(family, socket.SOCK_STREAM, 0, "", ("127.0.0.1", at)) for family, at in places]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found.copy())
+        assert fetch(f"http://odd.test:{port}{PATH}", tmp_path / "out").sha256 == SHA
+        del found[-1]
+        if not waits:
+            with pytest.raises(SourceError, match="connection refused"):
+                fetch(f"http://off.test:{port}{PATH}", tmp_path / "other")
+
+
+def _is_known(family: int) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_connections_of_a_socks_proxy_stay_their_own() -> None:
     class Socks(urllib3.connection.HTTPConnection):
         pass
