@@ -203,12 +203,24 @@ class _OfEnvironment(NamedTuple):
 
     settings: Any  # proxies and certificates
     login: tuple[str, str] | None  # in .netrc
+    is_default: bool  # whether it is that for all other machines
 
     @classmethod
     def of(cls, url: str) -> _OfEnvironment:
         with requests.Session() as session:
             settings = session.merge_environment_settings(url, {}, True, None, None)
-        return cls(settings, requests.utils.get_netrc_auth(url))
+        login = requests.utils.get_netrc_auth(url)
+        default = login and requests.utils.get_netrc_auth("http://other.invalid")
+        return cls(settings, login, is_default=login == default)
+
+    def login_for(self, url: str) -> tuple[str, str] | None:
+        """The login to send with ``url``, which may have its own.
+
+        Servers refuse a login beside a signature in the query, which is one too.
+        """
+        parts = urllib.parse.urlsplit(url)
+        has_own = "@" in parts.netloc or (self.is_default and parts.query)
+        return None if has_own else self.login
 
 
 class ConnectionPool:
@@ -269,7 +281,7 @@ class ConnectionPool:
             known = self._of_environment.get(origin)
             if known is None:
                 known = self._of_environment[origin] = _OfEnvironment.of(url)
-            auth = _NoLogin.for_headers(headers) or known.login
+            auth = _NoLogin.for_headers(headers) or known.login_for(url)
             request = requests.Request("GET", url, headers=dict(headers), auth=auth)
             return self._session.send(
                 self._session.prepare_request(request),

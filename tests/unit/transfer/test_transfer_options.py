@@ -108,6 +108,23 @@ def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
                 netrc.unlink()
 
 
+def test_a_login_of_netrc_does_not_replace_that_of_an_address(
+    web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login anonymous password me@here\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    web.put("/x.tar.gz", DATA, authorization="Basic " + base64.b64encode(b"me:hush").decode())
+    url = web.url("/x.tar.gz").replace("//", "//me:hush@")
+    assert fetch(url, tmp_path / "out").size == len(DATA)
+    # Nor is the one for all machines sent with a signature.
+    web.put("/y", DATA)
+    for query in ("", "?Signature=abc"):
+        assert fetch(web.url("/y") + query, tmp_path / f"y{query}").size == len(DATA)
+    assert ["authorization" in each.headers for each in web.asked("/y")] == [True, False]
+
+
 class Proxy(FaultyServer):
     """Answers for other hosts, as a proxy for plain HTTP does."""
 
