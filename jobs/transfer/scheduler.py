@@ -19,7 +19,7 @@ _PROBE = 4 << 20  # bytes of the first request, if the size is unknown
 _PROGRESS = 1 << 16  # bytes since the last failure that reset the count of failures
 _LOGGED_S = 1.0  # shorter waits are not logged
 _MOST_SAME = 4  # responses that are wrong at one byte, without progress in between
-_MOST_WRONG_RANGES = 2  # wrong responses to Range before ranges are not used any more
+_MOST_WRONG_RANGES = 2  # wrong responses to Range in a row until ranges are not used any more
 
 
 class RangeScheduler:
@@ -175,6 +175,7 @@ class RangeScheduler:
                 is_done=self.is_done,
                 on_response=self._on_response,
             ).run()
+            self._wrong_ranges = 0
         except RetryLater as error:
             self._target = None  # request a new address
             if isinstance(error, WrongRange) and piece is not None:

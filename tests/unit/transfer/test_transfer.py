@@ -123,6 +123,17 @@ def test_a_reset_costs_no_byte_twice(web: FaultyServer, tmp_path: Path) -> None:
     assert web.bytes_sent(PATH) < len(DATA) + 2 * MB
 
 
+def test_a_range_that_is_ignored_now_and_then_costs_no_byte_twice(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    """As by servers of a content delivery network that do not have the file yet."""
+    web.put(PATH, DATA)
+    web.fail(PATH, *[faults.fine(2), faults.ignore_range(1)] * 3)
+    assert fetch(web, tmp_path / "out", digest=None) == DATA
+    assert len([r for r in web.asked(PATH) if r.status == 200]) == 3
+    assert all("range" in request.headers for request in web.asked(PATH))
+
+
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [
