@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import timezone
 
 LONGEST_WAIT_S = 3600.0  # a server that requests a longer pause counts as failed
 _MOST_BACKOFF_S = 60.0
@@ -65,6 +66,8 @@ def _date_s(text: str) -> float | None:
         return email.utils.parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, IndexError):
         return None
+    # HTTP's dates are of UTC, also in the form without a zone (RFC 9110, 5.6.7).
+    return (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp()
 
 
 class SitePauses:

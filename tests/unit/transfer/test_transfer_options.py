@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import random
+import time
 import zlib
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_a_date_to_come_back_at_is_read_by_the_servers_own_clock() -> None:
     assert retry_after_s({"Retry-After": now, "Date": headers["Retry-After"]}) == 0
     assert retry_after_s({"Retry-After": "soon"}) is None
     assert retry_after_s({"Retry-After": "7"}) == 7
+
+
+def test_a_date_without_a_zone_is_of_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    date = {"Date": "Sun, 06 Nov 1994 08:49:37 GMT"}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        found = retry_after_s({"Retry-After": "Sun Nov  6 08:49:47 1994", **date})
+    time.tzset()
+    assert found == 10
 
 
 # Logins and proxies -----------------------------------------------------------------------------
