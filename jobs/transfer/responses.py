@@ -30,6 +30,14 @@ MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand time
 _GZIP = b"\x1f\x8b"
 _GZIP_NAME = re.compile(r"\.(?:t?gz|taz)[^/]*$", re.IGNORECASE)  # also of a piece: .gz.00, .gzaa
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
+# The other ones that exist (https://www.iana.org/assignments/http-parameters), which are not
+# supported, with the names of files that have them as their own format.
+_NAMES_OF_CODINGS: dict[str, re.Pattern[str] | None] = {
+    "br": re.compile(r"\.t?br[^/]*$", re.IGNORECASE),
+    "compress": re.compile(r"\.(?:z|taz)[^/]*$", re.IGNORECASE),
+    "zstd": re.compile(r"\.t?zst[^/]*$", re.IGNORECASE),
+    **dict.fromkeys(("aes128gcm", "dcb", "dcz", "exi", "pack200-gzip")),
+}
 
 T = TypeVar("T")
 
@@ -155,9 +163,10 @@ def content_length(headers: Mapping[str, str]) -> int | None:
 
 def encoding(headers: Mapping[str, str]) -> str:
     """The content coding, although identity was requested; empty for none."""
-    text = headers.get("Content-Encoding", "").strip().lower()
-    # Some object stores keep aws-chunked, the coding of an upload, as a property of the object.
-    return "" if text in ("identity", "aws-chunked") else text.removeprefix("x-")
+    words = headers.get("Content-Encoding", "").lower().split(",")
+    found = [word.strip().removeprefix("x-") for word in words]
+    # Object stores keep what the uploader wrote, such as utf-8, bzip2 or aws-chunked.
+    return ", ".join(word for word in found if word in _CODINGS or word in _NAMES_OF_CODINGS)
 
 
 def is_coded(headers: Mapping[str, str], size: int | None) -> bool:
@@ -301,6 +310,9 @@ class DecodedBody:
     def __init__(self, headers: Mapping[str, str], *, name: str) -> None:
         self._name = name
         self._coding = encoding(headers)
+        own = _NAMES_OF_CODINGS.get(self._coding)
+        if own is not None and own.search(name):
+            self._coding = ""
         self._inflater: Any = None
         self._decided = not self._coding
         self._held = b""  # the first bytes, until they show whether the body is coded

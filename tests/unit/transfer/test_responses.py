@@ -388,6 +388,33 @@ def test_what_gzip_in_a_header_means_does_not_depend_on_how_many_bytes_come_firs
     assert b"".join(map(decoded.file_bytes, pieces)) + decoded.end() == file
 
 
+@pytest.mark.parametrize(
+    ("coding", "name", "is_plain"),
+    [
+        ("utf-8", "lines.jsonl", True),
+        ("x-bzip2", "a.tar.bz2", True),
+        ("identity, aws-chunked", "a.tar", True),
+        ("zstd", "a.tar.zst", True),
+        ("ZSTD", "a.tzst.00", True),
+        ("x-compress", "a.tar.Z", True),
+        ("br", "a.tar.br", True),
+        ("zstd", "a.zst/a.tar", False),
+        ("br", "lines.jsonl", False),
+        ("gzip, br", "lines.jsonl", False),
+        ("exi", "x", False),
+    ],
+)
+def test_a_coding_that_is_none_or_the_files_own_format_changes_nothing(
+    coding: str, name: str, is_plain: bool
+) -> None:
+    headers = {"Content-Encoding": coding}
+    if is_plain:
+        assert DecodedBody(headers, name=name).file_bytes(LINES) == LINES
+    else:
+        with pytest.raises(SourceError, match="is not supported"):
+            DecodedBody(headers, name=name)
+
+
 @pytest.mark.parametrize("size", [1, 10, len(CODED) - 1])
 def test_a_coding_that_ends_early_is_retried(size: int) -> None:
     decoded = DecodedBody({"Content-Encoding": "gzip"}, name="lines.jsonl")
