@@ -239,9 +239,11 @@ class DownloadState:
         self._is_checked = False
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
-        if reason.error.cause is Cause.CHANGED and self._published is not None:
-            # Mirrors may have different ETags for one file; the digest decides.
-            self.trusts_validators = self._starts < _AGAIN
+        if reason.error.cause is Cause.CHANGED and self._starts == _AGAIN:
+            # Mirrors may have different ETags for one file: the digest decides, or if there is
+            # none, all bytes come in one response.
+            self.trusts_validators = self._published is None
+            self.ranged = self.ranged and (self._published is not None or self.keeps_tail)
         if self._arrivals is not None:
             self._arrivals.begin(self.partial.fd)
 

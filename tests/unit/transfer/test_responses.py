@@ -59,6 +59,17 @@ SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 PATH = "/shard.bin"
 
 
+@pytest.mark.parametrize("size", [None, len(DATA)])
+def test_a_file_whose_etag_differs_between_servers_comes_in_one_response(
+    tmp_path: Path, size: int | None
+) -> None:
+    def in_turn(request: Request, number: int) -> Answer | None:
+        return file_answer(DATA, {"ETag": f'"{number % 2}"'})
+
+    with Scripted(in_turn) as web:
+        assert fetch(web.url(PATH), tmp_path / "out", size=size).sha256 == SHA
+
+
 def test_a_number_with_thousands_of_digits_is_none() -> None:
     long = "9" * 5000
     assert content_length({"Content-Length": long}) is None
