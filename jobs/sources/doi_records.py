@@ -147,8 +147,8 @@ def _landing_page(doi: str) -> str:
     except (KeyError, TypeError, ValueError, IndexError):
         pass
     raise SourceError(
-        f"DOI {quoted(doi)} is not registered at {resolver}; check its spelling (a DOI that was "
-        "only reserved works once its record is published)",
+        f"DOI {quoted(doi)} is not registered at {redact(resolver)}; check its spelling (a DOI "
+        "that was only reserved works once its record is published)",
         cause=Cause.NOT_FOUND,
     )
 

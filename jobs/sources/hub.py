@@ -119,7 +119,7 @@ class HubSource(RemoteSource):
             self._repo.id, path, repo_type=self._repo.repo_type, revision=self.describe().revision
         )
         # The client's `endpoint=` only knows the endpoint at the time of its import.
-        return self._repo.endpoint + url.removeprefix(constants.ENDPOINT)
+        return self._repo.address + url.removeprefix(constants.ENDPOINT)
 
     # At launch ------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from jobs.sources import file_names
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import RetryLater, until_answered
+from jobs.transfer.target import origin_of, redact
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,7 +40,13 @@ class Repo:
 
     id: str
     repo_type: str
-    endpoint: str
+    endpoint: str  # without a login
+
+    @property
+    def address(self) -> str:
+        """The endpoint, with the login that ``HF_ENDPOINT`` may have: never show or store it."""
+        own = _endpoint()
+        return own if redact(own) == self.endpoint else self.endpoint
 
     @property
     def page(self) -> str:
@@ -52,7 +59,18 @@ class Repo:
 
 
 def endpoint() -> str:
-    """The Hub's address: the current ``HF_ENDPOINT``, or the public one."""
+    """The Hub's address: the current ``HF_ENDPOINT``, without a login, or the public one."""
+    try:
+        origin_of(_endpoint())
+    except ValueError:
+        raise SourceError(
+            f"HF_ENDPOINT is not an http or https URL, such as {PUBLIC}; correct or unset it",
+            cause=Cause.USAGE,
+        ) from None
+    return redact(_endpoint())
+
+
+def _endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
 
 
@@ -96,24 +114,27 @@ def headers() -> dict[str, str]:
 def api(repo: Repo) -> HfApi:
     """A client for the repository's endpoint; all its requests have a timeout.
 
-    Raises ``SourceError`` if the file of certificates in the environment cannot be used.
+    Raises ``SourceError`` if the proxy, or the file of certificates, in the environment cannot be
+    used.
     """
     import huggingface_hub
 
     try:
         _add_timeouts()
-    except OSError as error:  # while the client reads the file of certificates
+    except Exception as error:  # while the client reads the environment
         from jobs.transfer import connection  # loads requests
 
-        fault = connection.certificates_fault(connection.CERTIFICATES_OF_HUB)
+        fault: str | None = connection.UNFIT_PROXY
+        if isinstance(error, OSError):
+            fault = connection.certificates_fault(connection.CERTIFICATES_OF_HUB)
         if fault is None:
             raise
         reached = f"{repo.endpoint} cannot be reached"
-        raise SourceError(f"{reached}: {fault}", cause=Cause.USAGE) from error
+        raise SourceError(f"{reached}: {fault}", cause=Cause.USAGE) from None
     for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
         # These log the complete address of each request, including signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
-    return huggingface_hub.HfApi(endpoint=repo.endpoint, token=token() or False)
+    return huggingface_hub.HfApi(endpoint=repo.address, token=token() or False)
 
 
 def _add_timeouts() -> None:
@@ -179,7 +200,7 @@ def _asked(repo: Repo, ask: Callable[[], T]) -> T | SourceError | RetryLater:
 
 
 def _transport_error() -> type[Exception]:
-    """The client's error for a missing response: of httpx, or since 2.0 of httpx2."""
+    """The base of the client's errors: of httpx, or since 2.0 of httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
@@ -268,8 +289,6 @@ def gated(repo: Repo) -> SourceError:
 
 def near_repos(repo: Repo, client: HfApi) -> str:
     """Similar repositories, for a message; empty if none is found."""
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         for other in _TYPES:
             if other != repo.repo_type and client.repo_exists(repo.id, repo_type=other):
@@ -282,5 +301,5 @@ def near_repos(repo: Repo, client: HfApi) -> str:
         }
         known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
         return file_names.similar_names(repo.id, known)
-    except (HfHubHTTPError, OSError, ValueError, *_OTHER_FORM):
+    except (_transport_error(), OSError, ValueError, *_OTHER_FORM):
         return ""  # without a hint

@@ -53,7 +53,7 @@ CONNECTION_ERRORS = (
 )
 # The scheme of the address itself is checked before.
 _OF_THE_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
-_UNFIT_PROXY = (
+UNFIT_PROXY = (
     "the proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed or "
     "of an unsupported kind (such as socks); use an http proxy"
 )
@@ -291,7 +291,7 @@ class ConnectionPool:
             )
         except (requests.exceptions.InvalidHeader, ValueError) as error:
             if isinstance(error, _OF_THE_PROXY) or _is_unparsed(error):
-                raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None
+                raise SourceError(f"{name}: cannot reach {origin[1]}: {UNFIT_PROXY}") from None
             raise SourceError(
                 f"{name}: {redact(url)} is not a usable http(s) address, or a header is malformed"
             ) from None

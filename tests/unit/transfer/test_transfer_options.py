@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, DigestError, SourceError
-from jobs.model import Digest, SourceKind
+from jobs.model import Digest, Options, SourceFile, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import http_probe
 from jobs.sources.base import RemoteSource, SourceRequest, key_of
-from jobs.sources.registry import open_source
+from jobs.sources.registry import open_source, reopen
 from jobs.sources.url_lists import parse_url_list
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import published_digest
@@ -430,6 +430,39 @@ def test_kinds_and_revisions_come_from_address_or_option(ready: HubServer) -> No
     assert "'v1.0'" in near.message
     both = refusal(locators=("hf://datasets/org/d@main",), revision="v1.0")
     assert both.cause is Cause.USAGE
+
+
+def test_a_login_of_the_endpoint_is_used_and_nowhere_shown(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = SourceRequest(SourceKind.HUB, ("org/d",))
+    ref = open_source(request).describe()
+    monkeypatch.setenv("HF_ENDPOINT", ready.endpoint.replace("//", "//me:hush@"))
+    basic = "Basic " + base64.b64encode(b"me:hush").decode()
+    error = refusal(locators=("org/d",))  # this server knows no such login
+    assert ready.requests[-1].headers["authorization"] == basic
+    source = open_source(request)
+    assert "hush" not in f"{error.message} {source}"
+    again = reopen(ref, Options(), {})
+    assert isinstance(again, RemoteSource)
+    assert "me:hush@" in again.resolver(SourceFile("a.tar.gz", "a.tar.gz"), "")().url
+    monkeypatch.setenv("HF_ENDPOINT", "http://host:port")
+    assert "HF_ENDPOINT is not" in refusal(locators=("org/d",)).message
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "odd://hush:9", "http://[::1:hush"])
+def test_a_proxy_that_the_hubs_client_cannot_use_is_reported(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    huggingface_hub.close_session()  # the next one reads the environment
+    error = refusal(locators=("org/d",))
+    assert "proxy" in error.message and "hush" not in error.message
+
+
+def test_a_hint_that_cannot_be_had_is_left_out(ready: HubServer) -> None:
+    ready.fail("/api/models/*", faults.reset_after(0, None))
+    assert refusal(locators=("org/none",)).cause is Cause.NOT_FOUND
 
 
 def test_an_endpoint_that_is_away_is_named(
