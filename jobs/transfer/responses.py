@@ -232,6 +232,12 @@ def refusal(status: int, code: str, what: str) -> SourceError:
             f"{what}: the repository is gated; accept its terms on its page, then log in",
             cause=Cause.GATED,
         )
+    if code == "RepoNotFound":  # the Hub hides private repositories
+        return SourceError(
+            f"{what}: the repository is private or was removed; log in with `hf auth login` where "
+            "the download runs, or set HF_TOKEN",
+            cause=Cause.AUTHENTICATION,
+        )
     if status in (404, 410) or code.endswith("NotFound"):
         return SourceError(f"{what}: no such file; check the address", cause=Cause.NOT_FOUND)
     if status == 412:
@@ -243,7 +249,7 @@ def refusal(status: int, code: str, what: str) -> SourceError:
     if status == 401:
         return SourceError(
             f"{what}: a login is required; give a token with --header Authorization=VARIABLE, or "
-            "your account in ~/.netrc",
+            "your account in ~/.netrc (for the Hub `hf auth login`, or HF_TOKEN)",
             cause=Cause.AUTHENTICATION,
         )
     if status == 403:

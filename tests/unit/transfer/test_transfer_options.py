@@ -407,6 +407,25 @@ def test_a_gated_repository_and_an_expired_token_are_distinguished(
     assert opened(SourceKind.HUB, "org/gated") == ["a.tar.gz"]
 
 
+@pytest.mark.parametrize("token", [None, "hf_expired"])
+def test_a_download_without_the_token_of_the_launch_asks_for_a_login(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None
+) -> None:
+    ready.add_repo("org/private", {"a.tar.gz": DATA}, private=True)
+    monkeypatch.setenv("HF_TOKEN", ready.token)
+    source = open_source(SourceRequest(SourceKind.HUB, ("org/private",)))
+    (shard,) = source.shards()
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    there = reopen(source.describe(), Options(), {})
+    assert isinstance(there, RemoteSource)
+    by = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
+    with pytest.raises(SourceError, match="HF_TOKEN") as caught:
+        there.fetch(shard.files[0], "", by, tmp_path / "out")
+    assert caught.value.cause is Cause.AUTHENTICATION
+
+
 def test_a_token_file_that_is_not_there_is_named(
     ready: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
