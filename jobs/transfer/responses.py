@@ -204,7 +204,17 @@ def refused(
     if status in (200, 206):
         return None
     what = f"{name}: {site} answered with status {status}"
-    code = headers.get("X-Error-Code", "")
+    wait_s = retry_after_s(headers)
+    wait_s = rate_limit_s(headers) if wait_s is None else wait_s
+    # GitHub also answers with 403 to too many requests (docs.github.com, on its REST API).
+    limited = status == 429 or (status in (403, 503) and wait_s is not None)
+    if limited or may_pass(status):
+        cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
+        fact = "too many requests" if limited else "the server reports an error"
+        fact = "the server does not send it yet" if status == 202 else fact
+        return RetryLater(
+            SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s
+        )
     if status in (401, 403) and elsewhere:
         error = SourceError(
             f"{what}, even after a new signed address was requested; the address has expired, or "
@@ -212,17 +222,7 @@ def refused(
             cause=Cause.AUTHENTICATION,
         )
         return RetryLater(error)
-    wait_s = retry_after_s(headers)
-    if may_pass(status):
-        wait_s = rate_limit_s(headers) if wait_s is None else wait_s
-        limited = status == 429 or (status == 503 and wait_s is not None)
-        cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
-        fact = "too many requests" if limited else "the server reports an error"
-        fact = "the server does not send it yet" if status == 202 else fact
-        return RetryLater(
-            SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s
-        )
-    return refusal(status, code, what)
+    return refusal(status, headers.get("X-Error-Code", ""), what)
 
 
 def refusal(status: int, code: str, what: str) -> SourceError:

@@ -198,6 +198,18 @@ def test_a_refusal_after_a_range_was_sent_is_not_one_of_ranges(tmp_path: Path) -
     assert all(asked_range(request) for request in web.asked(PATH))
 
 
+@pytest.mark.parametrize("size", [MB, len(DATA)])
+def test_a_403_of_a_rate_limit_is_waited_for(tmp_path: Path, size: int) -> None:
+    until = int(time.time()) + 2
+    spent = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(until)}
+
+    def limits(request: Request, number: int) -> Answer | None:
+        return Answer(403, b"", spent) if time.time() < until else None
+
+    with Scripted(limits, DATA[:size]) as web:
+        assert fetch(web.url(PATH), tmp_path / "out", size=size).size == size
+
+
 def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:
     short = DATA[: 3 * MB]
 
