@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from jobs.errors import Cause, SourceError
@@ -10,7 +11,7 @@ from jobs.transfer.connection import CONNECTION_ERRORS, HttpResponse, connection
 from jobs.transfer.download_state import DownloadState, changing, replaced
 from jobs.transfer.partial_file import FileVersion
 from jobs.transfer.ranges import Range
-from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
+from jobs.transfer.rate_limits import LOGGED_S, LONGEST_WAIT_S, rate_limit_s
 from jobs.transfer.responses import (
     MOST_CODED,
     DecodedBody,
@@ -29,6 +30,8 @@ from jobs.transfer.responses import (
 )
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Target, redact
+
+log = logging.getLogger(__name__)
 
 _WAIT_S = 0.01  # between two checks whether bytes may be written
 _PAGE_HEAD = 64  # bytes of a body that identify a web page
@@ -124,6 +127,9 @@ class RangeRequest:
         wait_s = rate_limit_s(reply.headers) if wait_s is None else wait_s
         if wait_s is not None and wait_s <= LONGEST_WAIT_S:
             self._shared.pauses.hold(site, wait_s)
+            if error is None and wait_s >= LOGGED_S:
+                name = self._state.name
+                log.info("%s: %s allows no further requests for %.0f s", name, site, wait_s)
         if target is self._resolved and isinstance(error, SourceError):
             raise RetryLater(error)  # the signed address may have expired: get a new one
         if isinstance(error, SourceError | RetryLater) and self._may_refuse_range(reply):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from datetime import timezone
 
 LONGEST_WAIT_S = 3600.0  # a server that requests a longer pause counts as failed
+LOGGED_S = 1.0  # shorter waits are not logged
 _MOST_BACKOFF_S = 60.0
 _BURST_S = 0.1  # seconds of the rate that may be sent at once
 
@@ -63,7 +64,7 @@ def rate_limit_s(headers: Mapping[str, str]) -> float | None:
 
 def _date_s(text: str) -> float | None:
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp()
+        date = email.utils.parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError):
         return None
     # HTTP's dates are of UTC, also in the form without a zone (RFC 9110, 5.6.7).

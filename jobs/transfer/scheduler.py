@@ -8,7 +8,7 @@ import threading
 from jobs.transfer.download_state import SMALL, DownloadState
 from jobs.transfer.range_request import RangeRequest
 from jobs.transfer.ranges import Range, Ranges, next_piece
-from jobs.transfer.rate_limits import LONGEST_WAIT_S, backoff_s
+from jobs.transfer.rate_limits import LOGGED_S, LONGEST_WAIT_S, backoff_s
 from jobs.transfer.responses import NoRanges, RetryLater, WrongRange
 from jobs.transfer.session import FileFinished, TransferSession
 from jobs.transfer.target import Target
@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 
 _PROBE = 4 << 20  # bytes of the first request, if the size is unknown
 _PROGRESS = 1 << 16  # bytes since the last failure that reset the count of failures
-_LOGGED_S = 1.0  # shorter waits are not logged
 _MOST_SAME = 4  # responses that are wrong at one byte, without progress in between
 _MOST_WRONG_RANGES = 2  # wrong responses to Range in a row until ranges are not used any more
 
@@ -232,7 +231,7 @@ class _RetryPolicy:
         wait = backoff_s(self._failures, shared.backoff_s) * (0.1 if self._failures == 1 else 1)
         if wait_s is not None:
             wait += min(wait_s, LONGEST_WAIT_S)
-        if self._leads and wait >= _LOGGED_S:
+        if self._leads and wait >= LOGGED_S:
             log.info("%s (trying again in %.0f s)", failure.error.message, wait)
         shared.pause(wait, self._scheduler.is_done)
 

@@ -64,6 +64,10 @@ def test_a_wait_is_logged_with_its_reason(
     with caplog.at_level("INFO"):
         assert fetch(web.url("/x"), tmp_path / "out").sha256 == SHA
     assert "(too many requests); try again later (trying again in 1 s)" in caplog.text
+    web.put("/y", DATA, headers={"RateLimit": '"api";r=0;t=1'})
+    with caplog.at_level("INFO"):
+        fetch(web.url("/y"), tmp_path / "y")
+    assert "allows no further requests for 1 s" in caplog.text
 
 
 def test_a_date_to_come_back_at_is_read_by_the_servers_own_clock() -> None:
