@@ -79,11 +79,14 @@ class UrlSource(RemoteSource):
             digests = listed.result()
         files: list[SourceFile] = []
         addresses: dict[str, str] = {}  # address by name
+        folders: dict[str, str] = {}  # numbers
         heads: dict[str, bytes] = {}
         for address, probe, found in zip(self._addresses, probes, digests, strict=True):
             name = _name_of(address, probe)
-            for above in (url_lists.folder_name(address.url), f"{len(addresses):04d}"):
-                if name in addresses and above:  # different folders have a file with this name
+            own = folders.setdefault(_folder(address.url), f"{len(addresses):04d}")
+            for above in (url_lists.folder_name(address.url), own, f"{len(addresses):04d}"):
+                # Different folders have a file with this name; those of a folder may be pieces.
+                if name in addresses and above:
                     name = f"{above}/{name}"
             addresses[name] = address.url
             heads[name] = probe.head

@@ -339,17 +339,21 @@ def test_a_url_s_refusals_say_what_to_do(
 
 def test_files_of_one_name_from_several_folders_are_apart(web: FaultyServer) -> None:
     addresses = []
-    for folder in ("train", "test"):
+    for folder in ("train", "test", "2/test", "3/test"):
         for mark, data in (("aa", GZ), ("ab", b"\xff" * 900)):
             web.put(f"/{folder}/part_{mark}", data)
             addresses.append(web.url(f"/{folder}/part_{mark}"))
     source = opened(SourceKind.URL, *addresses)
     assert [[file.name for file in shard.files] for shard in source.shards()] == [
+        ["0004/test/part_aa", "0004/test/part_ab"],
+        ["0006/test/part_aa", "0006/test/part_ab"],
         ["part_aa", "part_ab"],
         ["test/part_aa", "test/part_ab"],
     ]
     [note] = source.notes()
-    assert "4 files are read as the pieces of 2 archives, beginning with 'part_aa'" in note
+    assert (
+        "8 files are read as the pieces of 4 archives, beginning with '0004/test/part_aa'" in note
+    )
 
 
 @pytest.mark.parametrize(
