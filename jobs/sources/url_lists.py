@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
@@ -98,6 +98,14 @@ def addresses(locators: Sequence[str]) -> list[ListedUrl]:
         else:
             found += [ListedUrl(url) for url in expand_braces(locator.strip())]
     return found
+
+
+def without_digests(locators: Sequence[str]) -> tuple[str, ...]:
+    """The locators of a request, without the digests of a list, which are of one state."""
+    return tuple(
+        replace(*parse_url_list(each), digest=None).locator if "\t" in each else each
+        for each in locators
+    )
 
 
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:

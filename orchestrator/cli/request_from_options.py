@@ -89,8 +89,8 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]
     sources: list[tuple[SourceKind, str, tuple[str, ...]]] = []
     if values["hf_repo"]:
         sources.append((SourceKind.HUB, "--hf-repo", (values["hf_repo"],)))
-    # A line of a list may begin with a name.
-    if any(is_object_url(url.split("\t")[-1]) for url in urls):
+    # A line of a list may begin with a name and end with a digest.
+    if any(is_object_url(word) for url in urls for word in url.split("\t")):
         sources.append((SourceKind.STORE, "--url of an object store", tuple(urls)))
     elif urls:
         sources.append((SourceKind.URL, "--url", tuple(urls)))

@@ -17,7 +17,7 @@ from jobs.errors import RunFolderError, UsageError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
-from jobs.sources import hub_client
+from jobs.sources import hub_client, url_lists
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage import presence
 from jobs.storage.receipt import Receipt
@@ -222,7 +222,7 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
     names: tuple[str, ...] = ()
     files = ref.files
     if ref.kind is SourceKind.STORE:
-        locators, files = ref.files, ()
+        locators, files = url_lists.without_digests(ref.files), ()
     if ref.kind is SourceKind.URL:
         known = [
             (private.get(key_of(shard.id, index), file.locator), file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,21 @@ def s3() -> Iterator[S3Server]:
         for number in range(3):
             server.put(f"data/s-{number}.tar", page_tar([2 * number, 2 * number + 1]))
         yield server
+
+
+def test_a_list_of_objects_may_have_digests_which_an_update_ignores(
+    cli: Cli, s3: S3Server, tmp_path: Path
+) -> None:
+    shell, dest, listed = cli.having(**s3.env), tmp_path / "data", tmp_path / "list.txt"
+    before, after = page_tar([0, 1], "old "), page_tar([0, 1], "new ")
+    assert len(before) == len(after)
+    s3.put("data/s-0.tar", before)
+    listed.write_text(f"s3://pages/data/s-0.tar {hashlib.md5(before).hexdigest()}\n")
+    words = ("--engine", "local", "--yes", "--dest", dest, "--url-list", listed)
+    shell.run("launch", *words)
+    s3.put("data/s-0.tar", after)
+    shell.run("update", dest, "--engine", "local", "--yes")
+    assert b"new " in (dest / "prompts.jsonl").read_bytes()
 
 
 def test_a_private_prefix_is_published_and_updated_and_no_secret_is_written(

@@ -10,6 +10,7 @@ import time
 import zlib
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from jobs.errors import Cause, DigestError, SourceError
