@@ -204,14 +204,15 @@ class PartialFile:
         try:
             yield
         except OSError as error:
-            self._failed = from_os_error(error, doing=doing)
+            failed = from_os_error(error, doing=doing)
             with self._lock:
                 if self._log >= 0:
                     with suppress(OSError):
                         os.ftruncate(self._log, self._durable_end)
                     os.close(self._log)
                     self._log = -1
-            raise self._failed from error
+            self._failed = failed  # now that the sidecar has none of these bytes
+            raise failed from error
 
     def _load(self) -> None:
         try:
