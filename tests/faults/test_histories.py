@@ -20,6 +20,7 @@ import pytest
 
 from examples import samples
 from tests.support.cli import Cli, Done
+from tests.support.servers.webserver import FaultyServer
 
 _FIRST, _, _LAST = os.environ.get("HISTORIES", "0-39").partition("-")
 _FORMATS = ("tar", "tar.gz", "tar.zst", "zip")
@@ -32,6 +33,7 @@ class History:
     """One source, one destination, and what happens to them."""
 
     cli: Cli
+    web: FaultyServer
     root: Path
     chance: random.Random
     done: list[str] = field(default_factory=list)  # for the message of a failure
@@ -39,6 +41,7 @@ class History:
     def __post_init__(self) -> None:
         self.source = self.root / "source"
         self.source.mkdir()
+        self.remote = self.chance.random() < 0.5
         self.dest = self.root / "dataset"
         self.formats = [self.chance.choice(_FORMATS) for _ in range(self.chance.randint(1, 4))]
         for number in range(len(self.formats)):
@@ -48,6 +51,9 @@ class History:
         self.words += ["--digest", self.chance.choice(["crc32", "sha256"])]
         if self.words[1] in ("webdataset", "zip"):
             self.words += ["--shard-size", self.chance.choice(["100K", "1G"])]
+        if self.remote:
+            self.words += self.chance.choice([[], ["--no-overlap"], ["--temp-limit", "600K"]])
+            self.words += self.chance.choice([[], ["--connections", "1"], ["--max-rate", "500K"]])
 
     def pack(self, number: int, *, seed: int) -> None:
         """Put an archive with its own records and images into the source."""
@@ -57,14 +63,20 @@ class History:
         records = pages / samples.RECORDS
         records.write_text(records.read_text().replace("images/", f"images-{number}/"))
         made = samples.pack_one(pages, self.root / "packed", self.formats[number])
-        made.replace(self.source / f"shard-{number}.{self.formats[number]}")
+        path = self.source / f"shard-{number}.{self.formats[number]}"
+        made.replace(path)
+        self.web.put(f"/{path.name}", path.read_bytes())
         shutil.rmtree(pages)
 
     # What a user does ----------------------------------------------------------------------
 
     def launch(self, dest: Path, *, kill: bool) -> Done | None:
-        words = ("launch", "--local-path", self.source, "--dest", dest, "--engine", "local")
-        return self.run(*words, "--yes", *self.words, kill=kill)
+        source: list[str | Path] = ["--local-path", self.source]
+        if self.remote:
+            names = sorted(path.name for path in self.source.iterdir())
+            source = [word for name in names for word in ("--url", self.web.url(f"/{name}"))]
+        words = ("launch", *source, "--dest", dest, "--engine", "local", "--yes", *self.words)
+        return self.run(*words, kill=kill)
 
     def run(self, *words: str | Path, kill: bool) -> Done | None:
         """Run a command, to its end or until it is killed (None)."""
@@ -165,9 +177,11 @@ class History:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("number", range(int(_FIRST), int(_LAST or _FIRST) + 1))
-def test_a_history_ends_in_the_bytes_of_an_undisturbed_launch(here: Cli, number: int) -> None:
+def test_a_history_ends_in_the_bytes_of_an_undisturbed_launch(
+    here: Cli, web: FaultyServer, number: int
+) -> None:
     chance = random.Random(number)
-    history = History(here, here.cwd, chance)
+    history = History(here, web, here.cwd, chance)
     found = history.launch(history.dest, kill=chance.random() < 0.7)
     assert found is None or found.rc == 0, history
     if found is None:
