@@ -16,13 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error, with_message
+from jobs.errors import (
+    Cause,
+    ClaimedError,
+    OrchestrateError,
+    VerificationError,
+    from_os_error,
+    with_message,
+)
 from jobs.finalize.context import FinalizeContext
 from jobs.storage import atomic, presence
 from jobs.storage.blocks import open_no_link
 from jobs.storage.manifest import PublishedFile, bytes_of, key_of_bytes
 from jobs.storage.receipt import read_receipt
-from jobs.storage.safe_paths import quoted_few
+from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
 
 
@@ -135,7 +142,10 @@ def listed_files(root: Path) -> Iterator[bytes]:
 
 
 def begin(context: FinalizeContext, journal: Journal) -> None:
-    """Make all data durable, then write the journal: from here on only renames are left to do."""
+    """Make all data durable, then write the journal: from here on only renames are left to do.
+
+    Raises ``ClaimedError`` if another run has claimed the destination: this one was cancelled.
+    """
     if context.packs:  # the containers beside the dataset need not reach the disk any more
         for folder in (context.staging.data, context.ready):
             _sync_tree(folder)
@@ -143,6 +153,12 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
         with closing(atomic.FileSystem(context.staging.root)) as file_system:
             file_system.sync()
     context.progress.check()  # an older process of the task may be here
+    owner = context.staging.claimed_by
+    if owner not in (None, context.plan.run_id):
+        raise ClaimedError(
+            f"nothing was published: run {owner} has claimed {quoted(str(context.staging.dest))} "
+            "since this run was cancelled; wait until that run has ended, then run `resume`"
+        )
     atomic.write_json(context.staging.journal, journal)
 
 

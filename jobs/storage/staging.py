@@ -154,10 +154,15 @@ class Staging:
         return self.dest / INCOMING / CLAIM
 
     @property
+    def claimed_by(self) -> str | None:
+        """The id of the run that has claimed the destination; None if that is not known."""
+        owner = atomic.json_or_none(self.claim, _Owner)
+        return None if owner is None else owner.run_id
+
+    @property
     def is_claimed(self) -> bool:
         """Whether this run has claimed the destination."""
-        owner = atomic.json_or_none(self.claim, _Owner)
-        return owner is not None and owner.run_id == self.plan.run_id
+        return self.claimed_by == self.plan.run_id
 
     @property
     def receipt(self) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.errors import Cause, Stopped, VerificationError
+from jobs.errors import Cause, ClaimedError, Stopped, VerificationError
 from jobs.finalize import cleanup, collisions, publish
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
@@ -41,6 +41,18 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     after = tree(run.staging.dest)
     assert {path: after[path] for path in before} == before
     shutil.rmtree(run.staging.dest / "images")
+    run.finish()
+
+
+def test_a_cancelled_run_publishes_nothing_where_another_run_has_claimed(tmp_path: Path) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    atomic.write_json(run.staging.claim, {"run_id": "20270101-000000-aaaaaa"})
+    before = tree(run.staging.dest)
+    with pytest.raises(ClaimedError, match="run 20270101-000000-aaaaaa has claimed"):
+        run.finalize()
+    after = tree(run.staging.dest)
+    assert {path: after.get(path) for path in before} == before
+    run.staging.claim.unlink()
     run.finish()
 
 
@@ -646,6 +658,7 @@ def test_a_stop_before_the_journal_leaves_everything(tmp_path: Path) -> None:
 
 def test_another_runs_claim_stays(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finalize_killed_in("jobs.finalize.cleanup.clean_up")
     atomic.write_json(run.staging.claim, {"run_id": "another"})
     assert run.finalize()[1] is None
     assert run.staging.claim.exists()
