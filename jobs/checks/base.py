@@ -15,10 +15,11 @@ IF_NAMED = "if named: "  # prefix of a finding that counts only if a record name
 NO_IMAGE = "not an image: "
 EMPTY = "empty: 0 bytes"
 
+_ZIP = "a zip archive"
 _NOT_IMAGES = {  # by the first two bytes
     signature[:2]: (signature, kind)
     for signature, kind in (
-        (b"PK\x03\x04", "a zip archive"),
+        (b"PK\x03\x04", _ZIP),
         (b"\x1f\x8b", "a gzip file"),
         (b"%PDF-", "a PDF"),
         (b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
@@ -59,6 +60,11 @@ def is_warning(finding: str) -> bool:
 def is_no_image(finding: str | None) -> bool:
     """Whether a file that need not be an image is something else."""
     return finding is not None and finding.startswith((IF_NAMED + NO_IMAGE, IF_NAMED + EMPTY))
+
+
+def is_unnamed_zip(finding: str | None) -> bool:
+    """Whether a file whose name has no ending is a zip."""
+    return finding == IF_NAMED + NO_IMAGE + _ZIP
 
 
 def settled(finding: str | None, *, named: bool) -> str | None:

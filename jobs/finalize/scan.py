@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.archives import nested
 from jobs.archives.base import label_of, several_records
 from jobs.archives.detect import TARS
-from jobs.checks.base import is_no_image
+from jobs.checks.base import is_no_image, is_unnamed_zip
 from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
 from jobs.finalize.context import FinalizeContext, Totals
@@ -282,7 +282,10 @@ def _scan_entries(
     for path in nested.all_nested(paths):
         found.totals.archives += 1
         found.totals.archive_example = path
-    for path in () if context.plan.options.nested else nested.all_packed(paths):
+    # With --nested each archive has a warning about files that are named like archives.
+    packed = [] if context.plan.options.nested else nested.all_packed(paths)
+    packed += [entry.path for entry in entries if is_unnamed_zip(entry.problem)]
+    for path in packed:
         found.totals.packed += 1
         found.totals.packed_example = path
     if context.packs:

@@ -318,7 +318,7 @@ def _check_totals(context: FinalizeContext) -> None:
         context.findings.add(FindingKind.HINT, fact)
     if totals.archives:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
-    if totals.packed:  # with --nested each archive has a warning about these
+    if totals.packed:
         fact = counted(totals.packed, "[file is an archive that is|files are archives that are]")
         context.findings.add(
             FindingKind.HINT,

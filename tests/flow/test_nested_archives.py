@@ -357,6 +357,16 @@ def test_without_the_option_a_hint_names_archives_that_it_would_not_open(tmp_pat
     assert "2 files are archives that are not opened inside archives, such as 'b." in brought.text
 
 
+@pytest.mark.parametrize("words", [(), ("--nested",), ("--output", "zip")])
+def test_a_hint_names_a_zip_whose_name_has_no_ending(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    source = nested(tmp_path, {"TFR": zipped({"1.png": ONE}), "labels": b"text"})
+    brought = complete_run(tmp_path, source, "--layout", "files", *words)
+    assert brought.problems == []
+    assert "1 file is an archive that is not opened inside archives, such as 'TFR'" in brought.text
+
+
 def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path) -> None:
     inner = bz2.compress(tarred({"1.png": ONE}))
     files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
