@@ -188,6 +188,14 @@ def normal_path(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
+def likely_field(line: bytes) -> tuple[str, str] | None:
+    """The field of a record with an image's path, for ``--image-field``, and the path."""
+    try:
+        return _likely(values_of(line))
+    except BadLineError:
+        return None
+
+
 def values_of(line: bytes) -> dict[str, Any]:
     """The record's values by field; raises ``BadLineError`` if it is no record."""
     try:

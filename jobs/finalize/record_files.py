@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from jobs.archives import nested
-from jobs.archives.webdataset import is_pair
 from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
+from jobs.finalize.data_files import DataFile, FirstRecord, OtherFiles
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.scan import forget_manifest
-from jobs.formats import magic
 from jobs.formats.pictures import from_table, may_be_named
 from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.storage import digest, latency, presence
 from jobs.storage.blocks import blocks, read_range
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
-from jobs.storage.safe_paths import quoted, sample_key
+from jobs.storage.safe_paths import quoted
 
-_SHOWN = 3  # of these in a message
-_CHECKED = 64 << 20  # bytes; of larger files the first record is not read for a message
-_FEW = 20  # with more of these a message names none, because they are sidecars
 _SMALL = 1 << 20  # bytes of a records file, at most, for which a thread reads ahead
-_COMPRESSED_RECORDS = tuple(
-    records + ending
-    for packing in magic.PACKINGS
-    if packing.compresses
-    for records in magic.RECORDS
-    for ending in packing.endings
-)
 _MOST = 10_000  # records files among the data, at most
 
 
@@ -49,85 +37,6 @@ class _Source(NamedTuple):
     path: Path
     size: int  # bytes
     folder: str = ""
-
-
-@dataclass(frozen=True)
-class _DataFile:
-    """A records file among the data."""
-
-    number: int  # of the file (see ``FinalizeContext``)
-    part: Part
-    entry: Entry
-    name: str  # of the records file; ``path`` ends with it
-
-    @property
-    def path(self) -> str:
-        return self.entry.path
-
-    @property
-    def folder(self) -> str:
-        return self.path[: len(self.path) - len(self.name)]
-
-
-class _OtherFiles:
-    """The files of other names, of which some may contain the records; makes the message."""
-
-    def __init__(self) -> None:
-        self.likely: defaultdict[str, list[_DataFile]] = defaultdict(list)  # by path
-        self._table = ""  # a parquet file that was not extracted
-        self._compressed = ""  # a compressed file that may contain records
-        self._is_packed = False  # whether that is inside an archive
-        self._last = b""
-        self._last_key = b""
-        self._pair: tuple[bytes, bytes] | None = None
-
-    def add(self, path: str, shard: Shard) -> bool:
-        """Add a file, in the order of its archive; returns whether its name is that of records."""
-        lower = path.lower()
-        if not self._table and lower.endswith(".parquet"):
-            self._table = path
-            self._is_packed = not shard.name.lower().endswith(".parquet")
-        if not self._compressed and lower.endswith(_COMPRESSED_RECORDS):
-            self._compressed = path
-        if self._pair is None:
-            raw = path.encode()
-            key = sample_key(raw)
-            if key == self._last_key and is_pair(self._last, raw):
-                self._pair = self._last, raw
-            self._last, self._last_key = raw, key
-        return lower.endswith(magic.RECORDS) and len(self.likely) <= _FEW
-
-    def message(self, names: tuple[str, ...], names_images: Callable[[_DataFile], bool]) -> str:
-        """The message that none of ``names`` exists, with a remedy."""
-        *others, last = names
-        either = f"{', '.join(others)} or " if others else ""
-        fact = f"no shard has a {either}{last}"
-        if self._pair is not None:
-            both = " and ".join(map(quoted, self._pair))
-            fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
-        elif 0 < len(self.likely) <= _FEW:
-            files = [first for first, *_ in self.likely.values()]
-            files.sort(key=lambda file: (-file.entry.size, file.path))
-            usable = [f for f in files if f.entry.size > _CHECKED or names_images(f)]
-            if usable:
-                largest = " or ".join(quoted(file.path) for file in usable[:_SHOWN])
-                fact += f"; if the records are in {largest}, run `resume` with --records-file"
-            else:
-                fact += f"; the first record of {quoted(files[0].path)} names no image"
-        elif self._compressed:
-            fact += (
-                f"; {quoted(self._compressed)} provides none, because it is compressed inside an "
-                "archive (to read it, unpack the archive and launch with --local-path on the "
-                "folder)"
-            )
-        elif self._table and self._is_packed:
-            fact += (
-                f"; the table {quoted(self._table)} provides none, because it is inside an archive "
-                "(to read it, unpack the archive and launch with --local-path on the folder)"
-            )
-        elif self._table:
-            fact += f"; the table {quoted(self._table)} provides none, because it names no image"
-        return fact
 
 
 def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
@@ -381,7 +290,7 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
         yield _Source(shard, moved, moved.stat().st_size, file.folder)
 
 
-def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
+def _copy(context: FinalizeContext, file: DataFile, target: Path) -> None:
     """Copy a file out of its part's container."""
     fd = os.open(context.staging.container(file.part), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -392,17 +301,17 @@ def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
         os.close(fd)
 
 
-def _choose(context: FinalizeContext) -> list[_DataFile]:
+def _choose(context: FinalizeContext) -> list[DataFile]:
     """The records files among the data: those with the first name that exists.
 
     In the ``auto`` layout a file of another name is used if it is the only one that can contain
     records. In a repair they are those of the published dataset.
     """
     if context.repair_state is not None:
-        return list(_files(context, context.repair_state.names_among_data, _OtherFiles()))
+        return list(_files(context, context.repair_state.names_among_data, OtherFiles()))
     names = context.plan.options.layout.records_names
-    by_name: defaultdict[str, list[_DataFile]] = defaultdict(list)
-    others = _OtherFiles()
+    by_name: defaultdict[str, list[DataFile]] = defaultdict(list)
+    others = OtherFiles()
     for file in _files(context, names, others):
         by_name[file.name].append(file)
     files = next((by_name[name] for name in names if name in by_name), [])
@@ -411,12 +320,12 @@ def _choose(context: FinalizeContext) -> list[_DataFile]:
     is_auto = context.plan.options.layout.name == "auto" and not unverified
     if not files and len(others.likely) == 1 and is_auto:
         [[only, *copies]] = others.likely.values()
-        if _names_images(context, only):
+        if _first_record(context, only).names_images:
             fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
             context.findings.add(FindingKind.WARNING, fact, only.part.shard)
             files = [only, *copies]
     if not files:
-        fact = others.message(names, partial(_names_images, context))
+        fact = others.message(names, partial(_first_record, context))
         problem = f"{fact}; {context.without_records}"
     elif len(files) > _MOST:
         problem = (
@@ -440,8 +349,8 @@ def _choose(context: FinalizeContext) -> list[_DataFile]:
     return []
 
 
-def _names_images(context: FinalizeContext, file: _DataFile) -> bool:
-    """Whether the first record of a file may name images of this dataset."""
+def _first_record(context: FinalizeContext, file: DataFile) -> FirstRecord:
+    """What the first record of a file says about images of this dataset."""
     place = _in(context.staging.data, file.path)
     options = context.plan.options
     if context.packs:
@@ -455,16 +364,23 @@ def _names_images(context: FinalizeContext, file: _DataFile) -> bool:
             context.progress.check,
             encoding=options.records_encoding,
         )
-        with found.path.open("rb") as lines:
-            first = records.parse(next(records.lines(lines), b""), options.layout.image_field)
-    except (FileNotFoundError, record_forms.FormError, records.BadLineError):
-        return False
-    return any(may_be_named(image.path) for image in first.images)
+        with found.path.open("rb") as file_of_lines:
+            lines = records.lines(file_of_lines)
+            first, is_one = next(lines, b""), next(lines, None) is None
+        named = records.parse(first, options.layout.image_field).images
+    except (FileNotFoundError, record_forms.FormError):
+        return FirstRecord()
+    except records.BadLineError:
+        named = ()
+    if any(may_be_named(image.path) for image in named):
+        return FirstRecord(names_images=True)
+    # A single object is COCO's annotations or similar, not a record.
+    return FirstRecord(likely=None if is_one else records.likely_field(first))
 
 
 def _files(
-    context: FinalizeContext, names: tuple[str, ...], others: _OtherFiles
-) -> Iterator[_DataFile]:
+    context: FinalizeContext, names: tuple[str, ...], others: OtherFiles
+) -> Iterator[DataFile]:
     """The files with these names; all others are added to ``others``."""
     # Unverified records keep their paths, so they must be relative to the top folder.
     deep = context.plan.options.verify is not Verify.NONE
@@ -477,9 +393,9 @@ def _files(
                 continue
             if path in names or path.endswith(endings):
                 name = next(name for name in names if path == name or path.endswith(f"/{name}"))
-                yield _DataFile(number, part, entry, name)
+                yield DataFile(number, part, entry, name)
             elif others.add(path, context.shards[part.shard]):
-                others.likely[path].append(_DataFile(number, part, entry, path))
+                others.likely[path].append(DataFile(number, part, entry, path))
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:
@@ -488,9 +404,9 @@ def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:
         yield from read_manifest(context.folder.manifest(part))
 
 
-def _written_twice(files: list[_DataFile]) -> _DataFile | None:
+def _written_twice(files: list[DataFile]) -> DataFile | None:
     """A file with the same path as another and different content; None where there is none."""
-    first: dict[str, _DataFile] = {}
+    first: dict[str, DataFile] = {}
     for file in files:
         one, other = file.entry, first.setdefault(file.path, file).entry
         if (one.size, one.crc32, one.digest) != (other.size, other.crc32, other.digest):

@@ -74,6 +74,15 @@ OTHER_FOLDER = {
         "prompts.jsonl": records(pictures("images/{}.png")),
     }
 }
+DEEP_FIELD = {
+    "a.tar": {
+        **pictures("images/{}.png"),
+        "chat.jsonl": b"".join(
+            json.dumps({"messages": [{"content": [{"image": path}]}]}).encode() + b"\n"
+            for path in pictures("images/{}.png")
+        ),
+    }
+}
 PACKED_ZIP = ("--output", "zip")
 
 
@@ -97,6 +106,9 @@ PACKED_ZIP = ("--output", "zip")
             id="another number of records",
         ),
         pytest.param(OTHER_FIELD, (), ("--image-field", "screen"), id="another field"),
+        pytest.param(
+            DEEP_FIELD, (), ("--image-field", "messages.content.image"), id="a field in lists"
+        ),
         pytest.param(OTHER_FOLDER, (), ("--match", "any-folder"), id="another folder"),
     ],
 )

@@ -490,6 +490,8 @@ def test_the_only_file_with_the_same_bytes_in_two_shards_counts_once(tmp_path: P
 
 
 CONFIG, COCO = b'{"version": 1}', b'{"images": [{"file_name": "000.png"}]}'
+CHAT_LINES = b'{"messages": [{"content": [{"image": "images/000.png"}]}]}\n' * 2
+WEB_LINES = b'{"image": "https://x/1.png", "file_name": "000.png"}\n' * 2
 TWO = {"train.jsonl": LINES.encode(), "test.jsonl": LINES.encode()}
 
 
@@ -499,7 +501,12 @@ TWO = {"train.jsonl": LINES.encode(), "test.jsonl": LINES.encode()}
         (TWO, "in 'test.jsonl' or 'train.jsonl', run `resume` with --records-file"),
         ({**TWO, "config.json": CONFIG}, "in 'test.jsonl' or 'train.jsonl', run"),
         ({"config.json": CONFIG}, "the first record of 'config.json' names no image"),
-        ({"instances.json": COCO}, "the first record of 'instances.json' names no image"),
+        ({"instances.json": COCO}, "the first record of 'instances.json' names no image; to"),
+        (
+            {"chat.jsonl": CHAT_LINES, "config.json": CONFIG},
+            "its field messages.content.image, such as 'images/000.png', run `resume` with --image",
+        ),
+        ({"web.jsonl": WEB_LINES}, "run `resume` with --image-field file_name"),
     ],
 )
 def test_files_whose_first_record_names_an_image_are_named_with_the_option(
