@@ -118,6 +118,7 @@ class RangeScheduler:
     def _on_response(self, size: int | None, ranged: bool) -> None:
         """Handle a correct response: the size is known, and helpers may start."""
         with self._changed:
+            self._wrong_ranges = 0
             if self._known:
                 return
             self._known = True
@@ -174,7 +175,6 @@ class RangeScheduler:
                 is_done=self.is_done,
                 on_response=self._on_response,
             ).run()
-            self._wrong_ranges = 0
         except RetryLater as error:
             self._target = None  # request a new address
             if isinstance(error, WrongRange) and piece is not None:

@@ -128,8 +128,9 @@ def test_a_range_that_is_ignored_now_and_then_costs_no_byte_twice(
 ) -> None:
     """As by servers of a content delivery network that do not have the file yet."""
     web.put(PATH, DATA)
-    web.fail(PATH, *[faults.fine(2), faults.ignore_range(1)] * 3)
-    assert fetch(web, tmp_path / "out", digest=None) == DATA
+    web.fail(PATH, *[faults.cut_after(MB), faults.ignore_range(1)] * 3)
+    by = Transfer(1, stall_s=100, progress=Progress(), backoff_s=0.01, tries=5)
+    assert fetch(web, tmp_path / "out", digest=None, size=None, by=by) == DATA
     assert len([r for r in web.asked(PATH) if r.status == 200]) == 3
     assert all("range" in request.headers for request in web.asked(PATH))
 
