@@ -13,14 +13,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from msgspec import structs
 
 from jobs import __version__, rlimits
-from jobs.errors import Cause, OrchestrateError, RunFolderError
+from jobs.errors import Cause, OrchestrateError
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -210,15 +210,14 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
     mine = set(task.items)
 
     def check() -> bool:
-        with suppress(OSError, RunFolderError):  # asked again with the next heartbeat
-            for number in folder.submission_numbers():
-                if number > submission.number and number not in seen:
-                    later = folder.load_submission(number)
-                    seen.add(number)
-                    if task.stage is Stage.PACK or any(
-                        mine & set(other.items) for other in later.of_stage(task.stage)
-                    ):
-                        return True
+        for number in folder.submission_numbers():
+            if number > submission.number and number not in seen:
+                later = folder.load_submission(number)
+                seen.add(number)
+                if task.stage is Stage.PACK or any(
+                    mine & set(other.items) for other in later.of_stage(task.stage)
+                ):
+                    return True
         return False
 
     return check
