@@ -51,17 +51,16 @@ def pending_of(
 ) -> Pending:
     """``member`` as a link; raises if the plan refuses links or it leaves the archive."""
     raw = safe_path(member.name, archive=archive)
-    if member.kind is MemberKind.HARD_LINK:
-        target = safe_path(member.target, archive=archive)
-    elif options.links is Links.REFUSE:
+    hard = member.kind is MemberKind.HARD_LINK
+    target = (
+        safe_path(member.target, archive=archive) if hard else _target_path(member, raw, archive)
+    )
+    if not hard and options.links is Links.REFUSE:
         raise UnsafeMemberError(
             f"{archive}: member {quoted(member.name)} is a symbolic link to "
             f"{quoted(member.target)}; if this is intended, launch with --links copy",
             member=text_of(member.name)[0],
         )
-    else:
-        target = _target_path(member, raw, archive)
-    hard = member.kind is MemberKind.HARD_LINK
     return Pending(
         path, data, raw, target, member.mode, member.mtime, member.ordinal, hard, member.stripped
     )

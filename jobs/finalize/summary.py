@@ -153,6 +153,26 @@ def _advice(context: FinalizeContext) -> str | None:
     return next(texts, None)
 
 
+def _of_collisions(context: FinalizeContext, bad: list[FindingKind]) -> list[str]:
+    """What to do about different files with one path, the best first."""
+    steps = []
+    if context.plan.options.on_collision is not OnCollision.PER_SHARD:
+        steps.append("launch with --on-collision per-shard (a folder for each archive)")
+    if len(context.tops) > 1 and not {*_UNUSABLE} & {*bad}:  # otherwise a hint names it
+        steps.append(
+            "launch with --strip-components 0, if the files are in the same folders only because "
+            "different top folders were removed"
+        )
+    if context.plan.options.strip_components:
+        steps.append("launch without --strip-components, if that gave files the same path")
+    keep = (
+        "to publish nevertheless, run `resume` with --on-collision keep-first (the first archive's "
+        "file counts)"
+    )
+    loses_many = 4 * context.findings.counts[FindingKind.COLLISION] >= context.part_starts[-1]
+    return [*steps, keep] if loses_many else [keep, *steps]
+
+
 def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, first: Finding) -> str:
     """The next step; empty if the finding itself names one."""
     if cause is Cause.NOT_FETCHED:
@@ -163,17 +183,7 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
             "NFS first run `resume` again: the listing of a folder may have been an old one)"
         )
     if bad[0] is FindingKind.COLLISION:
-        keep = "keep-first (the first archive's file counts)"
-        is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
-        own = "" if is_per_shard else ", or launch with per-shard (a folder for each archive)"
-        if len(context.tops) > 1 and not {*_UNUSABLE} & {*bad}:  # otherwise a hint names it
-            own += (
-                ", or launch with --strip-components 0, if the files are in the same folders only "
-                "because different top folders were removed"
-            )
-        if context.plan.options.strip_components:
-            own += ", or launch without --strip-components, if that gave files the same path"
-        return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"
+        return f"; {', or '.join(_of_collisions(context, bad))}"
     if bad[0] is FindingKind.TWO_KINDS:
         return "; if two archives differ in this, launch with --on-collision per-shard"
     if bad[0] is FindingKind.BAD_FORM:

@@ -340,7 +340,7 @@ def test_keys_that_two_shards_share_need_folders_of_their_own(tmp_path: Path) ->
     (tmp_path / "error").mkdir()
     _, _, problem = run_over(tmp_path / "error", first, second)
     assert problem is not None
-    assert "launch with per-shard (a folder for each archive)" in problem.message
+    assert "launch with --on-collision per-shard (a folder for each archive)" in problem.message
     (tmp_path / "own").mkdir()
     run, _, problem = run_over(
         tmp_path / "own", first, second, options=Options(on_collision=OnCollision.PER_SHARD)

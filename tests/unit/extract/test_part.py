@@ -527,6 +527,13 @@ def test_a_symbolic_link_refuses_the_part(run: PartRun) -> None:
         run.extract_members([file("a", b"1"), link("b", "a")])
 
 
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd"])
+def test_no_option_is_named_for_a_link_that_none_allows(run: PartRun, target: str) -> None:
+    with pytest.raises(UnsafeMemberError, match="outside of the archive") as caught:
+        run.extract_members([link("b", target)])
+    assert "--links" not in caught.value.message
+
+
 def test_a_symbolic_link_that_stays_inside_can_be_copied(new_run: Callable[..., PartRun]) -> None:
     run = new_run(layout=FILES, links=Links.COPY)
     members = [link("x/early", "../d/a"), link("x/chain", "./early"), file("d/a", b"1")]

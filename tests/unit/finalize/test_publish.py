@@ -592,6 +592,20 @@ def test_a_path_in_two_shards_holds_the_first_ones_bytes(tmp_path: Path) -> None
     assert (run.staging.dest / "images" / "000001.png").read_bytes() == png(1)
 
 
+@pytest.mark.parametrize("shared", [1, 5])
+def test_keep_first_is_named_last_where_it_would_lose_many_files(
+    tmp_path: Path, shared: int
+) -> None:
+    first, second = pages(0, 5), pages(5, 5)
+    second.files.update((name, png(99)) for name in list(first.files)[:shared])
+    _, problem = RunBuilder(first, second).extracted(tmp_path).finalize()
+    assert problem is not None
+    steps = problem.message.split("--on-collision ")
+    assert [step.partition(" ")[0] for step in steps[1:]] == (
+        ["keep-first", "per-shard"] if shared == 1 else ["per-shard", "keep-first"]
+    )
+
+
 def test_each_shard_has_a_folder_of_its_own_and_its_records_say_so(tmp_path: Path) -> None:
     other = Content({"images/000000.png": png(50)}, line("images/000000.png", n=1.50))
     run = RunBuilder(
