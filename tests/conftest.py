@@ -109,6 +109,14 @@ def default_signals_of_children() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler, also where the tests run with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[PrivateSlurm]:
     """A private Slurm with accounting; merge `.env` where a client of it is to run."""

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -39,14 +38,6 @@ def test_an_error_is_raised_here_and_ends_the_questions() -> None:
     with pytest.raises(LookupError):
         background.map_interruptible(function, range(1000), 1)
     assert len(asked) < 1000
-
-
-@pytest.fixture
-def default_sigint() -> Iterator[None]:
-    """Python's own handler, also where the tests run with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("default_sigint")

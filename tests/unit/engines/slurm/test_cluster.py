@@ -265,6 +265,7 @@ def test_the_next_jobs_go_where_the_last_went_unless_the_user_chooses(
     assert cluster_after(None) is None
 
 
+@pytest.mark.usefixtures("default_sigint")
 def test_an_interrupt_while_jobs_are_cancelled_names_them_and_the_command(
     shell: Shell, caplog: pytest.LogCaptureFixture
 ) -> None:
