@@ -117,13 +117,14 @@ class History:
     def damage_staged(self) -> None:
         """Cut or remove something that is staged or noted, and that a run can make again."""
         places = [self.dest / ".incoming", *(self.cli.cwd / "logs").glob("*/*")]
-        held = ("plan.json", "claim.json", "private.json", "publish.json", "draft.json")
-        gone = {"submissions", "ready"}  # `launch again` is the answer
+        # What a run cannot make again.
+        single = {"plan.json", "claim.json", "private.json", "publish.json", "draft.json"}
+        single |= {"submissions", "ready"}
         files = [
             path
             for place in places
             for path in ([place] if place.is_file() else sorted(place.rglob("*")))
-            if path.is_file() and path.name not in held and gone.isdisjoint(path.parts)
+            if path.is_file() and single.isdisjoint(path.parts)
         ]
         if files:
             self.damage(self.chance.choice(files), flips=False)

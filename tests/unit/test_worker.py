@@ -45,6 +45,12 @@ def test_processor_time_includes_the_child_that_extracts(tmp_path: Path) -> None
     assert result.cpu_s >= child > 0
 
 
+def check_extracts(folder: RunFolder) -> None:
+    """Check that an extract task ends well, and leaves its result."""
+    assert worker.run_task(str(folder.path), "extract", 0, 1).outcome is Outcome.OK
+    assert folder.result(Stage.EXTRACT, 0, 1).exists()
+
+
 def test_a_file_system_that_fails_for_a_moment_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,9 +60,7 @@ def test_a_file_system_that_fails_for_a_moment_costs_no_result(
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder.submissions))
 
     monkeypatch.setattr(RunFolder, "submission_numbers", stale)
-    result = worker.run_task(str(run.folder.path), "extract", 0, 1)
-    assert result.outcome is Outcome.OK
-    assert run.folder.result(Stage.EXTRACT, 0, 1).exists()
+    check_extracts(run.folder)
 
 
 def test_several_download_tasks_share_connections_and_rate(
@@ -132,9 +136,7 @@ def test_an_error_of_the_system_comes_with_what_to_do(number: int, step: str) ->
 def test_a_later_submission_that_cannot_be_read_costs_no_result(tmp_path: Path) -> None:
     run = submitted(tmp_path)
     run.folder.submission(2).write_bytes(b"{")
-    result = worker.run_task(str(run.folder.path), "extract", 0, 1)
-    assert result.outcome is Outcome.OK
-    assert run.folder.result(Stage.EXTRACT, 0, 1).exists()
+    check_extracts(run.folder)
 
 
 def test_a_signal_at_the_end_of_a_task_costs_no_result(
@@ -149,8 +151,7 @@ def test_a_signal_at_the_end_of_a_task_costs_no_result(
         write(place, value, durable=durable)
 
     monkeypatch.setattr(atomic, "write_json", writing)
-    assert worker.run_task(str(run.folder.path), "extract", 0, 1).outcome is Outcome.OK
-    assert path.exists()
+    check_extracts(run.folder)
 
 
 def test_the_process_that_extracts_has_the_encoding_of_the_task(tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ def test_a_date_without_a_zone_is_of_utc(monkeypatch: pytest.MonkeyPatch) -> Non
 # Logins and proxies -----------------------------------------------------------------------------
 
 
+def use_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Path:
+    """A file of accounts that is used in place of the user's."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text(text)
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    return netrc
+
+
 class Elsewhere(FaultyServer):
     host = "127.0.0.2"
 
@@ -100,10 +109,7 @@ class Elsewhere(FaultyServer):
 def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
     web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine 127.0.0.1 login me password hush\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
+    netrc = use_netrc(tmp_path, monkeypatch, "machine 127.0.0.1 login me password hush\n")
     basic = "Basic " + base64.b64encode(b"me:hush").decode()
     web.put("/x.tar.gz", DATA, authorization=basic)
     assert opened(SourceKind.URL, web.url("/x.tar.gz")) == ["x.tar.gz"]
@@ -127,10 +133,7 @@ def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
 def test_a_login_of_netrc_does_not_replace_that_of_an_address(
     web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("default login anonymous password me@here\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
+    use_netrc(tmp_path, monkeypatch, "default login anonymous password me@here\n")
     web.put("/x.tar.gz", DATA, authorization="Basic " + base64.b64encode(b"me:hush").decode())
     url = web.url("/x.tar.gz").replace("//", "//me:hush@")
     assert fetch(url, tmp_path / "out").size == len(DATA)
