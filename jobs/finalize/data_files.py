@@ -88,13 +88,15 @@ class OtherFiles:
         elif 0 < len(self.likely) <= _FEW:
             files = [first for first, *_ in self.likely.values()]
             files.sort(key=lambda file: (-file.entry.size, file.path))
-            usable = [f for f in files if f.entry.size > _CHECKED or look(f).names_images]
+            first = {file.path: look(file) for file in files if file.entry.size <= _CHECKED}
+            usable = [f for f in files if f.path not in first or first[f.path].names_images]
             if usable:
                 largest = " or ".join(quoted(file.path) for file in usable[:_SHOWN])
                 fact += f"; if the records are in {largest}, run `resume` with --records-file"
             else:
                 fact += f"; the first record of {quoted(files[0].path)} names no image"
-                fact += next(filter(None, (_field_hint(f, look(f).likely) for f in files)), "")
+                hints = (_field_hint(file, first[file.path].likely) for file in files)
+                fact += next(filter(None, hints), "")
         elif self._compressed:
             fact += (
                 f"; {quoted(self._compressed)} provides none, because it is compressed inside an "
