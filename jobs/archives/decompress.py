@@ -146,7 +146,7 @@ def stream_errors() -> tuple[type[Exception], ...]:
 
 
 def _errors_of(compression: str) -> tuple[type[Exception], ...]:
-    """The same, and those of the decompressor."""
+    """Those of ``stream_errors``, and those of the decompressor."""
     if compression == "zst":
         return (*stream_errors(), extras.zstd().ZstdError)
     if compression in ("xz", "lzma"):

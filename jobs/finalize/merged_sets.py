@@ -23,6 +23,8 @@ def hints(context: FinalizeContext) -> Iterator[str]:
     options = context.plan.options
     if options.on_collision is OnCollision.PER_SHARD:
         return
+    if options.layout.has_records and not context.pieces:
+        return  # that no records were found is reported
     tops = context.tops - {""}
     if _are_several(tops):
         yield (

@@ -137,12 +137,17 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
         if fetched.format in TARS:
             tars[pairs[0][1].samples].append(shard_id)
     if tars[True] and context.plan.options.layout.name == "auto":
-        for shard_id in tars[False]:
-            fact = (
-                "unlike those of other tars, its first files are no samples of WebDataset, so it "
-                "is published as files; `--layout webdataset` reads all tars as samples"
-            )
-            context.findings.add(FindingKind.WARNING, fact, shard_id)
+        _warn_of_files(context, tars[False])
+
+
+def _warn_of_files(context: FinalizeContext, shard_ids: list[str]) -> None:
+    """Warn that these tars are published as files, although others became samples."""
+    for shard_id in shard_ids:
+        fact = (
+            "unlike those of other tars, its first files are no samples of WebDataset, so it "
+            "is published as files; `--layout webdataset` reads all tars as samples"
+        )
+        context.findings.add(FindingKind.WARNING, fact, shard_id)
 
 
 def _check_records(context: FinalizeContext, pairs: list[tuple[Part, PartSummary]]) -> None:

@@ -312,9 +312,7 @@ def _check_totals(context: FinalizeContext) -> None:
             f"{counted(totals.more_records, words)} published, but not read, "
             f"such as {quoted(totals.more_records_example)}",
         )
-    for fact in (
-        merged_sets.hints(context) if context.pieces or not options.layout.has_records else ()
-    ):
+    for fact in merged_sets.hints(context):
         context.findings.add(FindingKind.HINT, fact)
     if totals.archives:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))

@@ -106,7 +106,7 @@ class TarStream(ArchiveStream):
 
     @property
     def archive_bytes(self) -> int:
-        return self._source.taken
+        return self.taken
 
     @property
     def first_names(self) -> list[bytes]:
