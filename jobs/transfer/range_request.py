@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from jobs.errors import Cause, SourceError
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _WAIT_S = 0.01  # between two checks whether bytes may be written
 _PAGE_HEAD = 64  # bytes of a body that identify a web page
+_LEAST_RATE = 1 << 10  # bytes a second; a connection that is slower is replaced by a new one,
+_LEAST_SHARE = 0.1  # as is one that brings less than this much of an equal share of the file
 
 
 class RangeRequest:
@@ -64,6 +67,7 @@ class RangeRequest:
         self._streaming = piece is None  # the complete file
         self._begun = b""  # of the body: checked, but not written yet
         self._at = 0  # the byte of the file that is written next
+        self._begin_period()
 
     def run(self) -> Target | None:
         """Fetch the range; returns the target for the next range, without resolving it again."""
@@ -340,11 +344,42 @@ class RangeRequest:
         self._at = end
 
     def _read(self, reply: HttpResponse, most: int) -> bytes:
+        self._check_rate(reply)
+        begun = time.monotonic()
         try:
-            return reply.read(most)
+            data = reply.read(most)
         except CONNECTION_ERRORS as error:
             self._shared.check(self._is_done)
             raise self._broken(error, reply) from None
+        self._waited_s += time.monotonic() - begun
+        self._received += len(data)
+        return data
+
+    def _begin_period(self) -> None:
+        """Begin to measure the connection's rate."""
+        self._waited_s = 0.0  # for data; not for room, nor because of --max-rate
+        self._received = 0  # bytes
+        self._had = self._state.partial.total
+
+    def _check_rate(self, reply: HttpResponse) -> None:
+        """Raise ``RetryLater`` if the connection is far too slow: a new one is mostly faster.
+
+        Without ranges a new one would begin at the start of the file.
+        """
+        ranged = reply.status == 206 or reply.headers.get("Accept-Ranges") == "bytes"
+        if self._waited_s < self._shared.stall_s or self._streaming or not ranged:
+            return
+        by_all = self._state.partial.total - self._had
+        share = _LEAST_SHARE * by_all / self._shared.connections
+        if self._received < max(share, _LEAST_RATE * self._waited_s):
+            raise RetryLater(
+                SourceError(
+                    f"{self._state.name}: {reply.site} sent only {self._received} bytes in "
+                    f"{self._waited_s:.0f} s; try again later",
+                    cause=Cause.NETWORK,
+                )
+            )
+        self._begin_period()
 
     def _broken(self, error: BaseException, reply: HttpResponse) -> Exception:
         stall_s = self._shared.stall_s

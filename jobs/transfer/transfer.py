@@ -18,9 +18,9 @@ class Transfer(TransferSession):
     """Fetches files over at most ``connections`` in total; thread-safe.
 
     ``max_rate``: bytes a second in total. ``stall_s``: a connection is closed after this many
-    seconds without data. ``tries``: a file fails after this many failures without progress.
-    ``backoff_s``: the longest first wait in seconds, which doubles with each further failure
-    (``rate_limits.backoff_s``); tests set it near 0.
+    seconds with no data, or hardly any. ``tries``: a file fails after this many failures without
+    progress. ``backoff_s``: the longest first wait in seconds, which doubles with each further
+    failure (``rate_limits.backoff_s``); tests set it near 0.
     """
 
     def fetch(

@@ -256,7 +256,7 @@ _running = options.stack(
         "--stall",
         "stall_s",
         metavar="SECONDS",
-        help="Seconds without data after which a connection is closed.",
+        help="Seconds with no data, or hardly any, after which a connection is closed.",
         type=options.Number(min=0.1, max=86400),
         default=60.0,
     ),

@@ -6,6 +6,7 @@ import contextlib
 import email.utils
 import hashlib
 import random
+import re
 import socket
 import threading
 import time
@@ -182,6 +183,31 @@ def test_retries_end_soon_if_every_response_has_the_same_fault(
     with pytest.raises(SourceError, match=reported):
         fetch(web, tmp_path / "out", by=by, size=len(DATA) if known else None, digest=None)
     assert len(web.asked(PATH)) < 40  # with those of the helpers
+
+
+@pytest.mark.parametrize("rate", [20, 40_000], ids=["a trickle", "a hundredth of the others"])
+def test_a_connection_that_is_far_too_slow_is_replaced(
+    web: FaultyServer, tmp_path: Path, rate: int
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.fine(2), Fault(1, bytes_per_s=rate), faults.throttle(4 * MB))
+    by = Transfer(4, stall_s=0.4, progress=Progress(), backoff_s=0.01, tries=1000)
+    assert fetch(web, tmp_path / "out", by=by) == DATA
+    asked = [re.findall(r"\d+", request.headers["range"]) for request in web.asked(PATH)]
+    sent = [request.sent for request in web.asked(PATH)]
+    assert [n for n, (a, b) in zip(sent, asked, strict=True) if n < MB // 2 < int(b) - int(a)]
+
+
+def test_a_file_that_only_trickles_in_ends_in_one_clear_error(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA[: 2 * MB])
+    web.fail(PATH, faults.cut_after(MB), faults.throttle(20))
+    with pytest.raises(
+        SourceError, match=r"127\.0\.0\.1:\d+ sent only \d+ bytes in \d+ s"
+    ) as caught:
+        fetch(web, tmp_path / "out", by=transfer(stall_s=0.2), size=2 * MB, digest=None)
+    assert caught.value.cause is Cause.NETWORK
 
 
 def test_bytes_that_stay_wrong_name_both_digests(web: FaultyServer, tmp_path: Path) -> None:
