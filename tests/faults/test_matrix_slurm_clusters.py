@@ -190,6 +190,42 @@ def test_where_sbatch_chooses_the_cluster_the_chain_stays_there(
     assert published(tmp_path / "data") == pages.tree
 
 
+# A federation -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def federation(slurm: PrivateSlurm) -> Iterator[tuple[PrivateSlurm, PrivateSlurm]]:
+    """Two clusters, each of which starts the other's jobs if it can do that earlier."""
+    with (
+        PrivateSlurm.start(cluster="east", nodes=1, sibling=slurm) as east,
+        PrivateSlurm.start(cluster="west", nodes=2, sibling=slurm) as west,
+    ):
+        east.run("sacctmgr", "-i", "add", "federation", "both", "clusters=east,west", check=True)
+        east.wait_for(lambda: "Sync" in east.run("scontrol", "show", "federation").stdout)
+        yield east, west
+        east.run("sacctmgr", "-i", "delete", "federation", "both", check=True)
+
+
+def test_a_job_that_another_cluster_of_the_federation_has_started_runs_and_can_be_cancelled(
+    federation: tuple[PrivateSlurm, PrivateSlurm], cli: Cli, pages: Pages, tmp_path: Path
+) -> None:
+    east, west = federation
+    site, held = Site(east, cli.having(**east.env)), tmp_path / "held"
+    east.run("scontrol", "update", "nodename=n1", "state=drain", "reason=test", check=True)
+    site.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held))
+    site.wait(lambda: [row.state for row in west.squeue()] == ["RUNNING"])
+    site.wait(lambda: site.status()["stages"]["download"]["running"] == 1)  # accounting is late
+    assert site.status()["errors"] == []
+    assert "still active" in site.resume().err
+    site.cli.run("cancel")
+    assert [row.state for row in west.squeue() if row.state != "COMPLETING"] == []
+    held.unlink()
+    site.resume()
+    site.wait(lambda: site.status()["stages"]["download"]["done"] == 1)
+    east.run("scontrol", "update", "nodename=n1", "state=resume", check=True)
+    site.check_published(tmp_path / "data", pages)
+
+
 # A cluster that renames jobs --------------------------------------------------------------------
 
 RENAMES = """\

@@ -20,6 +20,7 @@ from orchestrator.engines.slurm.client import Answer
 from orchestrator.engines.slurm.parse import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
+    REVOKED,
     JobRow,
     account_rows,
     base,
@@ -155,8 +156,11 @@ class Queue:
         """
         words = ("squeue", "-u", client.user(), "-t", "all", "-O", QUEUE_FORMAT)
         try:
-            answer = _query(words, self._way.at)
-            return list(queue_rows(answer.stdout))
+            found = list(queue_rows(_query(words, self._way.at).stdout))
+            if moved := [row.job_id for row in found if row.task.raw == REVOKED]:
+                there = {row.job_id: row for row in self.accounts(moved, everywhere=True) or ()}
+                found = [there.get(row.job_id, row) for row in found]
+            return found
         except EngineError as error:
             if not self._way.doubt:
                 raise
@@ -194,12 +198,15 @@ class Queue:
         # slurmctld responded and does not know them, so they are not running.
         return found | dict.fromkeys(left, TaskState(EngineState.ENDED))
 
-    def accounts(self, ids: Iterable[str]) -> list[JobRow] | None:
-        """The accounting's rows of ids; None if there is no accounting, or it does not respond."""
+    def accounts(self, ids: Iterable[str], *, everywhere: bool = False) -> list[JobRow] | None:
+        """The accounting's rows of ids; None if there is no accounting, or it does not respond.
+
+        ``everywhere``: on all clusters of the accounting.
+        """
         bases = ",".join(sorted({base(each) for each in ids}))
-        words = ("sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
+        words = ["sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT, *["-L"] * everywhere]
         try:
-            answer = client.ask(*words, at=self._way.accounts_at)
+            answer = client.ask(*words, at="" if everywhere else self._way.accounts_at)
             if answer.returncode:
                 raise EngineError(answer.words)
             return [_with_user_name(row) for row in account_rows(answer.stdout)]

@@ -48,8 +48,11 @@ ACCOUNT_FORMAT = ",".join(field for _, field in _ACCOUNTS)
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 
-# https://slurm.schedmd.com/job_state_codes.html (26.05). A state that is not in these sets and
-# tables is of a later Slurm: it is shown, but has no effect.
+# A job that another cluster of the federation has started; its own state is only known there.
+REVOKED = "REVOKED"
+
+# https://slurm.schedmd.com/job_state_codes.html (26.05). Any other state, such as that of a later
+# Slurm, is shown, but has no effect.
 _PENDING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 )
@@ -77,7 +80,6 @@ _CAUSES = {
     "BOOT_FAIL": Cause.NODE_FAILURE,
     "PREEMPTED": Cause.PREEMPTED,
     "CANCELLED": Cause.CANCELLED,
-    "REVOKED": Cause.CANCELLED,
     "LAUNCH_FAILED": Cause.LAUNCH_FAILED,
     "RECONFIG_FAIL": Cause.LAUNCH_FAILED,
 }
