@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.lifecycle.request import DEFAULT_DEST
+from orchestrator.lifecycle.request import DEFAULT_DEST, override
 
 
 @click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
@@ -63,8 +63,8 @@ def command(
     from orchestrator.doctor.node_probe import CheckResult
 
     changes = options.slurm_changes(values)
-    requested: Any = options.with_mounts(changes, dest, log_dir)
-    request = checks.DoctorRequest(dest, log_dir, engine, Resources(**requested), wait_s)
+    requested = override(Resources(), options.with_mounts(changes, dest, log_dir))
+    request = checks.DoctorRequest(dest, log_dir, engine, requested, wait_s)
     look, found = terminal.stdout_style(), []
 
     def show(finding: CheckResult) -> None:

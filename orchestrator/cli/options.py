@@ -365,6 +365,9 @@ OF_CONTAINERS = frozenset({"container_image", "container_mounts"})
 def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the Slurm options from a command's ``values``; returns those that were given."""
     changes = {name: values.pop(name) for name in SLURM_FIELDS}
+    ctx = click.get_current_context(silent=True)
+    if changes["container_image"] is None and ctx and not is_typed(ctx, "container_mounts"):
+        del changes["container_mounts"]  # settings may have them for those who use an image
     return {name: value for name, value in changes.items() if value not in (None, ())}
 
 

@@ -14,6 +14,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.object_urls import is_object_url
 from orchestrator.api import LaunchRequest
 from orchestrator.cli import options
+from orchestrator.lifecycle.request import override
 
 
 def request(values: dict[str, Any]) -> LaunchRequest:
@@ -26,7 +27,7 @@ def request(values: dict[str, Any]) -> LaunchRequest:
     return LaunchRequest(
         source=_source(values),
         options=_options(values),
-        resources=Resources(**resources),
+        resources=override(Resources(), resources),
         **_fields(LaunchRequest, values),
     )
 

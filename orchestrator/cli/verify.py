@@ -44,9 +44,11 @@ def command(
     from jobs.model import Resources
     from orchestrator import api
     from orchestrator.cli import exit_codes, messages
+    from orchestrator.lifecycle.request import override
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
-    requested = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))
+    changes = options.with_mounts(options.slurm_changes(values), path, log_dir)
+    requested = override(Resources(), changes)
     if engine == "slurm":
         report = api.verify_on_slurm(
             path, deep=deep, tasks=tasks, resources=requested, log_dir=log_dir

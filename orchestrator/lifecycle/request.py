@@ -164,6 +164,15 @@ def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
 
 
 def override(resources: Resources, changes: Mapping[str, object]) -> Resources:
-    """``resources`` with the fields of ``changes`` that are not None."""
+    """``resources`` with the fields of ``changes`` that are not None.
+
+    ``UsageError`` for mounts without a container.
+    """
     wanted = {name: value for name, value in changes.items() if value not in (None, ())}
-    return structs.replace(resources, **wanted)
+    changed = structs.replace(resources, **wanted)
+    if "container_mounts" in wanted and changed.container_image is None:
+        raise UsageError(
+            "--container-mounts needs --container-image; with --launcher, give the mounts in its "
+            "own option (of apptainer: --bind)"
+        )
+    return changed

@@ -10,12 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from jobs.errors import UsageError
 from orchestrator import api, cli
 from orchestrator.lifecycle.launching import Planned
 from tests.support.builders.contents import page_tar
 from tests.support.builders.dataset import Dataset
 
-GIVEN = {"image": "--container-image=x", "mounts": "--container-mounts=/opt:/opt"}
+IMAGE, MOUNTS = "--container-image=x", "--container-mounts=/opt:/opt"
+GIVEN = {"image": [IMAGE], "mounts": [IMAGE, MOUNTS]}
 
 
 @pytest.fixture
@@ -45,9 +47,35 @@ def test_the_folders_of_the_run_are_mounted(
     monkeypatch.setattr(api, "plan_resume", plan_resume)
     monkeypatch.setattr(api, "launch", launch)
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    words = [name, str(dataset.dest), "--log-dir", str(dataset.logs), GIVEN[given]]
+    words = [name, str(dataset.dest), "--log-dir", str(dataset.logs), *GIVEN[given]]
     CliRunner().invoke(cli.cli, words)
     (mounts,) = found
     for folder in (dataset.dest, dataset.logs, dataset.source):
         assert f"{folder}:{folder}" in mounts
     assert ("/opt:/opt" in mounts) is (given == "mounts")
+
+
+COMMANDS = {
+    "launch": ("--local-path", "source", "--dest", "new", "--dry-run"),
+    "resume": ("--dry-run",),
+    "update": ("--dry-run",),
+    "verify": (),
+    "doctor": ("--engine", "local"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_mounts_without_an_image_are_refused_unless_they_are_settings(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if name == "resume":
+        dataset.run.receipt.unlink()
+        (dataset.dest / "RECEIPT.json").unlink()
+    monkeypatch.chdir(dataset.source.parent)
+    where = [str(dataset.dest)] if name in ("resume", "update", "verify") else []
+    words = [name, *where, *COMMANDS[name], "--log-dir", str(dataset.logs)]
+    result = CliRunner().invoke(cli.cli, [*words, MOUNTS], standalone_mode=False)
+    assert isinstance(result.exception, UsageError), result
+    assert "--container-mounts needs --container-image" in result.exception.message
+    monkeypatch.setenv("WEBSIGHT_CONTAINER_MOUNTS", "/opt:/opt")
+    assert CliRunner().invoke(cli.cli, words, standalone_mode=False).exception is None
