@@ -153,9 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return errors.report("usage", error.format_message(), error.exit_code)
     except SystemExit:
-        # Click replaces a stream whose reader has ended, as in `| head`, which is no error of a
-        # command that only shows something.
-        shows = next((word for word in words if word in COMMANDS), None) in _ONLY_SHOW
+        # Click replaces a stream whose reader has ended, as in `| head`, which is no error of what
+        # only shows something.
+        command = next((word for word in words if word in COMMANDS), None)
+        shows = command in _ONLY_SHOW or not {"-h", "--help", "--show-config"}.isdisjoint(words)
         if shows and sys.stdout is not stdout:
             return 0
         raise

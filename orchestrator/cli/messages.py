@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -121,12 +122,21 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
 
 def print_lines(lines: Sequence[str]) -> None:
     """Print lines to standard error."""
-    click.echo(terminal.style_of(sys.stderr).encodable("\n".join(lines)), err=True)
+    _print(terminal.style_of(sys.stderr).encodable("\n".join(lines)), err=True)
 
 
 def show(lines: Sequence[str]) -> None:
     """Print ``lines`` on standard output."""
-    click.echo(terminal.stdout_style().encodable("\n".join(lines)))
+    _print(terminal.stdout_style().encodable("\n".join(lines)))
+
+
+def _print(text: str | bytes, *, err: bool = False) -> None:
+    """Print; a reader that has ended, as in `| head`, is no error of the command."""
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, "stderr" if err else "stdout", nowhere)
 
 
 def announce(planned: Planned, mode: OutputMode) -> None:
@@ -196,7 +206,7 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
         print_lines([_HINTS.format(run=run_list.run_word(folder))])
         code = exit_codes.INTERRUPTED
     if mode.parsable:
-        click.echo(_finalize_id(state) or "")
+        show([_finalize_id(state) or ""])
     elif mode.as_json:
         print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
@@ -206,7 +216,7 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
     else:
         look = terminal.stdout_style()
         run = run_list.run_word(folder)
-        click.echo(status_screen.render(state, utc_now(), look, run=run), nl=False)
+        show([status_screen.render(state, utc_now(), look, run=run).removesuffix("\n")])
     return code
 
 
@@ -402,4 +412,4 @@ def resume_json(planned: Resumable) -> None:
 
 def print_json(value: object) -> None:
     """Print a JSON object on standard output, in UTF-8 whatever the locale (RFC 8259)."""
-    click.echo(atomic.dumps(value), nl=False)
+    _print(atomic.dumps(value).removesuffix(b"\n"))

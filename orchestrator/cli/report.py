@@ -30,6 +30,7 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     from jobs.model import utc_now
     from jobs.storage import atomic
     from orchestrator import api
+    from orchestrator.cli import messages
     from orchestrator.display import report
 
     folder = api.find_run(run, log_dir)
@@ -41,5 +42,5 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     if not presence.is_folder(path.parent):
         raise UsageError(f"{path.parent} is not a folder; create it, or give another path with -o")
     atomic.write_bytes(path, page.encode())
-    click.echo(path)
+    messages.show([str(path)])
     return 0

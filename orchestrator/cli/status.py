@@ -54,5 +54,5 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     else:
         look, run_word = terminal.stdout_style(), run_list.run_word(folder)
         screen = status_screen.render(state, utc_now(), look, failed_only=failed, run=run_word)
-        click.echo(screen, nl=False)
+        messages.show([screen.removesuffix("\n")])
     return exit_codes.of_state(state)

@@ -329,12 +329,24 @@ def test_closed_streams_are_no_error(done: Cli) -> None:
         assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("command", ["doctor", "logs"])
-def test_a_reader_that_ends_is_no_error_of_a_command_that_shows(done: Cli, command: str) -> None:
-    process = done.start(command)
+@pytest.mark.parametrize(
+    ("words", "rc"),
+    [
+        ("doctor", 0),
+        ("logs", 0),
+        ("launch --help", 0),
+        ("launch --local-path shards --dest pages --dry-run", 3),
+        ("status", 1),
+        ("verify pages --json", 0),
+        ("verify absent", 5),
+    ],
+)
+def test_a_reader_that_ends_is_no_error(done: Cli, words: str, rc: int) -> None:
+    process = done.start(*words.split())
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()  # as `| head -c1` does
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == rc
+    assert "Traceback" not in process.stderr.read()
     process.stderr.close()
 
 
