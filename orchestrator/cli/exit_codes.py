@@ -31,10 +31,10 @@ def of_cause(cause: Cause) -> int:
 
 
 def of_state(state: RunState) -> int:
-    """The exit code of a run: 0 as long as nothing has failed."""
+    """The exit code of a run: 0 if it is done or running."""
     if state.status in (RunStatus.DONE, RunStatus.RUNNING):
         return DONE
     codes = {of_cause(open_problem.problem.cause) for open_problem in state.problems}
-    if state.status is RunStatus.PLANNED:  # not submitted yet, or refused
-        return max(codes, default=DONE)
+    if state.status is RunStatus.PLANNED:  # refused, or its launch was killed
+        return max(codes, default=FAILED)
     return VERIFICATION if VERIFICATION in codes and FAILED not in codes else FAILED

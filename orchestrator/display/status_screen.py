@@ -40,7 +40,7 @@ _TASK_STYLE = {
     TaskStatus.UNKNOWN: "yellow",
 }
 _MEANING = {
-    RunStatus.PLANNED: "nothing has been submitted yet",
+    RunStatus.PLANNED: "nothing has been submitted yet; `resume` does that",
     RunStatus.INCOMPLETE: "it ended early; `resume` does only the remaining work",
     RunStatus.FAILED: "it cannot succeed until something changes",
     RunStatus.CANCELLED: "you cancelled it; `resume` continues it",
@@ -382,5 +382,5 @@ def _ending(state: RunState, run: str, look: TerminalStyle, hint: str | None) ->
         again = f"{PROGRAM} status {run} --watch"  # on one line, for copying
         gap = " " if len(again) + 12 <= look.width else "\n  "
         yield look.paint(hint or f"status:{gap}{again}", "dim")
-    elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.problems:
+    elif state.status not in (RunStatus.DONE, RunStatus.FAILED) and not state.problems:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -29,10 +29,11 @@ def test_each_cause_has_its_exit_code(cause: Cause, code: int) -> None:
     assert exit_codes.of_cause(cause) == code
 
 
-def test_a_run_that_is_not_over_is_no_failure() -> None:
-    run = RunBuilder(2).all_ended()
+def test_a_run_succeeds_while_it_runs_and_once_it_is_done_but_not_before() -> None:
+    run = RunBuilder(2).submitted()
     assert exit_codes.of_state(run.state()) == 0
-    assert exit_codes.of_state(run.submitted().having(published=True).state()) == 0
+    assert exit_codes.of_state(run.having(published=True).state()) == 0
+    assert exit_codes.of_state(RunBuilder(2).state()) == 1
 
 
 def test_an_incomplete_dataset_is_distinguished_from_a_run_that_ended_early() -> None:

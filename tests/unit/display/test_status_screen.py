@@ -127,6 +127,12 @@ def test_failures_come_with_the_next_command() -> None:
     assert f"→ websight-orchestrate resume {runs.RUN_ID}" in text
 
 
+@pytest.mark.parametrize("run", [RunBuilder(2), RunBuilder(2).submitted().having(cancelled=1)])
+def test_a_run_without_jobs_ends_with_the_next_command(run: RunBuilder) -> None:
+    state = run.all_ended().state()
+    assert _screen(state).splitlines()[-1].strip() == f"→ websight-orchestrate resume {runs.RUN_ID}"
+
+
 def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
     assert _screen(runs.published().state()).endswith(
         "✓ Found 300 records in prompts.jsonl\n✓ Found 300 images\n✓ Dataset verification passed!\n"
