@@ -54,7 +54,12 @@ def plan_lines(planned: Planned) -> list[str]:
     )
     if not planned.is_local:
         lines.append(f"Each job  {resource_line(planned.request.resources)}")
-    return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
+    return [*lines, engine_line(planned), *note_lines(planned)]
+
+
+def note_lines(planned: Planned) -> list[str]:
+    """The notes on a launch."""
+    return [f"Note      {note}" for note in planned.notes]
 
 
 def _records(layout: Layout) -> str:

@@ -79,20 +79,25 @@ def command(
     planned = update.planned
     mounts = options.with_mounts_of(changes, planned.plan, planned.folder.path.parent)
     resources = override(planned.request.resources, mounts)
-    planned = replace(planned, request=replace(planned.request, resources=resources))
+    planned = replace(
+        planned,
+        request=replace(planned.request, resources=resources),
+        notes=planned.notes + options.without_effect(ctx, planned.is_local),
+    )
     if mode.hands_out_id:
         planned = replace(planned, request=replace(planned.request, retries=0))
     lines = messages.update_lines(update)
     if mode.dry_run or update.nothing_to_do:
         problems = [] if update.nothing_to_do else planned.problems()
         if mode.as_json:
-            messages.update_json(update, problems)
+            messages.update_json(replace(update, planned=planned), problems)
         elif not mode.parsable:
-            lines += [f"✗ {problem}" for problem in problems]
+            if not update.nothing_to_do:
+                lines += [*messages.note_lines(planned), *(f"✗ {problem}" for problem in problems)]
             messages.show([*lines, messages.DRY_RUN] if mode.dry_run else lines)
         return exit_codes.PREFLIGHT if problems else exit_codes.DONE
     if not mode.quiet:
-        messages.print_lines([*lines, *options.without_effect(ctx, planned.is_local)])
+        messages.print_lines(lines)
         messages.announce(planned, mode)
     with progress(quiet=mode.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)

@@ -184,8 +184,9 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     launch(cli, dest, "--local-path", source)
     (source / "s-01.tar").write_bytes(page_tar([10, 11], "new "))
     old, runs = state(dest), cli.runs()
-    dry = update(cli, dest, "--dry-run").out
+    dry = update(cli, dest, "--dry-run", "-p", "gpu").out
     assert "'s-01.tar'" in dry
+    assert "ignoring the Slurm options --partition" in dry
     assert "nothing was submitted or written" in dry
     assert (state(dest), cli.runs()) == (old, runs)
     victim = dest / "images/0001.png"
