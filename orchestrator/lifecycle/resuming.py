@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import structs
 
@@ -373,18 +373,14 @@ def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Optio
     options = state.plan.options
     if amendments.changes_layout:
         options = _with_layout(folder, state, amendments)
-    options = structs.replace(options, **dict(_values(amendments)))
+    names = ("on_bad_record", "on_collision", "match", "expect_records")
+    changes = {name: value for name in names if (value := getattr(amendments, name)) is not None}
+    options = structs.replace(options, **changes)
     if amendments.on_collision is not None and state.submissions[-1].temp_limit is not None:
         space.check_limit(options)
     if options.packs:
         registry.packed(options.output).check(options)
     return options
-
-
-def _values(amendments: Amendments) -> Iterator[tuple[str, Any]]:
-    for name in ("on_bad_record", "on_collision", "match", "expect_records"):
-        if (value := getattr(amendments, name)) is not None:
-            yield name, value
 
 
 def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> Options:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from msgspec import structs
 
@@ -207,20 +208,9 @@ def _parts_of(last: Submission) -> frozenset[str]:
 
 
 def draft(
-    number: int,
-    engine: str,
-    tasks: Sequence[Task],
-    resources: dict[str, Resources],
-    *,
-    parallel: int,
-    retries: int = 0,
-    refetch: Sequence[str] = (),
-    then: str | None = None,
-    cluster: Cluster | None = None,
-    temp_limit: int | None = None,
-    most: int | None = None,
+    number: int, engine: str, tasks: Sequence[Task], resources: dict[str, Resources], **others: Any
 ) -> Submission:
-    """A submission by this process, without job ids."""
+    """A submission by this process, without job ids; ``others``: its other fields."""
     me = ProcessId.here()
     return Submission(
         number=number,
@@ -231,14 +221,8 @@ def draft(
         created=utc_now(),
         tasks=tuple(tasks),
         resources=resources,
-        parallel=parallel,
         version=__version__,
-        retries=retries,
-        refetch=tuple(refetch),
-        then=then,
-        cluster=cluster,
-        temp_limit=temp_limit,
-        most=most,
+        **others,
     )
 
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from submitit.slurm.slurm import SlurmExecutor
 
 from jobs.errors import Cause, EngineError, UsageError
@@ -177,28 +178,11 @@ def _check_texts(spec: JobSpec) -> None:
             f"the run folder {quoted(spec.run_dir)} has a % or a backslash in its path, which "
             "Slurm would replace in the names of logs; choose another --log-dir"
         )
-    texts = {
-        "--log-dir": spec.run_dir,
-        "the job name": spec.name,
-        "--partition": requested.partition,
-        "--account": requested.account,
-        "--qos": requested.qos,
-        "--constraint": requested.constraint,
-        "--exclude": requested.exclude,
-        "--reservation": requested.reservation,
-        "--mail-type": requested.mail_type,
-        "--mail-user": requested.mail_user,
-        "--launcher": requested.launcher,
-        "--python": requested.python,
-        "--container-image": requested.container_image,
-    }
-    pairs = [(name, text) for name, text in texts.items() if text is not None]
-    pairs += [("--setup", text) for text in requested.setup]
-    pairs += [("--container-mounts", text) for text in requested.container_mounts]
-    pairs += [("the path of Python", sys.executable)]
-    for name, text in pairs:
-        if _CONTROL.search(text):
-            raise _usage(f"{name} {quoted(text)} contains a control character; remove it")
+    texts = structs.asdict(requested) | {"run folder": spec.run_dir, "Python": sys.executable}
+    for name, value in texts.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if _CONTROL.search(str(text)):
+                raise _usage(f"{name} {quoted(text)} contains a control character; remove it")
     try:
         for text in requested.sbatch_args:
             arguments.parse_for_download(text)
