@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import re
 import signal
 import subprocess
 import time
@@ -54,6 +55,11 @@ _SILENCE = (
 )
 
 
+_PREFIXES = re.compile(
+    r"^((sbatch|squeue|sacct|scancel|scontrol): |slurm_load_jobs |error: |fatal: )+"
+)
+
+
 @dataclass(frozen=True)
 class Answer:
     """The output of a command."""
@@ -72,22 +78,8 @@ class Answer:
     def words(self) -> str:
         """Slurm's message on one line, without its prefixes."""
         lines = (self.stderr or self.stdout).splitlines()
-        prefixes = (
-            "sbatch: ",
-            "squeue: ",
-            "sacct: ",
-            "scancel: ",
-            "scontrol: ",
-            "slurm_load_jobs ",
-        )
-        messages: list[str] = []
-        for line in lines:
-            text = line.strip()
-            for prefix in (*prefixes, "error: ", "fatal: "):
-                text = text.removeprefix(prefix)
-            if text and text not in messages:
-                messages.append(text)
-        return "; ".join(messages) or f"exit status {self.returncode}"
+        messages = (_PREFIXES.sub("", line.strip()) for line in lines)
+        return "; ".join(dict.fromkeys(filter(None, messages))) or f"exit status {self.returncode}"
 
 
 class TimedOut(EngineError):

@@ -71,13 +71,11 @@ class SlurmEngine:
         return slurm_cluster.Queue(self._way)
 
     def reach(self, otherwise: str = "") -> None:
-        """See ``base.Engine``."""
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
         client.reach(self._way.at, otherwise)
 
     def check(self, folder: RunFolder) -> None:
-        """See ``base.Engine``."""
         if self._way.doubt and not any(r.is_of(folder.run_id) for r in self._queue.rows()):
             raise OtherClusterError(self._way.doubt)
 
@@ -178,7 +176,6 @@ class SlurmEngine:
         return self._sbatch(words, name, [])
 
     def site_limits(self, requested: Resources) -> SiteLimits:
-        """See ``base.Engine``."""
         return limits.of_site(requested, self._way.at)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
