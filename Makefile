@@ -25,8 +25,8 @@ demo: $(VENV)/.installed-decode ## Make a sample dataset, run it on this machine
 
 test: packages lint types unit ## Lint, types and all tests; installs Slurm for them if it has the permission
 
-quick: lint ## Lint and the unit tests: what to run after each small change (a minute)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q tests/unit
+quick: lint ## Lint and most unit tests: what to run after each small change (a minute)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m "not exhaustive and not slow" tests/unit
 
 # Every version is tested, whatever the result of the others; a version that is not available says why.
 test-slurm-versions: $(VENV)/.installed-test packages ## The Slurm tests on each supported version of Slurm (half an hour)

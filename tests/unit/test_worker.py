@@ -154,6 +154,7 @@ def test_a_signal_at_the_end_of_a_task_costs_no_result(
     check_extracts(run.folder)
 
 
+@pytest.mark.slow
 def test_the_process_that_extracts_has_the_encoding_of_the_task(tmp_path: Path) -> None:
     env = {**in_latin1(tmp_path), "PYTHONUTF8": "1"}
     folder = tmp_path / "日本"

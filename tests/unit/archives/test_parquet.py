@@ -162,6 +162,7 @@ def test_values_of_every_kind_become_json(
 NAN, INFINITE = float("nan"), float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "kind", "records"),
     [
@@ -346,6 +347,7 @@ BINARIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_struct", [False, True])
 @pytest.mark.parametrize("kind", BINARIES)
 def test_binaries_of_every_arrow_type_are_read_alike(
@@ -716,6 +718,7 @@ def test_damage_is_reported_on_one_line(
     assert run.folder.finished_ids() == set()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """Many rows share a picture of 1 MB, which is in the file once."""
     picture = png(1) + bytes(1_000_000)

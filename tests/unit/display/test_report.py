@@ -131,6 +131,7 @@ def test_tasks_of_a_node_share_lines_where_they_do_not_overlap() -> None:
     assert sum(len(lane.bars) for lane in lanes) == sum(bar.started is not None for bar in bars)
 
 
+@pytest.mark.slow
 def test_ten_thousand_tasks_fit_on_a_page_of_a_few_megabytes() -> None:
     def spread(result: TaskResult) -> TaskResult:
         started = runs.START + timedelta(seconds=20 * (result.task // 16))

@@ -157,6 +157,7 @@ def test_every_line_has_its_mark_and_its_remedy() -> None:
     assert checks.line(CheckResult("a", False, "b", "c"), TerminalStyle(unicode=False)).isascii()
 
 
+@pytest.mark.slow
 def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer) -> None:
     shell = Cli(tmp_path, hub.env)
     done = shell.run("doctor", "--engine", "local", "--dest", "data", rc=0)

@@ -84,6 +84,7 @@ def test_where_nothing_is_extracted_a_compressed_tar_is_inflated_for_the_tasks_t
     assert folder.finished_ids() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_a_bad_shard_is_data_and_its_neighbours_are_fetched(
     shards: Path, tmp_path: Path, algorithm: str
@@ -123,6 +124,7 @@ def test_what_is_here_is_not_read_again_unless_it_changed(dataset: Path, tmp_pat
     assert evidence.stat().st_ino != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"extracts": False}, {"workers": 1}])
 def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
     tmp_path: Path, how: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -220,6 +222,7 @@ def test_an_archive_that_its_owner_repaired_may_have_another_size(
     assert fetched.sizes == (archive.stat().st_size,) != (len(whole),)
 
 
+@pytest.mark.slow
 def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_again(
     dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:

@@ -157,6 +157,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, int], list[int]]:
     return watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_never_more_bytes_are_there_than_the_limit_and_never_fewer_archives_than_fit(
     run: Run, counted: Callable[[Run, int], list[int]], shards: int, monkeypatch: pytest.MonkeyPatch
@@ -170,6 +171,7 @@ def test_never_more_bytes_are_there_than_the_limit_and_never_fewer_archives_than
     assert shards * SIZE * 0.9 < max(seen) <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
 def test_a_large_archive_of_several_parts_goes_once_all_of_them_are_extracted(
     tmp_path: Path, web: FaultyServer, kind: str
@@ -451,6 +453,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fault", "connections"),
     [
@@ -486,6 +489,7 @@ def test_an_archive_larger_than_the_limit_is_extracted_without_being_stored(
     assert run.sent == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_again(
     tmp_path: Path, web: FaultyServer, kind: str
@@ -503,6 +507,7 @@ def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_ag
     assert _tree(run) == LARGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "at"), [("tar", 600), ("zip", 4)])
 def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
     tmp_path: Path, web: FaultyServer, kind: str, at: int
@@ -543,6 +548,7 @@ def _large_zip(link: str = "") -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "data", "fault", "fact"),
     [

@@ -107,6 +107,7 @@ def test_every_part_has_its_result_in_order_and_all_is_counted(
     assert progress.bytes_done == sum(path.stat().st_size for path in shards)
 
 
+@pytest.mark.slow
 def test_parts_of_one_archive_are_together_complete(tmp_path: Path) -> None:
     pages = make_dataset(tmp_path / "pages", records=30)
     whole = {f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()}
@@ -256,6 +257,7 @@ def test_the_metadata_of_a_small_shard_is_accessed_few_times(tmp_path: Path) -> 
     assert sum(call in METADATA for call in calls) <= 20 * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "cause"),
     [
@@ -276,6 +278,7 @@ def test_a_crash_costs_its_part_and_the_next_ones_continue(
     assert run.folder.finished_ids() == {second.item}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verified", "outcome", "step"),
     [
@@ -341,6 +344,7 @@ def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path, shards: list[Pat
     assert run.tree() == {}
 
 
+@pytest.mark.slow
 def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path) -> None:
     run = RunBuilder(long, options=PLAIN).fetched(tmp_path)
     with meanwhile(run, lambda pid: os.kill(pid, signal.SIGKILL)):

@@ -192,6 +192,7 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
     assert not run.folder.manifest(run.parts[1]).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["00000.png", "00019.png"], ids=["first part", "last part"])
 def test_records_of_several_parts_are_neither_lost_nor_doubled_where_one_part_is_damaged(
     tmp_path: Path, damaged: str

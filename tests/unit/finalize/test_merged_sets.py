@@ -31,6 +31,7 @@ def pictures(*paths: str) -> dict[str, bytes]:
     return {path: png(sum(path.encode())) for path in paths}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "said"), [("gqa", "ocr", True), ("part-1", "part-2", False)]
 )
@@ -49,6 +50,7 @@ def test_it_is_said_that_different_top_folders_were_removed_and_the_option_keeps
     assert TOPS not in kept.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [1, 2])
 def test_a_collision_of_files_of_different_top_folders_names_the_option_that_keeps_them(
     tmp_path: Path, second: int
@@ -65,6 +67,7 @@ def test_a_collision_of_files_of_different_top_folders_names_the_option_that_kee
     assert {path: kept.files[path] for path in images} == pictures(*images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("archives", "options", "said"),
     [

@@ -117,6 +117,7 @@ def _gone(run: Run, shard: Path) -> None:
     shard.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [_shorter, _without_lines, _damaged_note, _other_bytes, _gone])
 def test_a_shard_in_doubt_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any

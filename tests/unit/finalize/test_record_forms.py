@@ -39,6 +39,7 @@ def separate(objects: list[dict[str, Any]]) -> bytes:
     return "\n\n".join(json.dumps(value, indent=1) for value in objects).encode()
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(objects=st.lists(_OBJECTS, min_size=1, max_size=4), chunk=st.integers(1, 9))
 def test_values_are_found_wherever_a_block_ends(

@@ -71,6 +71,7 @@ def repair(dataset: Dataset, *, deep: bool = True) -> list[int]:
     return numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PACKED)
 def test_only_the_archive_of_a_damaged_picture_is_read_again(
     tmp_path: Path, options: Options
@@ -109,6 +110,7 @@ def test_a_compressed_file_of_an_image_is_found_to_be_damaged(tmp_path: Path) ->
     assert tree_digest(dataset.dest) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PACKED)
 def test_damage_between_members_costs_no_archive(tmp_path: Path, options: Options) -> None:
     dataset = made(tmp_path, options)
@@ -128,6 +130,7 @@ def test_an_image_whose_tables_are_damaged_gives_its_pictures(tmp_path: Path) ->
     assert tree_digest(dataset.dest) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PACKED)
 def test_what_is_not_known_without_the_archives_is_read_from_them(
     tmp_path: Path, options: Options
@@ -171,6 +174,7 @@ def zip_pages(n: int) -> bytes:
     return zipped({**images(numbers), "prompts.jsonl": records(numbers)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PACKED)
 def test_of_an_archive_in_parts_one_is_read_while_the_archive_is_there(
     tmp_path: Path, options: Options
@@ -192,6 +196,7 @@ def test_of_an_archive_in_parts_one_is_read_while_the_archive_is_there(
     assert tree_digest(dataset.dest) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PACKED)
 def test_a_dataset_is_repaired_after_an_update_and_updated_after_a_repair(
     tmp_path: Path, options: Options
@@ -213,6 +218,7 @@ def test_a_dataset_is_repaired_after_an_update_and_updated_after_a_repair(
     assert dataset.equals_a_new_launch()
 
 
+@pytest.mark.slow
 def test_the_work_to_divide_the_parts_grows_with_their_number_and_not_with_its_square(
     tmp_path: Path,
 ) -> None:
@@ -244,6 +250,7 @@ def test_the_work_to_divide_the_parts_grows_with_their_number_and_not_with_its_s
     assert steps(80) < 2.5 * steps(40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [*PACKED, pytest.param(Options(), id="files")])
 def test_a_lost_receipt_is_restored_without_reading_an_archive(
     tmp_path: Path, options: Options

@@ -140,6 +140,7 @@ def test_an_older_process_of_the_task_that_continues_adds_no_rows(
         assert run.finish()["manifest"]["files"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -153,15 +154,15 @@ def test_records_of_one_image_take_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for module, limit, small in [
-        (join, "ROWS", 1000),
-        (join, "_LINES", 1000),
-        (join, "_HELD", 100),
-        (join, "_AT_ONCE", 50),
-        (file_blocks, "_BLOCK", 10_000),
+        (join, "ROWS", 300),
+        (join, "_LINES", 300),
+        (join, "_HELD", 30),
+        (join, "_AT_ONCE", 20),
+        (file_blocks, "_BLOCK", 3000),
     ]:
         monkeypatch.setattr(module, limit, small)
     peaks = []
-    for count in (few := 1500, many := 5000):
+    for count in (few := 500, many := 1500):
         shard = pages(0, 1)
         shard.files["images/broken.png"] = png(50)[:-5]
         shard.records = b"".join(line(name, id=str(number)) for number in range(count))
@@ -249,6 +250,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "options"), CASES)
 def test_the_work_of_several_processes_gives_the_result_of_one(
     tmp_path: Path,
@@ -267,6 +269,7 @@ def test_the_work_of_several_processes_gives_the_result_of_one(
     assert finalized(tmp_path / "shared", make, options) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "options"), CASES)
 def test_the_number_of_buckets_changes_only_the_order_of_findings(
     tmp_path: Path,

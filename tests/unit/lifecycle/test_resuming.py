@@ -52,6 +52,7 @@ def test_without_space_for_a_repair_the_dataset_keeps_its_receipt(
     assert not (dataset.dest / ".incoming").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
 def test_without_a_receipt_one_resume_finds_all_damage(tmp_path: Path, output: Output) -> None:
     dataset = Dataset(tmp_path, Options(output=output, shard_records=3))

@@ -463,6 +463,8 @@ OUTPUTS = [
 ]
 
 
+QUICK = ("tars", "samples")
+
 # An image differs from zips only in how a member is found and read: these kinds have all ways.
 IN_AN_IMAGE = (
     "tars",
@@ -482,7 +484,7 @@ IN_AN_IMAGE = (
             id=f"{kind.id}, {output.id}",
             marks=[pytest.mark.exhaustive]
             if output.id == "squashfs" and kind.id not in IN_AN_IMAGE
-            else [],
+            else [pytest.mark.slow] * (kind.id not in QUICK),
         )
         for output in OUTPUTS
         for kind in KINDS
@@ -598,6 +600,7 @@ def change(dataset: Dataset, *names: str) -> None:
         dataset.path(name).write_bytes(colliding(range(number, number + 2), "new "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", OUTPUTS)
 @pytest.mark.parametrize(
     ("changed", "removed", "reused"),
@@ -651,6 +654,7 @@ def _bytes(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", OUTPUTS)
 def test_a_shard_with_another_number_gets_another_folder(
     tmp_path: Path, packed: dict[str, Any]

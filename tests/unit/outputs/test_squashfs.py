@@ -129,6 +129,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, by
     return image, members
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 def test_folders_of_many_files_in_any_order_are_read(
     many: tuple[Path, dict[bytes, bytes]], read: Read
@@ -163,6 +164,7 @@ def test_an_image_is_the_same_whatever_the_threads(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unsquashfs"), reason="unsquashfs is not installed")
 def test_offsets_beyond_4_gib_are_written(tmp_path: Path) -> None:
     """The image is sparse: only its end is written."""
@@ -222,6 +224,7 @@ def read(image: Path) -> list[bytes]:
         os.close(fd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["zstd:3", "gzip:9"])
 @pytest.mark.parametrize("block", [4096, 1 << 20])
 @pytest.mark.parametrize("most", [0xFFFFFFFF, 100_000])  # beyond it inodes are extended

@@ -61,6 +61,7 @@ def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path: Path) -> None:
         assert file.read(info) == b"data"
 
 
+@pytest.mark.slow
 def test_more_members_than_two_bytes_count_are_read(tmp_path: Path) -> None:
     written(tmp_path / "a.zip", {b"%05d" % number: b"." for number in range(65_536)})
     with zipfile.ZipFile(tmp_path / "a.zip") as file:

@@ -80,6 +80,7 @@ def fetch(source: Source, out: Path) -> bytes:
 # Addresses --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_objects_prefixes_ranges_and_lists_name_their_files(s3: S3Server) -> None:
     for key in ("a b/ü-1.tar.gz", "a b/ü-2.tar.gz", "a b/SHA256SUMS", "a b/sub/", "one.tar.gz"):
         s3.put(key, GZ if key.endswith("gz") else b"")
@@ -298,6 +299,7 @@ def test_the_coding_of_an_upload_is_not_one_of_the_object(s3: S3Server, tmp_path
     assert fetch(opened("s3://pages/one.tar.gz"), tmp_path / "out") == GZ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("midway", [False, True], ids=["before", "midway"])
 def test_an_object_that_changed_after_the_launch_is_an_error(
     s3: S3Server, tmp_path: Path, midway: bool
@@ -473,6 +475,7 @@ def store(
         yield request.param, server
 
 
+@pytest.mark.slow
 def test_keys_may_have_any_characters_and_markers_of_folders_are_no_files(
     store: tuple[str, S3Server | GcsServer | AzureServer], tmp_path: Path
 ) -> None:
@@ -495,6 +498,7 @@ def test_keys_may_have_any_characters_and_markers_of_folders_are_no_files(
         (tmp_path / "out").unlink()
 
 
+@pytest.mark.slow
 def test_a_prefix_with_more_objects_than_a_page_has_is_listed_completely(
     store: tuple[str, S3Server | GcsServer | AzureServer],
 ) -> None:
@@ -506,6 +510,7 @@ def test_a_prefix_with_more_objects_than_a_page_has_is_listed_completely(
     assert len(pages) >= 3
 
 
+@pytest.mark.slow
 def test_a_store_that_knows_no_tokens_of_pages_is_listed_completely(s3: S3Server) -> None:
     s3.knows_lists_of_tokens = False
     for number in range(43):

@@ -170,6 +170,7 @@ def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
         assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 403, 405, 406, 416, 501])
 @pytest.mark.parametrize("redirected", [False, True])
 def test_a_server_that_refuses_all_ranges_is_asked_for_the_complete_file(
@@ -295,6 +296,7 @@ def test_no_other_file_waits_for_a_server_that_asks_for_a_day(
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("known", "digest"), [(True, None), (True, SHA), (False, SHA)], ids=["size", "both", "digest"]
 )
@@ -347,6 +349,7 @@ def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> Non
         assert fetch(web.url(PATH), tmp_path / "known", size=len(DATA)).sha256 == SHA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [1, 3 * MB])
 def test_zeros_after_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
     # Behind the first member too, as where blocks of a tape were joined.
@@ -446,6 +449,7 @@ def test_a_coding_that_ends_early_is_retried(size: int) -> None:
         decoded.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
 def test_an_archive_is_not_judged_by_a_few_bytes(

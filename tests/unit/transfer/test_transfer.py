@@ -230,6 +230,7 @@ def test_a_file_that_changes_in_between_starts_over(
     assert fetch(web, tmp_path / "out", by=by) == DATA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digest", [SHA, None])
 @pytest.mark.parametrize(
     ("served", "before"),
@@ -438,6 +439,7 @@ def test_a_stop_ends_a_stalled_transfer_at_once(web: FaultyServer, tmp_path: Pat
         fetch(web, tmp_path / "out", by=transfer(progress, stall_s=60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", [False, True], ids=["right", "wrong"])
 @pytest.mark.parametrize("header", ["Repr-Digest", "Digest", "x-goog-hash"])
 def test_a_digest_in_the_headers_is_held_against_the_bytes(

@@ -228,6 +228,7 @@ def test_a_server_names_a_file_that_its_address_does_not(
     assert opened(SourceKind.URL, web.url("/download") + "?id=7") == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pages.tar.gz", "pages.jsonl"])
 def test_a_coding_of_ranges_too_is_a_files_own_by_its_name_or_undone(
     web: FaultyServer, tmp_path: Path, name: str

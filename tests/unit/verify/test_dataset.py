@@ -111,6 +111,7 @@ def no_descriptor_left() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.slow
 def test_names_are_found_in_a_locale_without_utf8(tmp_path: Path) -> None:
     env = in_latin1(tmp_path)
     shard = pages(0, 1)
@@ -253,6 +254,7 @@ def test_no_such_folder_is_a_verdict_too(tmp_path: Path) -> None:
     assert report.lines[0].endswith("does not exist; if it was moved, give its new location")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "workers"), [(1, 2), (3, 2), (20, 1)])
 def test_slices_are_complete_however_many(tmp_path: Path, count: int, workers: int) -> None:
     run = published(tmp_path)
@@ -397,6 +399,7 @@ def test_a_check_after_the_publication_that_was_cut_off_is_made_by_the_next_atte
     assert problem is not None and problem.cause is Cause.NOT_FETCHED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [cut, flip, remove])
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize(
@@ -425,6 +428,7 @@ def test_damaged_sums_are_found_with_all_other_damage_and_written_again(
     assert check(run, deep=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", [Output.FILES, Output.ZIP])
 @pytest.mark.parametrize("field", [b'"counts"', b'"size"', b'"sha256"'])
 def test_a_receipt_with_a_flipped_bit_is_replaced_by_its_copy(

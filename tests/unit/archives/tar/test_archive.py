@@ -39,6 +39,7 @@ def _in_blocks(data: bytes, size: int) -> list[memoryview]:
     return [memoryview(data)[a:b] for a, b in pairwise(accumulate(sizes)) if a < b]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [MIB, MIB + 512, 700_001, 40 * MIB])
 @pytest.mark.parametrize("first", [8 * MIB - 4096, 8 * MIB - 1024, 8 * MIB, 9 * MIB, 20 * MIB])
 def test_the_first_files_are_the_same_however_the_tar_is_read(first: int, size: int) -> None:

@@ -44,6 +44,7 @@ def test_a_zip64_that_was_streamed_is_read(tmp_path: Path) -> None:
     assert len(digests(path, parts=2)) == 2
 
 
+@pytest.mark.slow
 def test_a_zip_of_more_than_65535_members_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as out:
