@@ -28,6 +28,7 @@ from jobs.finalize.findings import FindingKind
 from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
 from jobs.model import (
     Carried,
+    Entry,
     Fetched,
     Format,
     OnBadRecord,
@@ -379,14 +380,8 @@ def _archived_size(
 
     None if it is not there, to the byte; 0 if the records are not those of one file.
     """
-    records_path = old.options.layout.records
     try:
-        found = [
-            entry
-            for part in old.shard(shard_id).each_part()
-            for entry in read_manifest(folder.manifest(part))
-            if entry.path == records_path
-        ]
+        found = records_entries(folder, old.shard(shard_id), old.options.layout.records)
     except RunFolderError:
         return None
     if len(found) != 1:
@@ -394,6 +389,16 @@ def _archived_size(
     size = found[0].size
     is_there = _digest("crc32", path, start, start + size) == found[0].crc32
     return size if is_there else None
+
+
+def records_entries(folder: RunFolder, shard: Shard, name: str) -> list[Entry]:
+    """The records files of a shard, and of archives in it; raises ``RunFolderError``."""
+    return [
+        entry
+        for part in shard.each_part()
+        for entry in read_manifest(folder.manifest(part))
+        if entry.path == name
+    ]
 
 
 def _parts_with_records(folder: RunFolder, old: Plan) -> dict[str, int | None]:

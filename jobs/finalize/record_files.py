@@ -14,6 +14,7 @@ from jobs.archives import nested
 from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
+from jobs.finalize.carrying import records_entries
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.data_files import DataFile, FirstRecord, OtherFiles
 from jobs.finalize.findings import FindingKind
@@ -37,6 +38,7 @@ class _Source(NamedTuple):
     path: Path
     size: int  # bytes
     folder: str = ""
+    is_carried: bool = False  # taken from the published records, which may have been changed
 
 
 def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
@@ -113,15 +115,20 @@ def _distinct(
     if context.plan.options.on_collision is OnCollision.PER_SHARD:
         yield from sources
         return
-    keys = [(source.folder, source.size) for source in sources]  # copies of one file share it
-    counts = Counter(keys)
-    first: dict[tuple[str, str], str] = {}
-    for source, key in zip(sources, keys, strict=True):
+    before = [_before(context, source) if len(sources) > 1 else None for source in sources]
+    keys = [
+        (source.folder, entry.size if entry is not None else source.size)
+        for source, entry in zip(sources, before, strict=True)
+    ]
+    counts = Counter(keys)  # copies of one file share it
+    changed = {key for key, entry in zip(keys, before, strict=True) if entry is not None}
+    first: dict[tuple[str, int, str], str] = {}
+    for source, key, entry in zip(sources, keys, before, strict=True):
         is_file = counts[key] > 1 and kinds[source.shard.id].made is None
         if is_file and key[1]:
-            other = first.setdefault(
-                (source.folder, digest.of("sha256", blocks(source.path))), source.shard.id
-            )
+            algorithm = "crc32" if key in changed else "sha256"
+            sums = entry.crc32 if entry is not None else digest.of(algorithm, blocks(source.path))
+            other = first.setdefault((*key, sums), source.shard.id)
             if other != source.shard.id:
                 fact = (
                     f"its records are the same as those of {context.name_of(other)} and are "
@@ -130,6 +137,19 @@ def _distinct(
                 context.findings.add(FindingKind.SAME, fact, source.shard.id)
                 continue
         yield source
+
+
+def _before(context: FinalizeContext, source: _Source) -> Entry | None:
+    """The records file as its archive has it, if what was published of it differs; else None."""
+    if not source.is_carried:
+        return None
+    shard, name = source.shard.id.partition("/")[0], context.plan.options.layout.records
+    try:
+        [entry] = records_entries(context.folder, context.shards[shard], name)
+    except (ValueError, RunFolderError):  # several, in nested archives; a later pass reports damage
+        return None
+    is_same = (source.size, digest.of("crc32", blocks(source.path))) == (entry.size, entry.crc32)
+    return None if is_same else entry
 
 
 class _Kind(NamedTuple):
@@ -219,17 +239,19 @@ def _sources_of(
     shard = context.shards[part.shard]
     if summary.records:
         own, all_parts = context.staging.part_records(part), context.staging.shard_records(shard.id)
-        source = _source(shard, own)
-        yield source if source is not None or own == all_parts else _source(shard, all_parts)
+        source = _source(shard, own, summary)
+        if source is None and own != all_parts:
+            source = _source(shard, all_parts, summary)
+        yield source
     for ordinal, archive in sorted(summary.inner_records.items()):
         inner = nested.shard_of(shard, archive.encode())
-        yield _source(inner, context.staging.inner_records(part, ordinal))
+        yield _source(inner, context.staging.inner_records(part, ordinal), summary)
 
 
-def _source(shard: Shard, path: Path) -> _Source | None:
+def _source(shard: Shard, path: Path, summary: PartSummary) -> _Source | None:
     """The file of records in ``path``; None if it does not exist."""
     try:
-        return _Source(shard, path, path.stat().st_size)
+        return _Source(shard, path, path.stat().st_size, is_carried=summary.carried)
     except FileNotFoundError:
         return None
 

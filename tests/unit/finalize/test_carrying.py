@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.finalize.published_places import find_replaced
 from jobs.model import (
     Digest,
     Layout,
+    OnBadRecord,
     Options,
     Outcome,
     Plan,
@@ -32,7 +34,7 @@ from jobs.model import (
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from tests.support.builders.contents import page_tar, png, zipped
+from tests.support.builders.contents import images, page_tar, png, tarred, zipped
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -135,6 +137,43 @@ def published_tree(run: Run) -> dict[str, bytes]:
         for path in sorted(dest.rglob("*"))
         if path.is_file() and path.name != "RECEIPT.json" and ".incoming" not in path.parts
     }
+
+
+ROWS = [{"image": f"images\\\\{n:04d}.png", "text": "é"} for n in range(6)]
+LISTS = {
+    "paths that are corrected": "".join(f"{json.dumps(row)}\n" for row in ROWS).encode(),
+    "an array": json.dumps(ROWS, indent=1).encode(),
+    "another encoding": "".join(f"{json.dumps(row)}\n" for row in ROWS).encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("text", LISTS.values(), ids=list(LISTS))
+def test_a_new_archive_with_a_copy_of_the_records_adds_none(
+    tmp_path: Path, text: bytes, place: str
+) -> None:
+    names = ("b.tar", "a.tar") if place == "before" else ("a.tar", "b.tar")
+    for number, name in enumerate(names):
+        own = images(range(3 * number, 3 * number + 3))
+        (tmp_path / name).write_bytes(tarred({**own, "prompts.jsonl": text}))
+    options = Options(on_bad_record=OnBadRecord.KEEP)
+    one = RunBuilder(tmp_path / names[0], options=options).fetched(tmp_path)
+    one.extract()
+    assert one.finalize()[1] is None
+    both = [tmp_path / name for name in sorted(names)]
+    fresh = RunBuilder(*both, options=options, dest=tmp_path / "fresh").fetched(tmp_path / "other")
+    fresh.extract()
+    assert fresh.finalize()[1] is None
+    again = structs.replace(options, overwrite=True)
+    new = RunBuilder(*both, options=again, run_id="next", dest=one.plan.dest).fetched(tmp_path)
+    id_of_old = new.plan.shards[sorted(names).index(names[0])].id
+    receipt = carrying.published_receipt(one.staging.dest)
+    same = {id_of_old: one.plan.shards[0]}
+    carrying.plan_carry(one.folder, one.plan, receipt, same).write(new.folder)
+    assert [result.carried for result in new.extract()].count(True) == 1
+    assert new.finalize()[1] is None
+    assert published_tree(new) == published_tree(fresh)
+    assert len((one.staging.dest / "prompts.jsonl").read_bytes().splitlines()) == 6
 
 
 @pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EMLINK])
