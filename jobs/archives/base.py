@@ -20,6 +20,9 @@ E = TypeVar("E", bound=ArchiveError)
 _BLOCK = 1 << 20  # bytes
 
 
+_MOST_NS = (1 << 63) - 1
+
+
 class MemberKind(str, Enum):
     """The kind of a member; readers refuse all other kinds."""
 
@@ -49,6 +52,12 @@ class Member(Struct):
     superseded: bool = False  # a later member has this name: count this one, but do not write it
     stands_for: int = 1  # members of the archive that this one is made of
     stripped: str = ""  # the folders that are no longer part of ``name`` (--strip-components)
+
+    @property
+    def modified_ns(self) -> int:
+        """Its time in nanoseconds since the epoch, limited to 64 bits: the years 1677 to 2262."""
+        mtime_ns = int(self.mtime * 1e9) if self.mtime_ns is None else self.mtime_ns
+        return max(-_MOST_NS, min(mtime_ns, _MOST_NS))
 
 
 class Archive:

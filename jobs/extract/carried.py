@@ -30,7 +30,7 @@ from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.targets import Container
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
-from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
+from jobs.outputs.files import keeps_times, mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.storage import atomic, digest, latency
 from jobs.storage.blocks import open_no_link, read_range
@@ -208,7 +208,7 @@ class _FileCarrier(_Carrier):
     def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
         """Link or copy the file to ``place``, replacing a file of an earlier attempt."""
         if self._counts_links is False or not self._link(source, status, place):
-            times = self._options.preserve_times
+            times = keeps_times(self._options, self._work.shard.kind)
             write_file(
                 place,
                 mode_of(status.st_mode),

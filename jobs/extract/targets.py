@@ -11,6 +11,7 @@ from jobs.extract.content import CheckedContent
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
 from jobs.outputs.files import (
     is_hole,
+    keeps_times,
     make_link,
     member_write_error,
     mode_of,
@@ -25,7 +26,6 @@ from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
 _BUFFER = 1 << 20  # bytes that are written at once
-_MOST_NS = (1 << 63) - 1
 # A file whose content is in one piece: its path below the data folder, and its member.
 Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
@@ -89,8 +89,8 @@ class FileTree(PartTarget):
         self._root = os.fsencode(data)
         self._folders = Folders(data, archive=self._label)
         self._writers = WritePool(self._disk_error)
-        options, self._copies = plan.options, shard.kind is ShardKind.TREE
-        self._sets_times = options.preserve_times or (self._copies and options.folder_times)
+        self._copies = shard.kind is ShardKind.TREE
+        self._sets_times = keeps_times(plan.options, shard.kind)
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
         return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
@@ -141,7 +141,7 @@ class FileTree(PartTarget):
     def _metadata_of(self, member: Member) -> tuple[int | None, int | None]:
         """The modification time and the permission bits to set, as in ``write_file``."""
         return (
-            _mtime_ns(member) if self._sets_times else None,
+            member.modified_ns if self._sets_times else None,
             member.mode & 0o777 if self._copies else None,
         )
 
@@ -279,12 +279,6 @@ class PackedPart(PartTarget):
 
     def close(self) -> None:
         self._container.close()
-
-
-def _mtime_ns(member: Member) -> int:
-    """A member's time, limited to what 64 bits can express: the years 1677 to 2262."""
-    mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
-    return max(-_MOST_NS, min(mtime_ns, _MOST_NS))
 
 
 def target_for(plan: Plan, shard: Shard, part: Part) -> PartTarget:

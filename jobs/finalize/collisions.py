@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.archives import nested
+from jobs.archives.base import Member
 from jobs.errors import OrchestrateError
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.scan import forget_manifest
-from jobs.model import Fetched, Part, Shard
+from jobs.model import Fetched, Part, ShardKind
+from jobs.outputs.files import keeps_times, mode_of, write_file
 from jobs.storage import presence
 from jobs.storage.blocks import blocks, open_no_link
 from jobs.storage.digest import Sums
@@ -61,7 +64,7 @@ def _copy_published(
             fd = open_no_link(path)
         except OSError:
             continue  # the part is extracted again
-        _replace(context, conflict, blocks(fd))
+        _copy_file(context, part, conflict, fd)
     if not all(_is_on_disk(context, conflict) for conflict in lost):
         forget_manifest(context, part, _OVERWRITTEN)
 
@@ -76,7 +79,7 @@ def _resolve_part(
         return
     left = [conflict for conflict in lost if not _is_on_disk(context, conflict)]
     if left:
-        _copy(context, part.shard, left)
+        _copy(context, part, left)
     if not all(_is_on_disk(context, conflict) for conflict in left):
         forget_manifest(context, part, _OVERWRITTEN)
 
@@ -88,35 +91,31 @@ def _place(context: FinalizeContext, conflict: Conflict) -> Path:
 def _is_on_disk(context: FinalizeContext, conflict: Conflict) -> bool:
     try:
         fd = open_no_link(_place(context, conflict))
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):  # a link of a copied folder is another file
+            return False
+        raise
     sums = Sums.of("crc32", blocks(fd))
     return (sums.size, sums.crc32) == (conflict.size, conflict.crc32)
 
 
 def _extract(context: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict]) -> None:
-    """Extract these members of the part again, each under a temporary name that is then renamed."""
+    """Extract these members of the part again."""
     from jobs.archives.registry import open_archive
 
     own, inner = _members(context, part, lost)
     shard = context.shards[part.shard]
     for member in open_archive(fetched, shard, context.plan).members(part):
         if member.ordinal in own:
-            _replace(context, own[member.ordinal], member.chunks)
+            _replace(context, part, own[member.ordinal], member)
         elif member.ordinal in inner:
             path, conflicts = inner[member.ordinal]
             archive = nested.shard_of(shard, path.encode())
-            _extract_nested(context, archive, member.chunks, conflicts)
-
-
-def _extract_nested(
-    context: FinalizeContext, archive: Shard, chunks: Iterable[memoryview], lost: _ByOrdinal
-) -> None:
-    plan = nested.plan_of(context.plan)
-    with nested.opened(archive, chunks, plan, context.scratch) as reader:
-        for member in reader.members(nested.whole_part(archive)):
-            if member.ordinal in lost:
-                _replace(context, lost[member.ordinal], member.chunks)
+            plan = nested.plan_of(context.plan)
+            with nested.opened(archive, member.chunks, plan, context.scratch) as reader:
+                for each in reader.members(nested.whole_part(archive)):
+                    if each.ordinal in conflicts:
+                        _replace(context, part, conflicts[each.ordinal], each)
 
 
 def _members(
@@ -138,26 +137,45 @@ def _members(
     return own, inner
 
 
-def _copy(context: FinalizeContext, shard: str, left: list[Conflict]) -> None:
+def _copy(context: FinalizeContext, lost: Part, left: list[Conflict]) -> None:
     """Restore files that were links in their archive from another file with the same content."""
     wanted: dict[tuple[int, str], list[Conflict]] = defaultdict(list)
     for conflict in left:
         wanted[conflict.size, conflict.crc32].append(conflict)
-    for part in context.parts:
-        if part.shard != shard:
-            continue
+    for part in context.shards[lost.shard].each_part():
         for entry in read_manifest(context.folder.manifest(part)):
             same = Conflict(0, key_of(entry), entry.size, entry.crc32)
             if (entry.size, entry.crc32) in wanted and _is_on_disk(context, same):
                 for conflict in wanted.pop((entry.size, entry.crc32)):
-                    _replace(context, conflict, blocks(_place(context, same)))
+                    _copy_file(context, lost, conflict, open_no_link(_place(context, same)))
 
 
-def _replace(
-    context: FinalizeContext, conflict: Conflict, chunks: Iterable[bytes | memoryview]
+def _copy_file(context: FinalizeContext, part: Part, conflict: Conflict, fd: int) -> None:
+    """Restore a file of the part from an open one, which is closed."""
+    status = os.fstat(fd)
+    _write(context, part, conflict, blocks(fd), status.st_mode, status.st_mtime_ns)
+
+
+def _replace(context: FinalizeContext, part: Part, conflict: Conflict, member: Member) -> None:
+    """Restore a file of the part from its member."""
+    _write(context, part, conflict, member.chunks, member.mode, member.modified_ns)
+
+
+def _write(
+    context: FinalizeContext,
+    part: Part,
+    conflict: Conflict,
+    chunks: Iterable[bytes | memoryview],
+    mode: int,
+    mtime_ns: int,
 ) -> None:
-    temporary = context.scratch / "member"
-    with temporary.open("wb") as out:
-        for chunk in chunks:
-            out.write(chunk)
+    """Write a file as extraction does, under a temporary name that is then renamed."""
+    temporary, kind = context.scratch / "member", context.shards[part.shard].kind
+    write_file(
+        os.fsencode(temporary),
+        mode_of(mode),
+        chunks,
+        mtime_ns if keeps_times(context.plan.options, kind) else None,
+        mode & 0o777 if kind is ShardKind.TREE else None,
+    )
     temporary.replace(_place(context, conflict))

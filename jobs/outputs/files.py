@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.errors import ArchiveError, Cause, OrchestrateError, StorageError, from_os_error
+from jobs.model import Options, ShardKind
 from jobs.storage.safe_paths import TWO_KINDS, quoted, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -23,6 +24,11 @@ _BLOCK = 4096  # bytes; shorter holes save no space
 def mode_of(mode: int) -> int:
     """The permission bits to create a file with, before the umask is applied."""
     return 0o777 if mode & 0o100 else 0o666
+
+
+def keeps_times(options: Options, kind: ShardKind) -> bool:
+    """Whether files of a shard of that kind keep their modification times."""
+    return options.preserve_times or (kind is ShardKind.TREE and options.folder_times)
 
 
 def open_place(place: bytes, mode: int) -> tuple[int, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,21 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, ClaimedError, Stopped, VerificationError
-from jobs.finalize import cleanup, collisions, publish
+from jobs.finalize import carrying, cleanup, collisions, publish
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
 from jobs.finalize.stage import run_finalize
-from jobs.model import OnBadRecord, OnCollision, Options, Output, Shard, ShardKind, SourceFile
+from jobs.model import (
+    Layout,
+    OnBadRecord,
+    OnCollision,
+    Options,
+    Output,
+    Shard,
+    ShardKind,
+    SourceFile,
+)
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.receipt import Receipt
@@ -574,7 +585,7 @@ def test_a_full_disk_is_no_reason_to_extract_a_reused_part_again(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(collisions, "_replace", full)
+    monkeypatch.setattr(collisions, "_write", full)
     lost = [Conflict(0, "a", 5, "00000000")]
     with Findings(run.folder.audit) as context.findings, pytest.raises(OSError, match="No space"):
         collisions._copy_published(context, run.parts[0], tmp_path / "old", lost)
@@ -590,6 +601,55 @@ def test_a_path_in_two_shards_holds_the_first_ones_bytes(tmp_path: Path) -> None
     assert (run.staging.data / "images" / "000001.png").read_bytes() == png(999)
     run.finish()
     assert (run.staging.dest / "images" / "000001.png").read_bytes() == png(1)
+
+
+def script(path: Path, word: str, mode: int, mtime: int, *, nested: bool) -> Path:
+    """A tar of a script and a hard link to it, with their mode and time; ``nested``: in a tar."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in ("run.sh", "again.sh"):
+            info = tarfile.TarInfo(name)
+            info.mode, info.mtime, info.size = mode, mtime, len(word)
+            if name == "again.sh":
+                info.type, info.linkname, info.size = tarfile.LNKTYPE, "run.sh", 0
+            archive.addfile(info, io.BytesIO(word.encode()))
+    path.write_bytes(tarred({"inner.tar": out.getvalue()}) if nested else out.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_first_ones_file_has_its_own_time_and_may_be_executed(
+    tmp_path: Path, nested: bool
+) -> None:
+    first = script(tmp_path / "a.tar", "first", 0o755, 1000, nested=nested)
+    second = script(tmp_path / "b.tar", "the second", 0o644, 2000, nested=nested)
+    options = Options(
+        layout=Layout("files"),
+        on_collision=OnCollision.KEEP_FIRST,
+        preserve_times=True,
+        nested=nested,
+        overwrite=True,
+    )
+    run = RunBuilder(first, second, options=options).fetched(tmp_path)
+    update = RunBuilder(first, second, options=options, dest=run.plan.dest, run_id="next")
+
+    def check() -> None:
+        files = [path for path in run.staging.dest.rglob("*.sh") if path.is_file()]
+        assert len(files) == 2
+        for path in files:
+            assert path.read_bytes() == b"first"
+            assert (path.stat().st_mtime, bool(path.stat().st_mode & 0o100)) == (1000, True)
+
+    run.extract()
+    assert run.finalize()[1] is None
+    check()
+    new = update.fetched(tmp_path)
+    same = {run.shard_ids[0]: run.plan.shards[0]}
+    receipt = carrying.published_receipt(run.staging.dest)
+    carrying.plan_carry(run.folder, run.plan, receipt, same).write(new.folder)
+    assert [result.carried for result in new.extract()] == [True, False]
+    assert new.finalize()[1] is None
+    check()
 
 
 @pytest.mark.parametrize("shared", [1, 5])
