@@ -23,6 +23,7 @@ from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches
 from jobs.finalize.lost_folders import LostFolders
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Layout, Part, PartSummary, ShardKind
+from jobs.outputs import registry
 from jobs.storage import latency, presence
 from jobs.storage.manifest import (
     entry_blocks,
@@ -222,6 +223,29 @@ def scan_files(audit: Audit) -> None:
         context.progress.add(files=found.files, items=found.parts)
     if sample is not None:
         sample.conclude()
+    _check_own_names(audit)
+
+
+def _check_own_names(audit: Audit) -> None:
+    """Report names of files that finalize writes, where the dataset has a folder of that name, or
+    another file has it on a file system that ignores case.
+    """
+    context, options = audit.context, audit.context.plan.options
+    names = {context.records_path} if context.records_path is not None else set()
+    for name in names:
+        audit.folders.update(accumulate(name.split("/")[:-1], "{}/{}".format))
+    if not context.packs:
+        names |= proof_names(options)
+    elif not registry.packed(options.output).with_records:
+        return  # no shard has files of these names
+    for name in sorted(names):
+        place = context.staging.data / os.fsdecode(name.encode())
+        if name in audit.folders or presence.is_folder(place):
+            fact = "is a folder of the dataset, and a file that this tool writes"
+            context.findings.add(FindingKind.TWO_KINDS, fact, None, name)
+        elif presence.is_there(place) and place.name not in presence.names_in(place.parent):
+            fact = "is a file that this tool writes, and the file system has another one for it"
+            context.findings.add(FindingKind.CONFUSED, fact, None, name)
 
 
 def _scan_parts(audit: Audit, places: range, sample: Sample | None) -> _FilesFound:

@@ -185,7 +185,10 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
     if bad[0] is FindingKind.COLLISION:
         return f"; {', or '.join(_of_collisions(context, bad))}"
     if bad[0] is FindingKind.TWO_KINDS:
-        return "; if two archives differ in this, launch with --on-collision per-shard"
+        return (
+            "; if two archives differ in this, or an archive and this tool, launch with "
+            "--on-collision per-shard"
+        )
     if bad[0] is FindingKind.BAD_FORM:
         return f"; correct the file at its source, then launch again; {context.without_records}"
     if bad[0] is FindingKind.COUNT and context.reads_records and "`resume`" not in first.message:

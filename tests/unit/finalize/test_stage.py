@@ -24,7 +24,7 @@ from jobs.finalize import (
     scan,
     scan_records,
 )
-from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary, Verify
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Summary, Verify
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
 from jobs.storage import blocks as file_blocks
@@ -115,6 +115,56 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
     assert "1 extracted file has a name that the file system confuses" in problem.message
     assert "launch again with another --dest" in problem.message
     assert all(run.folder.manifest(part).exists() for part in run.plan.parts())
+
+
+IN_A_FOLDER = Layout(name="websight", records="lists/all.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "refused"),
+    [
+        ("MANIFEST.jsonl/a.txt", Options(), True),
+        ("RECEIPT.json/a.txt", Options(output=Output.ZIP), False),
+        ("SHA256SUMS/a.txt", Options(digest="sha256"), True),
+        ("SHA256SUMS/a.txt", Options(), False),
+        ("prompts.jsonl/a.txt", Options(), True),
+        ("prompts.jsonl/a.txt", Options(output=Output.SQUASHFS), True),
+        ("prompts.jsonl/a.txt", Options(output=Output.WEBDATASET), False),
+        ("prompts.jsonl/a.txt", Options(on_collision=OnCollision.PER_SHARD), False),
+        ("lists", Options(layout=IN_A_FOLDER), True),
+        ("lists", Options(layout=IN_A_FOLDER, output=Output.SQUASHFS), True),
+        ("manifest.jsonl", Options(), False),
+    ],
+)
+def test_a_folder_with_the_name_of_a_file_that_finalize_writes_is_refused(
+    tmp_path: Path, path: str, options: Options, refused: bool
+) -> None:
+    shard = pages(0, 3)
+    shard.files[path] = b"mine"
+    run = RunBuilder(shard, options=options).extracted(tmp_path)
+    if not refused:
+        run.finish()
+        assert run.verify().ok
+        return
+    _, problem = run.finalize()
+    assert problem is not None and problem.cause is Cause.COLLISION
+    assert "1 path is both a file and a folder" in problem.message
+    assert "launch with --on-collision per-shard" in problem.message
+
+
+def test_a_file_with_the_name_of_ours_is_not_lost_where_case_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = pages(0, 3)
+    shard.files["manifest.jsonl"] = b"mine"
+    run = RunBuilder(shard).extracted(tmp_path)
+    names = {name.lower() for name in os.listdir(run.staging.data)}
+    monkeypatch.setattr(presence, "is_there", lambda path: Path(path).name.lower() in names)
+    _, problem = run.finalize()
+    assert problem is not None and problem.cause is Cause.UNSUPPORTED
+    assert "'MANIFEST.jsonl': is a file that this tool writes" in problem.message
+    assert "launch again with another --dest" in problem.message
+    assert (run.staging.data / "manifest.jsonl").exists()
 
 
 def test_an_older_process_of_the_task_that_continues_adds_no_rows(
