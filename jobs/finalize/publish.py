@@ -63,6 +63,7 @@ def load(staging: Staging) -> Journal | None:
             "finished; launch again with --overwrite"
         ) from error
     left = [key for key in journal.data if not presence.is_there(staging.data / _name(key))]
+    left += [name for name in journal.ready if not presence.is_there(staging.ready / name)]
     is_untouched = left and not any(_is_placed(staging, journal, key) for key in left)
     return None if is_untouched else journal
 

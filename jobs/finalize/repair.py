@@ -201,19 +201,26 @@ def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: Published
     )
 
 
-def damage_left(context: FinalizeContext, *, was_cut_off: bool) -> VerifyReport | None:
+def request_check(staging: Staging) -> None:
+    """Have a check follow the publication, which an earlier attempt has begun.
+
+    What it had staged may have been removed since. The request stays until the check is made, which
+    another kill may leave to a later attempt.
+    """
+    if not presence.exists(staging.final_check):
+        atomic.write_json(staging.final_check, FinalCheck(deep=False))
+
+
+def damage_left(context: FinalizeContext) -> VerifyReport | None:
     """The damage that the check after the publication finds, if one is needed; None: there is none.
 
-    ``was_cut_off``: an earlier attempt began to publish, and what it had staged may have been
-    removed since. The damaged parts are marked as unfinished (``reset_damaged``).
+    The damaged parts are marked as unfinished (``reset_damaged``).
     """
     staging = context.staging
     try:
         check = atomic.read_json(staging.final_check, FinalCheck)
     except FileNotFoundError:
-        if not was_cut_off:
-            return None
-        check = FinalCheck(deep=False)
+        return None
     except msgspec.DecodeError:
         check = FinalCheck(deep=True)
     report = verify_dataset(

@@ -116,11 +116,11 @@ def run_finalize(
     if owner not in (None, plan.run_id) and has_published:
         cleanup.clean_up(context)
         return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
-    was_cut_off = False
     if owner != plan.run_id:  # the receipt is renamed last
         journal = publish.load(context.staging)
-        was_cut_off = journal is not None
-        if journal is None and not repair.restore_receipt(context):
+        if journal is not None:
+            repair.request_check(context.staging)
+        elif not repair.restore_receipt(context):
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
@@ -130,7 +130,7 @@ def run_finalize(
                 return summary, problem
         if journal is not None:
             publish.finish(context.staging, journal)
-    damage = repair.damage_left(context, was_cut_off=was_cut_off)
+    damage = repair.damage_left(context)
     if damage is not None:
         return Summary(lines=damage.lines), _damage_problem(damage)
     published = _published_summary(context)
@@ -142,10 +142,12 @@ def run_finalize(
 
 def _damage_problem(damage: VerifyReport) -> Problem:
     fact = f"{counted(damage.bad, '[file is|files are]')} damaged or missing"
+    then = "extracts the parts of these again"
+    if damage.is_blind:
+        fact, then = damage.lines[0].removeprefix("✗ "), "repairs the dataset"
     return Problem(
         Cause.NOT_FETCHED,
-        f"{fact}, as the check after the publication has found; `resume` extracts the parts of "
-        "these again",
+        f"{fact}, as the check after the publication has found; `resume` {then}",
     )
 
 

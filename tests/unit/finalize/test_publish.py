@@ -291,12 +291,15 @@ def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
     assert sorted(path for path in tree(run.staging.dest) if not path.startswith("kept-")) == new
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["killed once", "killed twice"])
 def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
-    tmp_path: Path,
+    tmp_path: Path, again: bool
 ) -> None:
     run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
     run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
     (run.staging.data / "images" / "000003.png").unlink()
+    if again:
+        run.finalize_killed_in("jobs.finalize.repair.damage_left")  # after the last one
     summary, problem = run.finalize()
     assert problem is not None and problem.cause is Cause.NOT_FETCHED
     assert "✗ 'images/000003.png' (shard 0001-shard-0001.tar): missing" in summary.lines
@@ -306,9 +309,24 @@ def test_a_file_that_vanishes_from_staging_after_the_journal_is_extracted_again(
     assert run.verify().ok
 
 
+def test_a_manifest_that_is_damaged_before_an_owed_check_is_named_and_repaired(
+    tmp_path: Path,
+) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
+    run.finalize_killed_in("jobs.finalize.repair.damage_left")  # after the last one
+    os.truncate(run.staging.dest / "MANIFEST.jsonl", 40)
+    _, problem = run.finalize()
+    assert problem is not None and "MANIFEST.jsonl is damaged" in problem.message
+    assert "`resume` repairs the dataset" in problem.message
+    run.finish()
+    assert run.verify().ok
+
+
+@pytest.mark.parametrize("manifest", [False, True])
 @pytest.mark.parametrize("output", [Output.FILES, Output.SQUASHFS])
 def test_what_vanishes_from_the_top_of_staging_is_not_taken_for_published(
-    tmp_path: Path, output: Output
+    tmp_path: Path, output: Output, manifest: bool
 ) -> None:
     options = Options(output=output, overwrite=True)
     old = RunBuilder(pages(0, 3), options=options, run_id="2025-old").extracted(tmp_path)
@@ -316,8 +334,9 @@ def test_what_vanishes_from_the_top_of_staging_is_not_taken_for_published(
     run = RunBuilder(pages(0, 2), options=options).extracted(tmp_path)
     run.finalize_killed_in("jobs.finalize.publish.finish")  # before the first rename
     names = {name for name in os.listdir(run.staging.data) if name != "images"}
-    for name in names & set(os.listdir(old.staging.dest)):
-        (run.staging.data / name).unlink()
+    gone = [run.staging.data / name for name in names & set(os.listdir(old.staging.dest))]
+    for path in [run.staging.ready / "MANIFEST.jsonl"] if manifest else gone:
+        path.unlink()
     run.finish()  # nothing was renamed, so all of it is made again
     assert run.verify().ok
 

@@ -108,7 +108,8 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
     run = RunBuilder(pages(0, 3)).extracted(tmp_path)
     images = run.staging.data / "images"
     (images / "000001.png").rename(images / "000001.PNG")
-    monkeypatch.setattr(presence, "is_there", lambda path: True)  # as if case were ignored
+    # As if case were ignored.
+    monkeypatch.setattr(presence, "is_there", lambda path: Path(path).name == "000001.png")
     _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.UNSUPPORTED
