@@ -15,8 +15,9 @@ from jobs.model import Format
 from jobs.storage.safe_paths import quoted
 
 HEAD = 64 << 10  # bytes that are almost always enough
-# These output nothing before a block is complete: 900 kB of bzip2's content, 4 MiB of lz4's.
-_WHOLE_BLOCK = {magic.BZIP2: 1 << 20, magic.LZ4: (4 << 20) + HEAD}  # bytes
+# These output nothing before a block is complete, which may have 128 KiB of zstd's content, 900 kB
+# of bzip2's, 4 MiB of lz4's.
+_WHOLE_BLOCK = {magic.ZSTD: 128 << 10, magic.BZIP2: 1 << 20, magic.LZ4: 4 << 20}  # bytes
 
 # The formats of a tar, compressed or not, and of any other compressed file.
 TARS = (Format.TAR, *(p.tar_format for p in magic.PACKINGS if p.tar_format is not None))
@@ -40,14 +41,14 @@ def read_head(first: Callable[[int], bytes]) -> bytes:
     """The first bytes that ``sniff`` needs; ``first(n)`` returns the first ``n``, or fewer."""
     head = first(HEAD)
     packing = magic.packing_of(head)
-    needed = _WHOLE_BLOCK.get(packing, HEAD) if packing else HEAD
-    return first(needed) if needed > HEAD else head
+    more = _WHOLE_BLOCK.get(packing) if packing else None
+    return first(HEAD + more) if more else head
 
 
 def sniff(head: bytes, name: str) -> Format:
     """The format of the archive that begins with ``head``, as returned by ``read_head``.
 
-    Fewer bytes of bzip2 or lz4 do not show whether a tar is inside; then the name decides.
+    Fewer bytes of zstd, bzip2 or lz4 do not show whether a tar is inside; then the name decides.
     Raises ``ArchiveError``: cause UNSUPPORTED for an intact archive that this tool does not
     support, BAD_ARCHIVE for anything else (empty, a web page, a Git LFS pointer, a damaged header).
     """

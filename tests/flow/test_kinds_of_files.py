@@ -29,6 +29,8 @@ ZIP = zip_of([Raw(name.encode(), data, STORED) for name, data in ALL.items()])
 
 TAR = tarred(ALL)
 PICTURES = tarred(IMAGES)
+# A first block of zstd that is larger than the head of a file; the member is junk.
+NOISE = {"._noise": b"".join(random.Random(n).randbytes(900) + bytes(100) for n in range(300))}
 
 
 def source(root: Path, files: Mapping[str, bytes]) -> Path:
@@ -54,6 +56,7 @@ def cut(data: bytes, *names: str) -> dict[str, bytes]:
         pytest.param({"d.tb2": COMPRESSIONS["bz2"](TAR)}, id="tb2"),
         pytest.param({"d.taz": gzip.compress(TAR)}, id="taz"),
         pytest.param({"dataset": gzip.compress(TAR)}, id="no ending"),
+        pytest.param({"dataset": COMPRESSIONS["zst"](tarred(NOISE | ALL))}, id="a large block"),
         pytest.param({"d.bin": ZIP}, id="a suffix without meaning"),
         pytest.param(
             {"i.tar": PICTURES, "prompts.jsonl.zst": COMPRESSIONS["zst"](RECORDS)}, id="jsonl.zst"
