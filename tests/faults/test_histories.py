@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -167,21 +166,12 @@ class History:
         return self.cli.run("verify", self.dest, rc=None).rc == 0
 
     def content(self, dest: Path) -> dict[str, str]:
-        """The SHA-256 of each file but the receipt, whose dates differ.
-
-        Manifests are compared without the parts of files: where a compressed tar is cut depends on
-        how its bytes arrive.
-        """
-        found = {}
-        for path in sorted(dest.rglob("*")):
-            if path.is_file() and path.name != "RECEIPT.json":
-                data = path.read_bytes()
-                if path.name == "MANIFEST.jsonl":
-                    data = re.sub(rb',"part":"[^"]*"', b"", data)
-                elif path.name == "SHA256SUMS":
-                    data = re.sub(rb".* MANIFEST.jsonl\n", b"", data)
-                found[str(path.relative_to(dest))] = hashlib.sha256(data).hexdigest()
-        return found
+        """The SHA-256 of each file but the receipt, whose dates differ."""
+        return {
+            str(path.relative_to(dest)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(dest.rglob("*"))
+            if path.is_file() and path.name != "RECEIPT.json"
+        }
 
     def __str__(self) -> str:
         return " | ".join([f"{self.formats} {self.words}", *self.done])

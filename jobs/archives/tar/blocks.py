@@ -42,6 +42,8 @@ class ArchiveBytes:
     """The files of a shard as one stream, of which ``taken`` bytes were read.
 
     ``files`` opens each file, in reading order, at its start. ``size``: of the archive in bytes.
+    ``read`` returns fewer bytes than are wanted only at the end, however they arrive, because where
+    a part ends depends on how much was read.
     """
 
     def __init__(self, files: Sequence[Callable[[], OneFile]], shard: Shard) -> None:
@@ -49,35 +51,32 @@ class ArchiveBytes:
         self._index = 0
         self._head = b""
         self.size = _UNKNOWN if shard.size is None else max(shard.size, 1)
-        # Small steps for small parts: the end of a part depends on how much was read.
+        # Small steps for small parts: each ends in a step.
         self._step = max(_LEAST_STEP, self.size // (8 * shard.parts))
         self.taken = 0
 
     def head(self, size: int) -> bytes:
         """The first bytes, without advancing."""
-        while len(self._head) < size:
-            data = self._next(size - len(self._head))
-            if not data:
-                break
-            self._head += data
+        self._head += self._next(size - len(self._head))
         return self._head
 
     def read(self, size: int, /) -> bytes:
-        if self._head:
-            size = min(size, self._step)
-            data, self._head = self._head[:size], self._head[size:]
-        else:
-            data = self._next(min(size, self._step))
+        size = min(size, self._step)
+        data, self._head = self._head[:size], self._head[size:]
+        data = data or self._next(size)
         self.taken += len(data)
         return data
 
     def _next(self, size: int) -> bytes:
-        while self._index < len(self._files):
-            data = self._files[self._index].read(size)
-            if data:
-                return data
-            self._index += 1
-        return b""
+        """The next ``size`` bytes, fewer at the end."""
+        data: list[bytes] = []
+        while size > 0 and self._index < len(self._files):
+            if more := self._files[self._index].read(size):
+                data.append(more)
+                size -= len(more)
+            else:
+                self._index += 1
+        return data[0] if len(data) == 1 else b"".join(data)
 
     def close(self) -> None:
         for file in self._files:

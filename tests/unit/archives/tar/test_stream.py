@@ -6,6 +6,7 @@ import errno
 import gzip
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,14 +23,15 @@ from tests.support.archives.reading import fetched, part_digests, reader_of
 
 
 class _Bytes:
-    """A file that arrives in small pieces."""
+    """A file that arrives in pieces of so many bytes."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, piece: int = 5000) -> None:
         self._data = data
+        self._piece = piece
         self._position = 0
 
     def read(self, size: int, /) -> bytes:
-        data = self._data[self._position : self._position + min(size, 5000)]
+        data = self._data[self._position : self._position + min(size, self._piece)]
         self._position += len(data)
         return data
 
@@ -37,10 +39,10 @@ class _Bytes:
         self._data = b""
 
 
-def _archive(tmp_path: Path) -> Path:
-    members = [member(b"images/%03d.png" % number, os.urandom(3000)) for number in range(50)]
+def _archive(tmp_path: Path, size: int = 3000) -> Path:
+    members = [member(b"images/%03d.png" % number, os.urandom(size)) for number in range(50)]
     path = tmp_path / "a.tar.gz"
-    path.write_bytes(gzip.compress(b"".join(members) + END))
+    path.write_bytes(gzip.compress(b"".join(members) + END, compresslevel=1))
     return path
 
 
@@ -63,6 +65,13 @@ def test_without_room_the_cuts_are_learnt_and_no_plain_tar_is_left(
     reader = reader_of(streamed.applied(evidence), shard, Options())
     found = [part_digests(reader, Part("s0", index, 3)) for index in range(3)]
     assert sum(map(len, found)) == 50
+
+
+def test_where_a_tar_is_cut_does_not_depend_on_how_its_bytes_arrive(tmp_path: Path) -> None:
+    path = _archive(tmp_path, 100_000)
+    data = path.read_bytes()
+    cuts = [_read(path, partial(_Bytes, data, piece)).cuts for piece in (999, 50_000, len(data))]
+    assert cuts[0] == cuts[1] == cuts[2]
 
 
 def test_damage_is_reported_and_no_incomplete_file_is_left(tmp_path: Path) -> None:
