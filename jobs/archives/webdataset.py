@@ -158,6 +158,7 @@ class Samples(Archive):
         self._layout = options.layout
         self._strip = options.strip_components or 0
         self._temporary = temporary
+        self._lone = _Lone()  # of all parts that were read
         self._without = 0  # keys without an image
         self._example = b""
 
@@ -179,7 +180,7 @@ class Samples(Archive):
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``: the part's images, and its records at the end."""
         self._without, self._example = 0, b""
-        sample, lone = _Sample(), _Lone()
+        sample = _Sample()
         absorbed, mtime = 0, 0.0
         before = _Before(b"", is_link=False)
         with spool(self._temporary) as lines:
@@ -195,7 +196,7 @@ class Samples(Archive):
                 key = sample_key(name)
                 extension = _extension(name, key)
                 if key != sample.key or sample.has(extension):
-                    for left in self._ended(sample, lone, lines):
+                    for left in self._ended(sample, lines):
                         absorbed -= 1
                         yield left
                     sample = _Sample(key)
@@ -214,7 +215,7 @@ class Samples(Archive):
                     continue
                 sample.files[extension] = self._placed(member, name)
                 yield member
-            for left in self._ended(sample, lone, lines):
+            for left in self._ended(sample, lines):
                 absorbed -= 1
                 yield left
             if absorbed or lines.tell():
@@ -266,10 +267,10 @@ class Samples(Archive):
         member.name = name if name.startswith(images) else images + name
         return member.name.decode("utf-8", "surrogateescape")
 
-    def _ended(self, sample: _Sample, lone: _Lone, lines: IO[bytes]) -> Iterator[Member]:
+    def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
         """Write the record of a sample; if it has no image, yield its data as files."""
         images = [extension for extension in sample.files if _is_image(extension)]
-        if lone.completes(sample, has_image=bool(images)):
+        if self._lone.completes(sample, has_image=bool(images)):
             raise unsupported(
                 self._label,
                 f"has files with the key {quoted(sample.key)} that do not follow each other, as "

@@ -26,6 +26,7 @@ from tests.support.builders.runs import RunBuilder
 from tests.support.servers.webserver import FaultyServer
 
 WEBDATASET = Options(layout=Layout("webdataset"))
+SAMPLES = ("--layout", "webdataset")
 WEBSIGHT = Options(layout=Layout("websight"))
 
 
@@ -500,20 +501,21 @@ def test_a_link_that_is_in_no_sample_becomes_a_file(tmp_path: Path) -> None:
     assert brought.files["0-first.png"] == png(1)
 
 
+@pytest.mark.parametrize("size", ["1K", "1G"], ids=["parts of one kind", "one part"])
 @pytest.mark.parametrize("kinds", [("png", "txt"), ("txt", "png")])
 def test_samples_that_are_sorted_by_extension_are_refused_with_the_way_out(
-    tmp_path: Path, kinds: tuple[str, str]
+    tmp_path: Path, kinds: tuple[str, str], size: str
 ) -> None:
     content = {"png": png(1), "txt": b"one"}
     files = {f"{key}.{kind}": content[kind] for kind in kinds for key in "abc"}
     source = tmp_path / "source" / "a.tar"
     source.parent.mkdir()
     source.write_bytes(tarred(files))
-    brought = complete_run(tmp_path / "tar", source, "--layout", "webdataset")
+    brought = complete_run(tmp_path / "tar", source, *SAMPLES, "--part-size", size)
     assert "has files with the key 'a' that do not follow each other" in brought.text
     source.unlink()
     for name, data in files.items():  # as the message says
         (source.parent / name).write_bytes(data)
-    brought = complete_run(tmp_path / "folder", source.parent, "--layout", "webdataset")
+    brought = complete_run(tmp_path / "folder", source.parent, *SAMPLES)
     found = [json.loads(each)["txt"] for each in brought.files["prompts.jsonl"].splitlines()]
     assert found == ["one"] * 3
