@@ -6,7 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.errors import SourceError, with_message
+from jobs.errors import Cause, SourceError, with_message
 from jobs.formats import magic
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
@@ -65,6 +65,14 @@ class UrlSource(RemoteSource):
 
     def required_version(self, file: SourceFile) -> str | None:
         return file.version
+
+    def explained(self, error: SourceError, file: SourceFile) -> SourceError:
+        """See ``RemoteSource.explained``: a signature in the query may have expired."""
+        is_signed = any("?" in url for url in self._secrets.values())
+        if not is_signed or error.cause not in (Cause.AUTHENTICATION, Cause.NOT_FOUND):
+            return error
+        hint = "`resume --url-list FILE` takes new addresses, and keeps what is downloaded"
+        return with_message(error, f"{error.message} ({hint})")
 
     # At launch ------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest
+from jobs.model import Digest, Plan, SourceKind
+from jobs.sources.base import key_of
 from jobs.sources.file_names import digest_of
 from jobs.sources.object_urls import is_object_url
 from jobs.storage.safe_paths import quoted
@@ -106,6 +107,36 @@ def without_digests(locators: Sequence[str]) -> tuple[str, ...]:
         replace(*parse_url_list(each), digest=None).locator if "\t" in each else each
         for each in locators
     )
+
+
+def renewed(plan: Plan, locators: Sequence[str]) -> dict[str, str]:
+    """New addresses of files of ``plan``, by ``key_of``: signatures in addresses expire.
+
+    An address is that of the file whose name it has in a list, or else that has the same address
+    apart from the query. Others are ignored, as the list may be that of a launch which chose some.
+    Raises ``SourceError`` (``USAGE``) if none is a file's, or one may be that of several.
+    """
+    by_name: dict[str | None, list[str]] = {}
+    by_address: dict[str, list[str]] = {}
+    for shard in plan.shards if plan.source.kind is SourceKind.URL else ():
+        for index, file in enumerate(shard.files):
+            by_name.setdefault(file.name, []).append(key_of(shard.id, index))
+            by_address.setdefault(file.locator, []).append(key_of(shard.id, index))
+    found: dict[str, str] = {}
+    for address in addresses(locators):
+        keys = by_name.get(address.name) or by_address.get(redact(address.url), [])
+        if len(keys) > 1 or not found.keys().isdisjoint(keys):
+            raise _usage(
+                f"{redact(address.url)} may be the address of several files; write before each "
+                "address the name that its file has in the run"
+            )
+        found.update(dict.fromkeys(keys, address.url.partition("#")[0]))
+    if not found:
+        raise _usage(
+            "--url-list has no address of a file of the run; list the addresses of its files, with "
+            "the names that they have in the run if more than the query has changed"
+        )
+    return found
 
 
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:

@@ -86,7 +86,7 @@ def _source(values: dict[str, Any]) -> SourceRequest:
 
 def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]:
     """The source of the options: its kind, its option for messages, and its locators."""
-    urls = [*values["urls"], *_url_list(values["url_list"])]
+    urls = [*values["urls"], *url_list(values["url_list"])]
     sources: list[tuple[SourceKind, str, tuple[str, ...]]] = []
     if values["hf_repo"]:
         sources.append((SourceKind.HUB, "--hf-repo", (values["hf_repo"],)))
@@ -109,7 +109,7 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]
     return sources[0]
 
 
-def _url_list(path: str | None) -> list[str]:
+def url_list(path: str | None) -> list[str]:
     """The lines of ``--url-list``."""
     from jobs.sources.url_lists import parse_url_list
 

@@ -48,7 +48,16 @@ _publishing = options.stack(
 )
 @flag("--dry-run", help="Show what would be done; change nothing.")
 @flag("--deep", help="Check all content of the dataset: first, or once it is published.")
-@options.typed_only(options.temp_limit("as before"), _publishing, options.slurm)
+@options.typed_only(
+    options.temp_limit("as before"),
+    click.option(
+        "--url-list",
+        metavar="FILE",
+        help="File with new URLs, as at launch, in place of expired ones; - is standard input.",
+    ),
+    _publishing,
+    options.slurm,
+)
 @options.wait
 @options.as_json
 @options.parsable
@@ -60,6 +69,7 @@ def command(
     log_dir: Path,
     tasks: int | None,
     temp_limit: int | None,
+    url_list: str | None,
     deep: bool,
     **values: Any,
 ) -> int:
@@ -71,7 +81,7 @@ def command(
     failed, options of the launch can be changed without extracting anything again.
     """
     from orchestrator import api
-    from orchestrator.cli import exit_codes, messages
+    from orchestrator.cli import exit_codes, messages, request_from_options
     from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
 
@@ -89,6 +99,7 @@ def command(
         engine=SLURM if mode.parsable else AUTO,
         temp_limit=temp_limit,
         amendments=amendments,
+        urls=request_from_options.url_list(url_list),
     )
     if planned.why_local:
         messages.print_lines([messages.engine_line(planned)])
@@ -103,12 +114,12 @@ def command(
         if mode.as_json:
             messages.resume_json(planned)
         return exit_codes.DONE
-    idle = not planned.step.tasks and planned.damage is None
-    if idle and not (mode.wait or mode.quiet):
-        return exit_codes.of_state(planned.state)
     retries = 0 if mode.hands_out_id else None
     with progress(quiet=mode.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=retries)
+    idle = not planned.step.tasks and planned.damage is None
+    if idle and not (mode.wait or mode.quiet):
+        return exit_codes.of_state(planned.state)
     return messages.launched(folder, mode)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -29,6 +29,7 @@ from jobs.model import (
 from jobs.outputs import registry
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
+from jobs.sources import url_lists
 from jobs.storage import atomic, presence
 from jobs.storage.manifest import read_summary, stripped_tops
 from jobs.storage.run_folder import RunFolder
@@ -61,6 +62,7 @@ class ResumeRequest:
     temp_limit: int | None = None
     amendments: Amendments | None = None
     deep: bool = False  # check all content of a published dataset
+    urls: Sequence[str] = field(default=(), repr=False)  # in place of expired ones
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,19 @@ def plan_resume(
     engine: str = AUTO,
     temp_limit: int | None = None,
     amendments: Amendments | None = None,
+    urls: Sequence[str] = (),
 ) -> Resumable:
     """What a resume would do, with the user's ``changes`` to the resources.
 
     A published dataset is checked (``deep``: all content), and damage will be repaired. ``engine``
     applies to a run that was launched with ``--engine auto`` and never submitted; ``temp_limit``:
     bytes of archives that may be stored at a time (None: as before); ``amendments``: changes to the
-    launch's options. Raises ``UsageError`` if such a limit or change is impossible,
-    ``PreflightError`` if another run has published at the destination, ``EngineError`` if the
-    scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
-    process is submitting, or downloading before it submits.
+    launch's options; ``urls``: new addresses of files. Raises ``UsageError`` or ``SourceError`` if
+    such a limit, change or address is impossible, ``PreflightError`` if another run has published
+    at the destination, ``EngineError`` if the scheduler does not respond, so that running tasks are
+    unknown, ``ClaimedError`` if another process is submitting, or downloading before it submits.
     """
-    request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments, deep)
+    request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments, deep, urls)
     planned = _plan(folder, request)
     state, progress = planned.state, Progress()
     report = None
@@ -189,6 +192,9 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
         notes.append(note)
     if request.amendments is not None:
         notes.append(f"changed options: {request.amendments}")
+    if request.urls:
+        count = len(url_lists.renewed(state.plan, request.urls))
+        notes.append(f"new addresses of {counted(count, 'file')}, for downloads that begin now")
     if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
         notes.append(
             f"extracting everything again: the extracted data are gone from {staging.root}"
@@ -224,12 +230,15 @@ def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster)
 
 
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
-    """Do what ``plan_resume`` planned; nothing if everything is finished or running.
+    """Do what ``plan_resume`` planned; if everything is finished or running, store new addresses.
 
     Raises ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``,
     ``VerificationError`` if a damaged dataset is another run's.
     """
     folder, request = planned.folder, planned.request
+    if request.urls:
+        renewed = url_lists.renewed(planned.state.plan, request.urls)
+        atomic.write_json(folder.private, {**folder.load_private(), **renewed})
     if planned.damage is not None:
         if max(folder.submission_numbers(), default=0) > planned.last.number:
             raise ClaimedError(

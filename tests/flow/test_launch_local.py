@@ -619,3 +619,41 @@ def test_a_list_of_urls_gives_names_and_addresses(
     (tmp_path / "list.txt").write_text("# the pages\n" + "".join(lines))
     launch(cli, tmp_path / "data", "--url-list", tmp_path / "list.txt")
     assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_addresses_that_expired_midway_are_replaced_and_what_was_downloaded_is_kept(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    paths = {f"/pages/{path.name}": path for path in sorted(shards.iterdir())}
+    first, *others = paths
+    for path, archive in paths.items():
+        web.put(path, archive, signed=True)
+    listed = tmp_path / "list.txt"
+
+    def sign() -> None:
+        listed.write_text("".join(f"{web.signed_url(path)}\n" for path in paths))
+
+    sign()
+    web.fail("/pages/*", faults.fine(len(paths)))  # the look at launch
+    half = paths[first].stat().st_size // 2
+    web.fail(first, faults.fine(), faults.cut_after(half), faults.status(403, None))
+    web.fail(others[0], faults.fine(), faults.status(403, None))
+    said = launch(cli, tmp_path / "data", "--url-list", listed, "--retries", "0", rc=1)
+    assert "resume --url-list FILE` takes new addresses" in " ".join(said.out.split())
+    web.faults.clear()
+    web.expire_signed_urls()
+    sent = web.bytes_sent(first)
+    cli.run("resume", rc=1)
+    assert web.bytes_sent(first) - sent < 1000  # the pages of the refusals
+    sign()
+    done = cli.run("resume", "--url-list", listed)
+    assert f"new addresses of {len(paths)} files" in done.out + done.err
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    assert web.bytes_sent(first) - sent < half + 5000
+    assert "Signature" not in said.out + said.err + done.out + done.err
+    secret = [
+        p.name
+        for p in (cli.cwd / "logs").rglob("*")
+        if p.is_file() and b"Signature" in p.read_bytes()
+    ]
+    assert secret == ["private.json"]
