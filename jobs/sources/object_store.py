@@ -80,6 +80,11 @@ class ObjectStoreSource(RemoteSource):
         url = ObjectUrl.of_locator(file.locator)
         return _Signed(lambda: self._client.target(url, file.version))
 
+    def required_version(self, file: SourceFile) -> str | None:
+        """See ``RemoteSource``: some stores with the protocol of S3 ignore If-Match."""
+        is_etag = ObjectUrl.of_locator(file.locator).scheme != "gs"  # there it is the generation
+        return file.version if is_etag else None
+
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
         """See ``RemoteSource.explained``; the store is asked for the reason."""
         url = ObjectUrl.of_locator(file.locator)

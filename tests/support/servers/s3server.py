@@ -48,6 +48,7 @@ class S3Server(WebServer):
         self._denied: set[str] = set()  # paths
         self.reader_pays = False  # requests have to agree to that
         self.knows_lists_of_tokens = True  # the second form of lists
+        self.ignores_if_match = False
         self.later = timedelta()  # how much later it is here than for the client
         super().__init__(("s3", "other"))
         self.anonymous_env = {
@@ -107,7 +108,8 @@ class S3Server(WebServer):
         code = self._refusal(request)
         if code is not None:
             return Answer(403, f"<Error><Code>{code}</Code></Error>".encode())
-        headers = {k: v for k, v in request.headers.items() if k not in ("host", "range")}
+        left_out = ["host", "range", *(["if-match"] if self.ignores_if_match else [])]
+        headers = {k: v for k, v in request.headers.items() if k not in left_out}
         # Our sender cuts ranges, and drops the body of an answer to HEAD, but needs its length.
         method = "GET" if request.method == "HEAD" else request.method
         headers["Host"] = "127.0.0.1"
