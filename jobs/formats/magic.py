@@ -305,11 +305,12 @@ def decompressed_name(name: str) -> str:
 
 
 def stays_compressed(name: str) -> bool:
-    """Whether a compressed file is published as it is: its ending is that of another format.
+    """Whether a compressed file is published as it is: its name does not say that it is one.
 
-    Programs that read such a file (``.jgz``, ``.nrrd``) expect the compressed bytes.
+    Programs that read such a file (``a.jgz``, ``train-00000-of-00010`` of TFRecords) expect the
+    compressed bytes.
     """
-    return bool(last_ending(name)) and decompressed_name(name) == name
+    return decompressed_name(name) == name
 
 
 def is_page(head: bytes, *, labelled: bool = False) -> bool:

@@ -90,7 +90,9 @@ def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
     data = ("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam", "r.fa.gz", "r.fastq.gz")
     loose |= dict.fromkeys(data, gzip.compress(b"x"))
-    loose |= {"r.fa.gz.gzi": b"x", "frames.jgz": gzip.compress(b"[]"), "song.mxl": ZIP}
+    named_otherwise = ("frames.jgz", "tf/train-00000-of-00002", "tf/train-00001-of-00002")
+    loose |= dict.fromkeys(named_otherwise, gzip.compress(b"[]"))
+    loose |= {"r.fa.gz.gzi": b"x", "song.mxl": ZIP}
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []
