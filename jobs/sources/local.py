@@ -195,7 +195,7 @@ class LocalSource(LocalFiles):
         _check_distinct(made)
         _check_utf8(made)
         all_left = replace(found, extras={**found.extras, **self._left})
-        notes = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
+        notes = (*notes, *notes_of(all_left, self._request, str(self._root)), *self._unfinished())
         listed = sum(file.digest is not None for shard in made for file in shard.files)
         if listed:
             compared = f"{listed} {'files are' if listed > 1 else 'file is'} compared"

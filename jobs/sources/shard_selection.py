@@ -70,7 +70,7 @@ def select(
 ) -> ShardSelection:
     """The shards of ``files``; see ``sort_out``."""
     found = sort_out(files, request, look, where=where, meant=meant)
-    return ShardSelection(shards_of(found), notes_of(found, where))
+    return ShardSelection(shards_of(found), notes_of(found, request, where))
 
 
 def sort_out(
@@ -121,10 +121,13 @@ def sort_out(
     return SortedFiles(tuple(groups), tuple(loose), by_name, extras, home, in_images, lacks_records)
 
 
-def notes_of(found: SortedFiles, where: str) -> tuple[str, ...]:
+def notes_of(found: SortedFiles, request: SourceRequest, where: str) -> tuple[str, ...]:
     """Notes on how a source's files were interpreted."""
     sets = [group for group in found.groups if len(group.names) > 1]
     notes = []
+    unused = [glob for glob in request.include if not file_names.chosen(found.files, (glob,), ())]
+    if unused:
+        notes.append(f"{where}: --include {quoted_few(unused, _SHOWN_SETS)} matches no file")
     if sets:
         count = sum(len(group.names) for group in sets)
         what = f"{len(sets)} archives" if len(sets) > 1 else "one archive"

@@ -152,9 +152,11 @@ class SourceContract:
             self.fetch(there, shards[0], tmp_path / "out")
             offer.origins.assert_quiet(tmp_path)
 
-    def test_globs_choose(self, offer: Offer) -> None:
-        request = replace(offer.request, include=("*.tar.gz",), exclude=("*-10*",))
-        assert [shard.name for shard in open_source(request).shards()] == ["pages-2.tar.gz"]
+    def test_globs_choose_and_one_that_matches_nothing_is_noted(self, offer: Offer) -> None:
+        request = replace(offer.request, include=("*.tar.gz", "*.cvs"), exclude=("*-10*",))
+        source = open_source(request)
+        assert [shard.name for shard in source.shards()] == ["pages-2.tar.gz"]
+        assert any("--include '*.cvs' matches no file" in note for note in source.notes())
 
     def test_what_is_not_there_is_one_clear_error(self, offer: Offer) -> None:
         with pytest.raises(SourceError) as refused:
