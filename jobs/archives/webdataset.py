@@ -29,7 +29,7 @@ from jobs.archives.base import (
 from jobs.archives.member_index import normalized
 from jobs.errors import counted
 from jobs.formats import json_text
-from jobs.formats.pictures import BY_EXTENSION
+from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS
 from jobs.model import Layout, Options, Part, Shard
 from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted, sample_key, text_of
 
@@ -289,14 +289,15 @@ class Samples(Archive):
 
     def _record(self, sample: _Sample, images: list[str]) -> bytes:
         simple = [extension for extension in images if "." not in extension]
-        made: dict[str, object] = {}
+        found: str | list[str]
         if len(simple) == 1 or len(images) == 1:
             extension = simple[0] if len(simple) == 1 else images[0]
-            made[self._layout.image_field or "image"] = sample.files[extension]
+            field, found = "image", sample.files[extension]
             own = {e: path for e, path in sample.files.items() if e != extension}
         else:
-            made[self._layout.image_field or "images"] = [sample.files[e] for e in images]
+            field, found = "images", [sample.files[e] for e in images]
             own = sample.files
+        made: dict[str, object] = {self._layout.image_field or field: found}
         made["__key__"] = sample.key.decode("utf-8", "surrogateescape")
         fields = {name: json.dumps(value).encode() for name, value in {**made, **own}.items()}
         objects: list[tuple[str, bytes]] = []
@@ -307,8 +308,10 @@ class Samples(Archive):
             else:
                 objects += members.items()
         used = {*fields, *(name for name, _ in objects)}
+        # A record's image is looked for in these fields first.
+        before = () if self._layout.image_field else IMAGE_FIELDS[: IMAGE_FIELDS.index(field)]
         for name, value in objects:
-            key = name if name not in fields else free_name(f"{name}_source", used)
+            key = name if name not in (*fields, *before) else free_name(f"{name}_source", used)
             used.add(key)
             fields[key] = value
         pairs = (json.dumps(name).encode() + b": " + value for name, value in fields.items())

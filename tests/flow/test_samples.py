@@ -263,6 +263,20 @@ def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None
             id="two images",
         ),
         pytest.param(
+            {"a.0.png": png(1), "a.1.png": png(2), "a.json": b'{"path": "s3://b/a", "id": 1}'},
+            [
+                {
+                    "images": ["images/a.0.png", "images/a.1.png"],
+                    "__key__": "a",
+                    "0.png": "images/a.0.png",
+                    "1.png": "images/a.1.png",
+                    "path_source": "s3://b/a",
+                    "id": 1,
+                }
+            ],
+            id="two images and a path of their own",
+        ),
+        pytest.param(
             {"a.png": png(1), "a.mask.png": png(2), "a.npy": b"\x93NUMPY", "a.json": b"[1]"},
             [
                 {
