@@ -17,7 +17,7 @@ from jobs.errors import ArchiveError, Cause, as_storage_error, with_message
 from jobs.formats import magic
 from jobs.model import Fetched, Layout, Part, Plan, Shard, ShardKind, SourceFile
 from jobs.storage import atomic
-from jobs.storage.safe_paths import junk_kind, quoted, text_of
+from jobs.storage.safe_paths import as_bytes, as_text, junk_kind, quoted, text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
@@ -52,7 +52,7 @@ def is_nested(path: bytes) -> bool:
     """
     if path[path.rfind(b".") :].lower() not in _ENDINGS:
         return False
-    name = path.decode("utf-8", "surrogateescape")
+    name = as_text(path)
     packing = magic.packing_named(name)
     if packing is None or not packing.is_read:
         return False
@@ -61,7 +61,7 @@ def is_nested(path: bytes) -> bool:
 
 def stays_packed(path: bytes) -> bool:
     """Whether a member is named like an archive that is not opened: a table, a piece, …"""
-    name = path.decode("utf-8", "surrogateescape").lower()
+    name = as_text(path).lower()
     packing = magic.packing_named(name)
     if name.endswith(magic.OR_TEXTS):
         return False
@@ -69,7 +69,7 @@ def stays_packed(path: bytes) -> bool:
         piece = _PIECE.fullmatch(name)
         if piece is None or magic.is_data_name(name):
             return False
-        return is_nested(piece[1].encode("utf-8", "surrogateescape"))
+        return is_nested(as_bytes(piece[1]))
     if packing.is_read:
         return not packing.holds_files and not packing.compresses
     return not packing.compresses or magic.is_tar_name(magic.ending(name))
@@ -107,7 +107,7 @@ def own_folder(archive: Archive, path: bytes, layout: Layout) -> bytes:
     of one folder.
     """
     name = path[path.rfind(b"/") + 1 :]
-    stem = name[: -len(magic.ending(name.decode("utf-8", "surrogateescape")))]
+    stem = name[: -len(magic.ending(as_text(name)))]
     if layout.has_records or stem.startswith(b"."):
         return b""
     is_needed = False

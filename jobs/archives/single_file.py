@@ -13,7 +13,7 @@ from jobs.errors import as_storage_error, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.storage.blocks import blocks
-from jobs.storage.safe_paths import quoted, text_of
+from jobs.storage.safe_paths import as_bytes, quoted, text_of
 
 
 class PlainFile(Archive):
@@ -22,7 +22,7 @@ class PlainFile(Archive):
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._files = fetched.files
         self._size = sum(fetched.sizes)
-        self._name = shard.name.encode("utf-8", "surrogateescape")
+        self._name = as_bytes(shard.name)
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
         # Tables without images, and compressed files that stay so, were examined.
@@ -77,7 +77,7 @@ class CompressedFile(Archive):
         self._options = options
         self._archive = label_of(shard)
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
-        self._name = magic.decompressed_name(shard.name).encode("utf-8", "surrogateescape")
+        self._name = as_bytes(magic.decompressed_name(shard.name))
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``; the first part has the one member."""

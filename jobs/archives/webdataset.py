@@ -31,7 +31,7 @@ from jobs.errors import counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS
 from jobs.model import Layout, Options, Part, Shard
-from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted, sample_key, text_of
+from jobs.storage.safe_paths import SampleEnds, as_text, junk_kind, quoted, sample_key, text_of
 
 _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
@@ -92,7 +92,7 @@ def is_pair(one: bytes, other: bytes) -> bool:
 
 
 def _extension(name: bytes, key: bytes) -> str:
-    return name[len(key) + 1 :].decode("utf-8", "surrogateescape").lower()
+    return as_text(name[len(key) + 1 :]).lower()
 
 
 def _kind(extension: str) -> str:
@@ -265,7 +265,7 @@ class Samples(Archive):
         """Rename a member to its path below the images folder; returns the path for the record."""
         images = f"{self._layout.images}/".encode()
         member.name = name if name.startswith(images) else images + name
-        return member.name.decode("utf-8", "surrogateescape")
+        return as_text(member.name)
 
     def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
         """Write the record of a sample; if it has no image, yield its data as files."""
@@ -298,7 +298,7 @@ class Samples(Archive):
             field, found = "images", [sample.files[e] for e in images]
             own = sample.files
         made: dict[str, object] = {self._layout.image_field or field: found}
-        made["__key__"] = sample.key.decode("utf-8", "surrogateescape")
+        made["__key__"] = as_text(sample.key)
         fields = {name: json.dumps(value).encode() for name, value in {**made, **own}.items()}
         objects: list[tuple[str, bytes]] = []
         for extension, (_, data) in sample.held.items():

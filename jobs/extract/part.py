@@ -21,7 +21,7 @@ from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind, Span
 from jobs.outputs.files import own_writing
-from jobs.storage.safe_paths import quoted, text_of
+from jobs.storage.safe_paths import as_bytes, quoted, text_of
 from jobs.storage.staging import Staging
 
 # The reader corrects the top folder at most twice; which nested archives are replaced is known
@@ -124,7 +124,7 @@ class _Pass:
             self._options,
             self._progress,
         )
-        below = work.shard.below.encode("utf-8", "surrogateescape")
+        below = as_bytes(work.shard.below)
         self._source = OpenArchive(archive, work.part, self._names, records, self._label, below)
         # A folder's files are not expanded: its reader holds each to its listed size, and
         # only archives within it (--nested) have a ratio, to the total of the listing.

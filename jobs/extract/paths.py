@@ -10,6 +10,8 @@ from jobs.errors import UnsafeMemberError, counted
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
 from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import (
+    as_bytes,
+    as_text,
     is_folder_itself,
     is_ordinary,
     junk_kind,
@@ -39,7 +41,7 @@ class MemberPaths:
             self._strip = 0
         if shard.kind is not ShardKind.ARCHIVE:
             self._strip = 0
-        self._top = b"" if top is None else top.encode("utf-8", "surrogateescape") + b"/"
+        self._top = b"" if top is None else as_bytes(top) + b"/"
         self._per_shard = plan.options.on_collision is OnCollision.PER_SHARD
         layout = plan.options.layout
         self._records = layout.records.encode() if layout.has_records else None
@@ -137,8 +139,7 @@ class MemberPaths:
         """Where a path from ``inner`` goes below the data folder."""
         if not self._per_shard:
             return path
-        text = path.decode("utf-8", "surrogateescape")
-        return placed_path(self._plan, self._shard, text).encode("utf-8", "surrogateescape")
+        return as_bytes(placed_path(self._plan, self._shard, as_text(path)))
 
 
 class PathFilter:
@@ -180,8 +181,7 @@ def key_of(path: bytes) -> int:
 
 
 def _folded(path: bytes) -> bytes:
-    text = path.decode("utf-8", "surrogateescape").casefold()
-    return text.encode("utf-8", "surrogateescape")
+    return as_bytes(as_text(path).casefold())
 
 
 _Name = tuple[int | None, str, bytes]

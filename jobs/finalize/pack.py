@@ -37,6 +37,7 @@ from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile, bytes_of, read_published
 from jobs.storage.receipt import Packed
+from jobs.storage.safe_paths import as_text
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 _MOST_WRITERS = 8  # processes that write shards at once
@@ -392,7 +393,7 @@ def _line_of(
 
     ``wanted``: the digest; ``sums``: of the content that it has itself, if they are known.
     """
-    name = member.name.decode("utf-8", "surrogateescape")
+    name = as_text(member.name)
     if member.data is not None:
         sums = sums or Sums.of(wanted, [member.data])
         return PublishedFile(

@@ -23,7 +23,7 @@ from jobs.formats.pictures import is_named
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage import latency
 from jobs.storage.manifest import key_of_bytes
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import as_bytes, quoted
 
 _PER_PIECE = 256  # sampled lines, at most, evenly spread over a piece
 _IN_ALL = 20_000  # sampled lines of all pieces, at most
@@ -117,7 +117,7 @@ def path_in(image: records.Image) -> str:
     if path.isascii() and "\0" not in path:
         return path
     try:
-        raw = path.encode("utf-8", "surrogateescape")  # Python's spelling of what is not UTF-8
+        raw = as_bytes(path)
     except UnicodeEncodeError as error:
         raise PathError("names a path with half a character in it") from error
     if b"\0" in raw:

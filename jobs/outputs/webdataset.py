@@ -17,6 +17,7 @@ from jobs.model import OnBadRecord, Options, Verify
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, create, shard_name
 from jobs.storage import atomic
 from jobs.storage.digest import Sums
+from jobs.storage.safe_paths import as_text
 
 _BLOCK = 512  # bytes; a header is one, and content is padded to whole ones
 _END = bytes(2 * _BLOCK)  # the end mark
@@ -36,7 +37,7 @@ def header(name: bytes, size: int) -> bytes:
 
 
 def _header(name: bytes, size: int) -> bytes:
-    info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+    info = tarfile.TarInfo(as_text(name))
     info.size, info.mtime = size, _TIME
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 

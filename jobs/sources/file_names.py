@@ -15,7 +15,7 @@ from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
 from jobs.storage import presence
-from jobs.storage.safe_paths import junk_kind, quoted, quoted_few
+from jobs.storage.safe_paths import as_bytes, junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
 
 # Lists of digests and signatures of the archives.
@@ -100,7 +100,7 @@ def _extra_kind(name: str, names: Collection[str]) -> str | None:
     is_signature = ending in _SIGNATURES and name.removesuffix(ending) in names
     if is_signature or _LIST.fullmatch(name[name.rfind("/") + 1 :]):
         return "digests and signatures"
-    return LEFTOVERS if junk_kind(name.encode("utf-8", "surrogateescape")) else None
+    return LEFTOVERS if junk_kind(as_bytes(name)) else None
 
 
 def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:

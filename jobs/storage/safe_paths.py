@@ -102,6 +102,17 @@ def is_folder_itself(name: bytes) -> bool:
     return name.startswith(b".") and not name.strip(b"./") and b".." not in name.split(b"/")
 
 
+def as_text(name: bytes) -> str:
+    """``name`` as Python spells it: bytes that are not UTF-8 as surrogates (PEP 383), whatever the
+    locale is."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def as_bytes(text: str) -> bytes:
+    """The inverse of ``as_text``."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def text_of(path: bytes) -> tuple[str, str | None]:
     """``path`` as text, and its bytes in hex if they are not UTF-8 (fields of ``Entry``)."""
     try:
