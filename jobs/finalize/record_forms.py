@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -24,6 +25,8 @@ _HEAD = 4096  # bytes that an encoding is detected from
 _CHUNK = 1 << 20  # characters read at a time
 _WORD = len("-Infinity")  # the longest JSON token besides strings and numbers
 _UTF_8 = ("utf-8", "utf-8-sig")
+# A quote at the start of a field between tabs, but not at its end.
+_has_bare_quote = re.compile(r'(?:^|\t)"(?!(?:[^"\t]|"")*"(?:\t|$))').search
 
 
 class Form(str, Enum):
@@ -303,6 +306,23 @@ class _Values:
         return FormError(f"is damaged {where}: {fact}")
 
 
+def _is_unquoted(text: TextIO) -> bool:
+    """Whether quotes in tab-separated values are ordinary characters, as IANA defines the format.
+
+    Most programs quote fields as in CSV; then a quote is at both ends of a field, or the field
+    has several lines, which have fewer tabs.
+    """
+    tabs = text.readline().count("\t")
+    found = False
+    for line in text:
+        if line.count("\t") != tabs and line.strip("\r\n"):
+            found = False
+            break
+        found = found or _has_bare_quote(line.rstrip("\r\n")) is not None
+    text.seek(0)
+    return found
+
+
 class _Table:
     """A CSV table with a header (RFC 4180, or with another delimiter)."""
 
@@ -312,7 +332,13 @@ class _Table:
         text.seek(0)
         usual = "\t" if name.lower().endswith(".tsv") else ","
         self.delimiter = next((d for d in (usual, ",", "\t", ";", "|") if d in header), usual)
-        self._reader = csv.reader(text, delimiter=self.delimiter, strict=True)
+        is_unquoted = self.delimiter == "\t" and _is_unquoted(text)
+        self._reader = csv.reader(
+            text,
+            delimiter=self.delimiter,
+            quoting=csv.QUOTE_NONE if is_unquoted else csv.QUOTE_MINIMAL,
+            strict=True,
+        )
         self.columns = tuple(self._next() or ())
         if len(set(self.columns)) < len(self.columns):
             raise FormError("has two columns with the same name in its first line")

@@ -254,6 +254,16 @@ def test_tables_are_published_as_one(
     assert half == [rows[1][0], rows[2][0]]
 
 
+def test_quotes_in_a_tsv_that_quotes_no_fields_are_characters(tmp_path: Path) -> None:
+    options = Options(layout=Layout("websight", "labels.tsv"))
+    texts = ['"Hello', '"Hi" he said', 'a 24"', '"all"']
+    rows = [f"{name}\t{text}\n".encode() for name, text in zip(NAMES, texts, strict=True)]
+    halves = (b"image\ttext\n" + b"".join(half) for half in (rows[:3], rows[3:]))
+    run = run_of(tmp_path, [shard(next(halves)), shard(next(halves), names=[])], options)
+    with (run.staging.dest / "labels.tsv").open(newline="") as text:
+        assert [row[1] for row in csv.reader(text, delimiter="\t")][1:4] == texts[:3]
+
+
 def test_tables_whose_bytes_are_no_text_are_kept_byte_for_byte(tmp_path: Path) -> None:
     options = Options(Layout("websight", "labels.csv"), on_bad_record=OnBadRecord.KEEP)
     rows = [f"images/00{n}.png,caf\xe9 {n}\n".encode("latin-1") for n in range(2)]
