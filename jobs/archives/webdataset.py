@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -38,7 +38,7 @@ _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
 _TEXTS = frozenset({"txt", "text", "transcript", "caption", "html", "md", "url"})
 _DATA = _JSON | _NUMBERS | _TEXTS
 _MOST_TEXT = 16 << 20  # bytes; larger data stay a file
-_MOST_LONE = 1 << 16  # keys of each kind that are remembered
+_MOST_SEEN = 1 << 16  # keys of each kind that are remembered
 _RECORDS = 1 << 48  # ordinal of the first part's records, after all members
 FIRST_FILES = 64  # their names decide whether an archive contains samples
 
@@ -116,23 +116,23 @@ class _Sample:
         return extension in self.files or extension in self.held
 
 
-class _Lone:
-    """Keys of images without data, and of data without an image; of the first ones.
+class _Seen:
+    """Keys of samples with an image, with data, and with both; of the first ones of each kind.
 
-    In an archive that is sorted by extension each image comes long before its data, or after them.
+    In an archive that is sorted by extension each image comes long before its data, or after them;
+    one to which files were appended may end with the new image, or the new data, of a sample.
     """
 
     def __init__(self) -> None:
-        self._hashes: dict[bool, set[int]] = {True: set(), False: set()}
+        self._hashes: defaultdict[tuple[bool, bool], set[int]] = defaultdict(set)
 
-    def completes(self, sample: _Sample, *, has_image: bool) -> bool:
-        """Whether an earlier image or data of that key had nothing but what this sample lacks."""
-        if has_image == bool(sample.held):
-            return False
-        key = hash(sample.key)
-        if len(self._hashes[has_image]) < _MOST_LONE:
-            self._hashes[has_image].add(key)
-        return key in self._hashes[not has_image]
+    def in_pieces(self, sample: _Sample, *, has_image: bool) -> bool:
+        """Whether an earlier sample of that key has an image or data that this one lacks, or
+        lacks what this one has."""
+        kind, key = (has_image, bool(sample.held)), hash(sample.key)
+        if len(self._hashes[kind]) < _MOST_SEEN:
+            self._hashes[kind].add(key)
+        return any(key in keys for other, keys in self._hashes.items() if other != kind)
 
 
 class _Before(NamedTuple):
@@ -158,7 +158,7 @@ class Samples(Archive):
         self._layout = options.layout
         self._strip = options.strip_components or 0
         self._temporary = temporary
-        self._lone = _Lone()  # of all parts that were read
+        self._seen = _Seen()  # of all parts that were read
         self._without = 0  # keys without an image
         self._example = b""
 
@@ -270,7 +270,7 @@ class Samples(Archive):
     def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
         """Write the record of a sample; if it has no image, yield its data as files."""
         images = [extension for extension in sample.files if _is_image(extension)]
-        if self._lone.completes(sample, has_image=bool(images)):
+        if self._seen.in_pieces(sample, has_image=bool(images)):
             raise unsupported(
                 self._label,
                 f"has files with the key {quoted(sample.key)} that do not follow each other, as "

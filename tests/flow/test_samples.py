@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -513,6 +513,19 @@ def test_a_link_that_is_in_no_sample_becomes_a_file(tmp_path: Path) -> None:
     brought = complete_run(tmp_path, source)
     assert brought.problems == []
     assert brought.files["0-first.png"] == png(1)
+
+
+@pytest.mark.parametrize("again", [(b"a.txt", b"new"), (b"a.png", png(2))], ids=["txt", "png"])
+def test_half_of_a_sample_that_was_appended_is_refused(
+    tmp_path: Path, again: tuple[bytes, bytes]
+) -> None:
+    one = [(b"a.png", png(1)), (b"a.txt", b"old")]
+    other = [(b"b.png", png(2)), (b"b.txt", b"b")]
+    source = tmp_path / "a.tar"
+    source.write_bytes(b"".join(starmap(member, [*one, *other, again])) + END)
+    brought = complete_run(tmp_path, source)
+    assert "has files with the key 'a' that do not follow each other" in brought.text
+    assert not brought.files
 
 
 @pytest.mark.parametrize("size", ["1K", "1G"], ids=["parts of one kind", "one part"])
