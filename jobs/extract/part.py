@@ -147,6 +147,8 @@ class _Pass:
             self.tops[""] = archive.top
         if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += archive.warnings
+        if not self._counts.members and self._work.part.count == 1:
+            self._warnings.append("contains no files; was it complete when it was published?")
         self._warnings += archive.part_warnings
         replaced = self._nested_names.superseded()
         if replaced:

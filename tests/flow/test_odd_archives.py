@@ -165,6 +165,17 @@ def test_half_of_a_tars_end_mark_is_refused_with_what_unpacks_it(tmp_path: Path)
     assert "the end mark is incomplete; if `tar -tf` lists everything, unpack it" in text
 
 
+@pytest.mark.parametrize(("name", "data"), [("a.tar", tarred({})), ("a.zip", zip_of([]))])
+def test_an_archive_without_files_among_others_is_named(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    source = put(tmp_path / "source" / name, data)
+    put(source / "b.txt", b"b")
+    brought = complete_run(tmp_path, source, "--layout", "files")
+    assert brought.files == {"b.txt": b"b"}
+    assert f"{name}: contains no files; was it complete" in brought.text
+
+
 def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred({}))
     text = complete_run(tmp_path, source, "--layout", "files").text
