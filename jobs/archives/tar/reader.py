@@ -175,32 +175,9 @@ class TarReader:
                 return None, 0
             header = tar_header.parse(raw)
             self._name = header.name
-            kind = header.kind
-            if kind in FILES:
-                if extra is None and not self._globals and not header.name.endswith(b"/"):
-                    return self._plain_file(header)
-            elif kind in b"xXgLKVAIN":
-                extra = self._extension(header, extra)
-                continue
-            return self._member(header, extra or _Extra())
-
-    def _plain_file(self, header: Header) -> tuple[Member, int]:
-        size = header.size
-        end = self._cursor.offset + padded(size)
-        content = self._content(size)
-        return (
-            Member(
-                header.name,
-                MemberKind.FILE,
-                size,
-                header.mode,
-                header.mtime,
-                self._ordinal,
-                b"",
-                content,
-            ),
-            end,
-        )
+            if header.kind not in b"xXgLKVAIN":
+                return self._member(header, extra or _Extra())
+            extra = self._extension(header, extra)
 
     def _content(self, size: int) -> Iterator[memoryview]:
         # A claim beyond the limits is refused before its content is read.
@@ -312,7 +289,7 @@ class TarReader:
                     self._globals.pop(key, None)
 
     def _member(self, header: Header, extra: _Extra) -> tuple[Member, int]:
-        """A member that is not a plain file, or that has extension headers."""
+        """The member that a header and the extension headers before it describe."""
         pax = {**self._globals, **dict(extra.records)}
         name = pax.get(b"path") or extra.long_name or header.name
         self._name = name = pax.get(b"GNU.sparse.name") or name

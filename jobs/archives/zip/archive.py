@@ -36,6 +36,7 @@ from jobs.archives.zip.entry import (
     DESCRIPTOR,
     LZMA,
     STORED,
+    XZ,
     ZSTD,
     ZipEntry,
     ZipEntryError,
@@ -51,6 +52,7 @@ from jobs.storage.safe_paths import unsafe
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size is read in one piece
 _DESCRIPTOR = 24  # bytes, at most
+_STREAMS = {BZIP2: Format.BZ2, ZSTD: Format.ZST, XZ: Format.XZ}  # methods that are streams
 _AHEAD = 1 << 18  # bytes that are read at once, because entries follow each other
 
 
@@ -291,13 +293,10 @@ def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryv
     try:
         if entry.method == DEFLATE:
             yield from _deflate(pieces)
-        elif entry.method == BZIP2:
-            yield from _bzip2(pieces)
         elif entry.method == LZMA:
             yield from _lzma(entry, pieces)
         else:
-            format = Format.ZST if entry.method == ZSTD else Format.XZ
-            memory = memory_for(entry.stored)
+            format, memory = _STREAMS[entry.method], memory_for(entry.stored)
             yield from inflated(format, Blocks(pieces), archive="its content", memory=memory)
     except ArchiveError as error:
         unsupported = error.cause is Cause.UNSUPPORTED
@@ -326,14 +325,6 @@ def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
                 yield memoryview(block)
     if not stream.eof:
         raise ZipEntryError("its deflate stream is truncated")
-
-
-def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
-    stream: Decompressor = extras.decompressor("bz2").BZ2Decompressor()
-    for piece in pieces:
-        yield from _blocks_of(stream, piece)
-    if not stream.eof:
-        raise ZipEntryError("its bzip2 stream is truncated")
 
 
 def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
