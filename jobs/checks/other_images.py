@@ -1,4 +1,4 @@
-"""GIF, WebP, BMP and TIFF: heads, lengths and tails."""
+"""GIF, WebP, BMP and TIFF: heads, lengths, blocks and tails."""
 
 from __future__ import annotations
 
@@ -23,8 +23,55 @@ class _HeadAndTail:
         self._tail = (self._tail + bytes(data[-HEAD:]))[-HEAD:]
 
 
+_GIF_HEADER = 13  # bytes, without its colours
+_GIF_IMAGE = 10  # likewise
+_NEVER = 1 << 62
+
+
 class Gif(_HeadAndTail):
-    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt"""
+    """Walks the blocks, to find the end of those that have other data after it.
+
+    https://www.w3.org/Graphics/GIF/spec-gif89a.txt
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = _NEVER  # offset of the next block
+        self._in_data = False  # whether that is a block of data, which begins with its length
+        self._rest = b""  # of the last feed: a part of an image's header
+        self._ended = False
+
+    def feed(self, data: memoryview) -> None:
+        if not self._size and len(data) > _GIF_HEADER:
+            self._next = _GIF_HEADER + _colours(data[10])
+        start = self._size - len(self._rest)
+        super().feed(data)
+        if self._rest:
+            data = memoryview(self._rest + bytes(data))
+        at = self._walk(data, self._next - start)
+        self._rest = bytes(data[at : at + _GIF_IMAGE])
+        self._next = start + at
+
+    def _walk(self, data: memoryview, at: int) -> int:
+        """Where the next block begins that is not completely in ``data``."""
+        while at < len(data) and not self._ended:
+            kind = data[at]
+            if self._in_data:
+                self._in_data = kind > 0
+                at += 1 + kind
+            elif kind == 0x2C:  # an image
+                if at + _GIF_IMAGE > len(data):
+                    break
+                self._in_data = True
+                at += _GIF_IMAGE + _colours(data[at + 9]) + 1
+            elif kind == 0x21:  # an extension
+                self._in_data = True
+                at += 2
+            elif kind == 0x3B:
+                self._ended = True
+            else:
+                at = at + 1 if kind == 0 else _NEVER
+        return _NEVER if self._ended else at
 
     def finish(self) -> str | None:
         if self._size < 14:
@@ -32,12 +79,16 @@ class Gif(_HeadAndTail):
         if not any(self._head[6:10]):
             return "GIF: impossible size 0 × 0"
         # The trailer follows the empty block that ends the last image's or extension's data.
-        tail = self._tail.rstrip(b"\0\r\n")
-        if tail.endswith(b"\0;"):
+        if self._tail.rstrip(b"\0\r\n").endswith(b"\0;"):
             return None
-        if b"\0;" in self._tail:
+        if self._ended:
             return f"{WARNING}GIF: other data after its end"
         return "GIF: no trailer: truncated"
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a table of colours."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 class Bmp(_HeadAndTail):

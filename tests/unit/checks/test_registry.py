@@ -166,6 +166,7 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
         ("images/a.jpg", stray(b"\xff\xc0", 1), "JPEG: damaged header"),
         ("images/a.jpg", JPEG_LS, None),
         ("images/a.jpg", picture("JPEG") + b"trailer" * 9, "warning: JPEG: other data after"),
+        ("images/a.gif", picture("GIF") + b"trailer" * 99, "warning: GIF: other data after"),
         ("images/a.png", picture("JPEG"), "warning: named .png, but contains JPEG"),
         ("images/a.png", picture("JPEG")[:-2], "JPEG: no end (EOI): truncated"),
         ("images/a", picture("PNG"), None),
