@@ -22,7 +22,8 @@ pytestmark = pytest.mark.faults
 
 Stage = Callable[..., Scene]
 
-ROUNDS = 50  # of each of two kinds, in halves that run side by side
+ROUNDS = 50  # of each of two kinds
+SHARES = [0, *(pytest.param(share, marks=pytest.mark.exhaustive) for share in (1, 2, 3))]
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +35,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     return folder, tree_digest(dataset)
 
 
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("share", SHARES)
 def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
-    shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, half: int
+    shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, share: int
 ) -> None:
     source, whole = tiny
-    for number in range(half, ROUNDS, 2):
+    for number in range(share, ROUNDS, len(SHARES)):
         here = Scene(shop, tmp_path / str(number), ("--local-path", source), whole)
         words = (*LAUNCH, "--dest", here.dest, *here.source)
         ended = shop.together(here.cli, [words, words])
@@ -51,12 +52,12 @@ def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
         assert winner.name in loser.err, loser
 
 
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("share", SHARES)
 def test_of_two_resumes_of_one_run_one_submits(
-    shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, half: int
+    shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, share: int
 ) -> None:
     source, whole = tiny
-    for number in range(half, ROUNDS, 2):
+    for number in range(share, ROUNDS, len(SHARES)):
         here = Scene(shop, tmp_path / str(number), ("--local-path", source), whole)
         assert here.launch("--no-overlap", fault=Fault("extract", 3)).fired
         ended = shop.together(here.cli, [["resume"], ["resume"]])
