@@ -123,10 +123,19 @@ class Planned:
             most=self.request.tasks,
         )
 
+    @property
+    def downloads_here(self) -> bool:
+        """Whether this process downloads, and submits the rest after that."""
+        downloads = bool(self.draft.of_stage(Stage.DOWNLOAD))  # an update may only remove files
+        return downloads and self.request.download_on == "login" and not self.is_local
+
     def scripts(self) -> dict[Stage, str]:
         """The scripts that would be submitted, by stage; changes nothing."""
-        engine = engine_named(self.engine)
-        return submitting.scripts(self.folder, self.draft, engine)
+        tasks = self.draft.tasks
+        if self.downloads_here:
+            tasks = tuple(task for task in tasks if task.stage is not Stage.DOWNLOAD)
+        submitted = structs.replace(self.draft, tasks=tasks)
+        return submitting.scripts(self.folder, submitted, engine_named(self.engine))
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
@@ -226,8 +235,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    downloads = bool(first.of_stage(Stage.DOWNLOAD))  # an update may only remove files
-    if downloads and planned.request.download_on == "login" and not planned.is_local:
+    if planned.downloads_here:
         submitting.download_here(folder, first, on_tick=on_tick)
     else:
         submitting.submit(folder, first, on_tick=on_tick)

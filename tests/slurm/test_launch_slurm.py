@@ -195,12 +195,13 @@ def _future(path: Path) -> TaskResult:
     return result
 
 
+@pytest.mark.parametrize("where", ["cluster", "login"])
 def test_a_dry_run_shows_the_scripts_that_slurm_would_get_and_submits_nothing(
-    plain: Site, shards: Path, tmp_path: Path
+    plain: Site, shards: Path, tmp_path: Path, where: str
 ) -> None:
-    done = plain.cli.run(
-        *LAUNCH, "--dest", tmp_path / "data", "--local-path", shards, "--dry-run", "-p", "main"
-    )
+    words = ("--local-path", shards, "--dry-run", "-p", "main", "--download-on", where)
+    done = plain.cli.run(*LAUNCH, "--dest", tmp_path / "data", *words)
+    assert ("--- download ---" in done.out) is (where == "cluster")
     assert "#SBATCH --array=" in done.out
     assert "#SBATCH --partition=main" in done.out
     assert plain.slurm.squeue() == []
