@@ -341,9 +341,7 @@ def resume_lines(planned: Resumable) -> list[str]:
     if step.refetch:
         lines.append(f"  downloading again (the archive was damaged): {', '.join(step.refetch)}")
     if step.cancel:
-        lines.append(
-            f"  cancelling first (their dependency is never satisfied): {', '.join(step.cancel)}"
-        )
+        lines.append(f"  cancelling first (new jobs replace them): {', '.join(step.cancel)}")
     if step.also_after:
         lines.append(f"  left running: {', '.join(step.also_after)}")
     if step.temp_limit is not None and step.shards:
