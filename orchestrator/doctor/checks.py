@@ -63,6 +63,7 @@ _ENDS = {
     ),
     Cause.CANCELLED: ("was cancelled", "run `doctor` again"),
 }
+_RESOURCE_OPTIONS = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
 # Signals of a program that cannot run on its node.
 _CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 
@@ -255,8 +256,7 @@ def _trial(spec: JobSpec) -> CheckResult:
     try:
         output = script.trial(spec)
     except EngineError as error:
-        remedy = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
-        return CheckResult("job", False, error.message, remedy)
+        return CheckResult("job", False, error.message, _RESOURCE_OPTIONS)
     will = _WILL_START.search(output)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = units.format_time(spec.resources.time_min)
@@ -333,15 +333,7 @@ class _TestJob:
                 return
             waited = (utc_now() - submitted).total_seconds()
             if waited > self.request.wait_s:
-                why = state.raw or "unknown"
-                if state.reason:
-                    why = pending_reasons.explain(state.reason)
-                yield CheckResult(
-                    "test job",
-                    None,
-                    f"job {job_id} did not end within {units.span(waited)}: {why}",
-                    "the queue may be long; wait longer (--wait-s), or try another --partition",
-                )
+                yield _unended(f"job {job_id} did not end within {units.span(waited)}", state)
                 return
             time.sleep(_LOOK_EVERY_S)
 
@@ -389,6 +381,15 @@ class _TestJob:
         """The standard error of the job and its shell."""
         found = task_logs.find(self.folder).get((1, Stage.DOWNLOAD, job_id))
         return found.err if found else None
+
+
+def _unended(fact: str, state: TaskState) -> CheckResult:
+    """The result for a job that has not ended: a problem if it will never start."""
+    why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
+    if pending_reasons.will_never_start(state.reason):
+        return CheckResult("test job", False, f"{fact}: {why}", _RESOURCE_OPTIONS)
+    remedy = "the queue may be long; wait longer (--wait-s), or try another --partition"
+    return CheckResult("test job", None, f"{fact}: {why}", remedy)
 
 
 def _ended_by(state: TaskState) -> tuple[str, str] | None:

@@ -37,12 +37,15 @@ def test_a_partition_that_is_not_there_is_said_in_slurms_words(
     assert "– accounting: none; runs work without it" in done.out
 
 
-def test_a_job_that_only_waits_is_taken_back(slurm_plain: PrivateSlurm, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("word", "reason", "rc"), [("--begin=now+1hour", "BeginTime", 0), ("--hold", "JobHeldUser", 3)]
+)
+def test_a_job_that_only_waits_is_taken_back_and_is_a_problem_if_it_will_never_start(
+    slurm_plain: PrivateSlurm, tmp_path: Path, word: str, reason: str, rc: int
+) -> None:
     shell = Cli(tmp_path, slurm_plain.env)
-    done = shell.run(
-        "doctor", "--dest", "data", "--wait-s", "2", "--sbatch-arg=--begin=now+1hour", rc=0
-    )
-    assert "did not end within" in done.out and "(BeginTime)" in done.out
+    done = shell.run("doctor", "--dest", "data", "--wait-s", "2", f"--sbatch-arg={word}", rc=rc)
+    assert "did not end within" in done.out and f"({reason})" in done.out
     assert not [row for row in slurm_plain.squeue() if "doctor" in row.name]
 
 
