@@ -15,11 +15,13 @@ from orchestrator import units
 
 @dataclass(frozen=True)
 class _Option:
-    """An option of sbatch: its long name, its letter, and what to use instead."""
+    """An option of sbatch that is not passed on as it is."""
 
     name: str
     letter: str
-    instead: str
+    instead: str  # what to use in its place
+    field: str = ""  # of ``Resources``, if its value for the download job may differ
+    read: Callable[[str], object] = str  # a value of it
 
 
 _SHAPE = "each task is one process on one node, and --tasks and --parallel say how many there are"
@@ -53,39 +55,36 @@ _OURS = (
         for each in ("cpu", "gpu")
     ),
 )
+
+
+def _here(
+    name: str,
+    letter: str = "",
+    field: str = "",
+    read: Callable[[str], object] = str,
+    *,
+    own: str = "",
+) -> _Option:
+    return _Option(name, letter, f"use this tool's own {own or name}", field, read)
+
+
 # Options that resume, status and the checks at launch need to know.
-_HERE = tuple(
-    _Option(name, letter, f"use this tool's own {own or name}")
-    for name, letter, own in (
-        ("--partition", "p", ""),
-        ("--account", "A", ""),
-        ("--qos", "q", ""),
-        ("--time", "t", ""),
-        ("--cpus-per-task", "c", ""),
-        ("--mem", "", ""),
-        ("--constraint", "C", ""),
-        ("--exclude", "x", "--exclude-nodes"),
-        ("--reservation", "", ""),
-        ("--mail-type", "", ""),
-        ("--mail-user", "", ""),
-        ("--container-image", "", ""),
-        ("--container-mounts", "", ""),
-    )
+_HERE = (
+    _here("--partition", "p", "partition"),
+    _here("--account", "A", "account"),
+    _here("--qos", "q", "qos"),
+    _here("--time", "t", "time_min", units.parse_limit),
+    _here("--cpus-per-task", "c", "cpus", units.parse_count),
+    _here("--mem", "", "mem_mb", units.parse_mem),
+    _here("--constraint", "C", "constraint"),
+    _here("--exclude", "x", "exclude", own="--exclude-nodes"),
+    _here("--reservation", "", "reservation"),
+    _here("--mail-type", "", "mail_type"),
+    _here("--mail-user", "", "mail_user"),
+    _here("--container-image"),
+    _here("--container-mounts"),
 )
-# Those of them whose values of the download job differ: its field of ``Resources``.
-_FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "--partition": ("partition", str),
-    "--account": ("account", str),
-    "--qos": ("qos", str),
-    "--time": ("time_min", units.parse_limit),
-    "--cpus-per-task": ("cpus", units.parse_count),
-    "--mem": ("mem_mb", units.parse_mem),
-    "--constraint": ("constraint", str),
-    "--exclude": ("exclude", str),
-    "--reservation": ("reservation", str),
-    "--mail-type": ("mail_type", str),
-    "--mail-user": ("mail_user", str),
-}
+_FIELDS = {option.name: option for option in _HERE if option.field}
 _NAMES = frozenset(option.name for option in (*_OURS, *_HERE))
 _SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
 _BARE = "HIOQVhksuv"  # letters without a value, which another may follow directly (-HN2)
@@ -118,8 +117,8 @@ def resources_in(args: Sequence[str]) -> tuple[dict[str, object], tuple[str, ...
             if name is None:
                 left.append(word)
             else:
-                field, read = _FIELDS[name]
-                fields[field] = read(next(words, "") if value is None else value)
+                option = _FIELDS[name]
+                fields[option.field] = option.read(next(words, "") if value is None else value)
         if left:
             others.append(text if left == shlex.split(text) else shlex.join(left))
     return fields, tuple(others)
@@ -138,10 +137,10 @@ def _split(word: str) -> tuple[str | None, str | None]:
 def arguments_for(own: Resources, others: Resources) -> tuple[str, ...]:
     """sbatch's arguments for the fields of ``own`` that differ from those of ``others``."""
     found = []
-    for name, (field, _) in _FIELDS.items():
-        value = getattr(own, field)
-        if value not in (None, getattr(others, field)):
-            text = units.format_time(value) if field == "time_min" else str(value)
+    for name, option in _FIELDS.items():
+        value = getattr(own, option.field)
+        if value not in (None, getattr(others, option.field)):
+            text = units.format_time(value) if name == "--time" else str(value)
             found.append(shlex.quote(f"{name}={text}"))
     return tuple(found)
 
