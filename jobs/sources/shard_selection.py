@@ -28,7 +28,7 @@ class Look:
     """How to read the first bytes (``magic.HEAD``) of a source's files."""
 
     read: Callable[[str], bytes | None]  # of the file with that name; None: it is unreadable
-    most: int  # files, at most
+    most: int  # files, if none of them shows that others have to be read too
     at_once: int = 16  # files
     free: bool = False  # whether to read also files whose names are unambiguous
 
@@ -108,7 +108,7 @@ def sort_out(
     _check_pointers(heads)
     candidates = [family for family in candidates if _may_be_pieces(family, images, heads)]
     sizes = {name: file.size for name, file in by_name.items()}
-    groups = _groups(declared, candidates, single, heads, sizes)
+    groups = _groups(declared, candidates, single, heads, sizes, look)
     _check_readable(groups, where)
     taken = {name for group in groups for name in group.names}
     _check_images([name for name in inside if name not in taken], heads, request, where)
@@ -311,18 +311,33 @@ def _groups(
     single: Sequence[str],
     heads: Mapping[str, bytes],
     sizes: split_archives.Sizes,
+    look: Look,
 ) -> list[Group]:
-    """The archives: those in pieces that the user declared, in other pieces, and in one file."""
+    """The archives: those in pieces that the user declared, in other pieces, and in one file.
+
+    If one file with an ending that says nothing is an archive, all others with it are examined.
+    """
     groups = [_joined_group(pieces, heads, sizes) for pieces in declared]
     for family in candidates:
         if split_archives.are_pieces(family, heads, sizes):
             packing = _packing(family.names[0], heads, family.joined_name)
             groups.append(Group(family.joined_name, family.names, packing))
     taken = {name for group in groups for name in group.names}
-    for name in single:
-        if name not in taken and (packing := _packing(name, heads)):
+    left = [name for name in single if name not in taken]
+    kinds = {_kind(name) for name in left if magic.packing_of(heads.get(name, b""))} - {None}
+    unseen = [name for name in left if name not in heads and _kind(name) in kinds]
+    heads = {**heads, **look.heads(unseen)}
+    for name in left:
+        if packing := _packing(name, heads):
             groups.append(Group(name, (name,), packing))
     return groups
+
+
+def _kind(name: str) -> str | None:
+    """The ending of a file whose bytes decide whether it is an archive; None for others."""
+    packing = magic.packing_named(name)
+    is_known = (packing is not None and packing.is_read) or magic.is_data_name(name)
+    return None if is_known else magic.last_ending(name)
 
 
 def _joined_group(
@@ -357,11 +372,9 @@ def _look(
     of_a_kind = look.most if look.free else look.most // 4  # leave some for other kinds
     seen: Counter[str] = Counter()
     for name in single:
-        packing = magic.packing_named(name)
-        if (packing is None or not packing.is_read) and not magic.is_data_name(name):
-            ending = magic.last_ending(name)
-            seen[ending] += 1
-            if seen[ending] <= of_a_kind:
+        if (kind := _kind(name)) is not None:
+            seen[kind] += 1
+            if seen[kind] <= of_a_kind:
                 wanted.append(name)
     if look.free:
         wanted += [name for name in single if magic.packing_named(name)]

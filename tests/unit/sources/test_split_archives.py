@@ -324,6 +324,20 @@ def test_a_zip_beside_its_own_pieces_is_refused() -> None:
     assert grouped(files) == [(ShardKind.ARCHIVE, ("b.z00", "b.z01"))]
 
 
+@pytest.mark.parametrize("stem", ["data/x{:03}", "data/{:03}x", "data/{:03}.dat"])
+def test_of_files_whose_names_say_nothing_all_are_archives_if_all_begin_like_one(stem: str) -> None:
+    given = [SourceFile(stem.format(n), "", 1000 + n) for n in range(100)]
+    request = SourceRequest(SourceKind.HUB, ("x",), layout=FILES)
+
+    def archives_of(heads: dict[str, bytes]) -> int:
+        look = shard_selection.Look(lambda name: heads.get(name, NOISE), 256)
+        return len(shard_selection.sort_out(given, request, look, where="x").groups)
+
+    assert archives_of({}) == 0
+    assert archives_of({file.name: GZIP for file in given}) == 100
+    assert archives_of({file.name: GZIP for file in given[:90]}) == 90
+
+
 def test_many_shards_are_looked_through_by_name_and_three_are_looked_into() -> None:
     names = [f"data/shard-{number:05d}.tar" for number in range(10_000)]
     assert [len(family.names) for family in families(names)] == [10_000]
