@@ -81,6 +81,7 @@ class Connections:
         try:
             return request(self._pool)
         except RetryLater as again:
+            self._pool.avoid(url)
             if again.wait_s is not None and again.wait_s <= _MOST_WAIT_S:
                 self._pauses.hold(site, again.wait_s)
             self._most = max(self._most // 2, min(self._most, _FEWEST))

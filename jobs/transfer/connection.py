@@ -75,6 +75,10 @@ class HttpResponse:
         self._ended = False
         self._broken: Exception | None = None  # raised by the next read
         sock = getattr(getattr(raw, "connection", None), "sock", None)
+        self.address: Any = None  # that of the machine, as in ``getaddrinfo``
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                self.address = sock.getpeername()
         self._ready: select.poll | None = None
         if isinstance(sock, ssl.SSLSocket):
             self._ready = select.poll()
@@ -142,12 +146,14 @@ class _Connection(urllib3.connection.HTTPConnection):
     """
 
     _answered: ClassVar[dict[str, Any]] = {}  # the last address of each host
+    _failed: ClassVar[dict[str, Any]] = {}  # the last one that answered, but sent no file
 
     def _new_conn(self) -> socket.socket:
         host = self._dns_host
         try:
             found = socket.getaddrinfo(host.strip("[]"), self.port, type=socket.SOCK_STREAM)
-            found.sort(key=lambda each: each[4] != self._answered.get(host))
+            last, failed = self._answered.get(host), self._failed.get(host)
+            found.sort(key=lambda each: (each[4] == failed, each[4] != last))
             sock = _first_to_answer(found, self.socket_options or ())
         except UnicodeError:
             return super()._new_conn()  # which refuses the name
@@ -296,7 +302,17 @@ class ConnectionPool:
                 f"{name}: {redact(url)} is not a usable http(s) address, or a header is malformed"
             ) from None
         except CONNECTION_ERRORS as error:
+            self.avoid(url)
             raise connection_error(error, name=name, url=url, stall_s=self._stall_s) from None
+
+    def avoid(self, url: str, address: Any = None) -> None:
+        """Have the next connection to this server try other addresses first, if it has any.
+
+        One of several machines may be broken, or a network may lose all large packets of IPv6.
+        ``address``: that of the machine; None: the one that has answered last.
+        """
+        host = urllib.parse.urlsplit(url).hostname or ""
+        _Connection._failed[host] = address or _Connection._answered.get(host)
 
     def close(self) -> None:
         self._session.close()

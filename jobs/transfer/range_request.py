@@ -88,6 +88,9 @@ class RangeRequest:
                 self._refuse_page(reply)
                 start, stop = self._check(reply)
                 is_complete = self._receive(reply, start, stop)
+        except RetryLater:
+            shared.wire.avoid(reply.url, reply.address)
+            raise
         finally:
             reply.close(is_complete=is_complete)
         return reply.target

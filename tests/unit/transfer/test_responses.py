@@ -497,6 +497,23 @@ def test_a_host_is_reached_though_its_first_address_is_silent(
         assert fetch(f"http://odd.test:{port}{PATH}", tmp_path / "out").sha256 == SHA
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [faults.status(502, None), faults.reset_after(0, None), faults.stall_after(0, None)],
+    ids=["502", "reset", "silence after the head"],
+)
+def test_a_host_of_which_one_address_answers_but_sends_no_file_is_asked_at_another(
+    web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, fault, origin="main")
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    ports = [urllib.parse.urlsplit(web.url(PATH, each)).port for each in ("main", "other")]
+    found = [(*kind, ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found.copy())
+    assert fetch(f"http://{fault.status}.test{PATH}", tmp_path / "out").sha256 == SHA
+
+
 def test_a_connection_that_is_reset_at_once_is_no_open_socket_that_nobody_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
