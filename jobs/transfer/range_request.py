@@ -65,6 +65,7 @@ class RangeRequest:
         self._is_done = is_done
         self._on_response = on_response
         self._streaming = piece is None  # the complete file
+        self._asks_range = piece not in (None, (0, state.size))
         self._begun = b""  # of the body: checked, but not written yet
         self._at = 0  # the byte of the file that is written next
         self._begin_period()
@@ -107,16 +108,13 @@ class RangeRequest:
         headers = {"Accept-Encoding": "identity"}
         if self._state.fresh:
             headers["Cache-Control"] = "no-cache"
-        if self._piece is not None and not self._is_from_start():
+        if self._piece is not None and self._asks_range:
             start, stop = self._piece
             headers["Range"] = f"bytes={start}-{stop - 1}"
             known = self._state.partial.identity
             if known is not None and known.validator.if_range and self._state.trusts_validators:
                 headers["If-Range"] = known.validator.if_range
         return headers
-
-    def _is_from_start(self) -> bool:
-        return self._piece == (0, self._state.size)
 
     # Checks -----------------------------------------------------------------------------
 
@@ -146,10 +144,8 @@ class RangeRequest:
 
     def _may_refuse_range(self, reply: HttpResponse) -> bool:
         """Whether a request without Range may succeed; not where others have succeeded with it."""
-        asked = self._piece is not None and not self._is_from_start()
-        return (
-            asked and not self._state.ranges_work and may_refuse_range(reply.status, reply.headers)
-        )
+        may_work = self._asks_range and not self._state.ranges_work
+        return may_work and may_refuse_range(reply.status, reply.headers)
 
     def _refuse_page(self, reply: HttpResponse) -> None:
         """Raise ``RetryLater`` for a web page instead of the file: a login, a proxy's notice.
@@ -184,10 +180,9 @@ class RangeRequest:
         length = None if self._is_coded(reply) else content_length(reply.headers)
         self._check_size(reply, length)
         self._check_version(reply)
-        if self._piece is not None and not self._is_from_start() and self._state.partial.total:
+        if self._asks_range and self._state.partial.total:
             raise WrongRange(self._server_error("ignored the requested range"))
-        if self._piece is not None and not self._is_from_start():
-            self._streaming = True
+        self._streaming = self._streaming or self._asks_range
         size = self._state.size if length is None else length
         self._store(reply, size, is_all=True)
         return 0, size
@@ -204,7 +199,7 @@ class RangeRequest:
 
     def _check_range(self, reply: HttpResponse) -> tuple[int, int | None]:
         content = content_range(reply.headers)
-        if self._piece is None or self._is_from_start():
+        if self._piece is None or not self._asks_range:
             raise WrongRange(self._server_error("sent a range that was not requested"))
         if content is None or content.start != self._piece[0] or self._is_coded(reply):
             raise WrongRange(self._server_error("sent a different range than requested"))
@@ -265,7 +260,7 @@ class RangeRequest:
         if known is None or not state.trusts_validators:
             return
         if known.validator.differs(validator):
-            raise self._changed()
+            raise StartOver(changing(state.name))
 
     def _store(self, reply: HttpResponse, size: int | None, *, is_all: bool) -> None:
         """Store what the response says of the file; ``is_all``: the body is the complete file.
@@ -290,9 +285,6 @@ class RangeRequest:
         if not (is_all or state.has_version):
             raise NoRanges
         self._on_response(size, not self._streaming)
-
-    def _changed(self) -> StartOver:
-        return StartOver(changing(self._state.name))
 
     def _server_error(self, fact: str) -> SourceError:
         return SourceError(f"{self._state.name}: the server {fact}; run `resume` later")
@@ -353,7 +345,10 @@ class RangeRequest:
             data = reply.read(most)
         except CONNECTION_ERRORS as error:
             self._shared.check(self._is_done)
-            raise self._broken(error, reply) from None
+            stall_s = self._shared.stall_s
+            raise connection_error(
+                error, name=self._state.name, url=reply.url, stall_s=stall_s
+            ) from None
         self._waited_s += time.monotonic() - begun
         self._received += len(data)
         return data
@@ -383,10 +378,6 @@ class RangeRequest:
                 )
             )
         self._begin_period()
-
-    def _broken(self, error: BaseException, reply: HttpResponse) -> Exception:
-        stall_s = self._shared.stall_s
-        return connection_error(error, name=self._state.name, url=reply.url, stall_s=stall_s)
 
     def _short(self, reply: HttpResponse, count: int) -> SourceError:
         return SourceError(
