@@ -40,7 +40,7 @@ from jobs.storage.staging import Staging
 log = logging.getLogger(__package__)
 
 # Every other shard would fail in the same way; a person has to act first.
-_FOR_ALL = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.READ_ONLY, Cause.AUTHENTICATION})
+_FOR_ALL = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.READ_ONLY})
 
 
 def run_download(
@@ -136,6 +136,7 @@ class _Downloads:
         self._streams_all = streams_all  # also tars with one part
         self._lock = threading.Lock()
         self._halted: Problem | None = None
+        self._refused = 0  # shards in a row that may not be read
         self._space = TemporarySpace(folder, plan, temp_limit, check=self._check, close=pool.forget)
 
     def results_of(self, shards: Sequence[Shard]) -> tuple[ItemResult, ...]:
@@ -172,6 +173,7 @@ class _Downloads:
             problem = as_problem(error, doing=f"downloading {shard.id}", shard=shard.id)
             problem = self._check_for_all(problem)
         else:
+            self._refused = 0
             self._progress.add(items=1)
             return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)
         return self._failed(shard, problem)
@@ -320,6 +322,11 @@ class _Downloads:
                 problem.shard,
             )
             self._halt(problem)
+        elif problem.cause is Cause.AUTHENTICATION:
+            # One alone may be closed, or was removed: S3 answers with 403 for both.
+            self._refused += 1
+            if self._refused > 1:
+                self._halt(problem)
         elif problem.cause in _FOR_ALL:
             self._halt(problem)
         return problem

@@ -310,6 +310,26 @@ def test_both_digests_of_a_stored_archive_take_one_reading_that_can_be_stopped(
     assert stopped or progress.bytes_done == len(data)
 
 
+@pytest.mark.parametrize(
+    ("closed", "asked", "fetched"),
+    [("/1.tar", "0123", "023"), ("/*", "01", "")],
+    ids=["one", "all"],
+)
+def test_archives_that_may_not_be_read_stop_the_others_if_they_are_several(
+    tmp_path: Path, web: FaultyServer, closed: str, asked: str, fetched: str
+) -> None:
+    names = [f"/{number}.tar" for number in range(4)]
+    for name in names:
+        web.put(name, tarred({f"a{name}": b"1"}))
+    folder, plan = planned(tmp_path, web.url("/") + "{0..3}.tar", kind=SourceKind.URL)
+    web.fail(closed, faults.status(403, None))
+    web.requests.clear()
+    alone = structs.replace(plan, options=structs.replace(plan.options, connections=1))
+    results = zip(names, run(folder, alone), strict=True)
+    assert "".join(n[1] for n, item in results if item.outcome is Outcome.OK) == fetched
+    assert "".join(name[1] for name in names if web.asked(name)) == asked
+
+
 @pytest.mark.parametrize("resumed", [False, True], ids=["launched", "resumed"])
 def test_a_node_without_internet_is_the_only_problem_reported(
     dataset: Path, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
