@@ -28,7 +28,6 @@ _MOST_WAIT_S = 60.0  # at launch a user is waiting
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 # Raised by the client for JSON that has another form than the Hub's.
 _OTHER_FORM = (KeyError, TypeError, AttributeError)
-_TRUE = ("1", "on", "yes", "true")
 _TYPES = ("dataset", "model", "space")
 
 T = TypeVar("T")
@@ -77,7 +76,7 @@ def _endpoint() -> str:
 def check_online() -> None:
     """Raise ``SourceError`` if ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        if os.environ.get(name, "").lower() in _TRUE:
+        if _is_set(name):
             raise SourceError(
                 f"{name} is set, so the Hub is not contacted; unset it, or use files on disk "
                 "with --local-path",
@@ -85,10 +84,19 @@ def check_online() -> None:
             )
 
 
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "on", "yes", "true")
+
+
 def token() -> str | None:
-    """The user's token, as the client finds it, with the current ``HF_TOKEN_PATH``."""
+    """The user's token, as the client finds it, with the current ``HF_TOKEN_PATH``.
+
+    None also if the user wants none to be sent, such as to a mirror.
+    """
     import huggingface_hub
 
+    if _is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+        return None
     path = os.environ.get("HF_TOKEN_PATH")
     if path and not os.environ.get("HF_TOKEN"):
         try:

@@ -126,6 +126,15 @@ def test_the_hub_s_refusals_say_what_to_do(
     assert words in refused.value.message
 
 
+def test_no_token_is_sent_if_the_user_wants_none_to_be(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
+    assert [r for r in ready.asked() if "authorization" in r.headers] == []
+
+
 def test_a_private_repository_needs_the_users_token(
     ready: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
