@@ -145,9 +145,6 @@ def test_a_file_is_downloaded_right_despite_a_fault(
             faults.busy(None, code=429), {Cause.RATE_LIMITED}, Outcome.RETRYABLE, id="429"
         ),
         pytest.param(
-            faults.busy(None, code=503), {Cause.NETWORK, Cause.RATE_LIMITED}, None, id="503"
-        ),
-        pytest.param(
             faults.busy(None, code=503, retry_after="86400"),
             {Cause.NETWORK, Cause.RATE_LIMITED},
             Outcome.RETRYABLE,
@@ -155,7 +152,6 @@ def test_a_file_is_downloaded_right_despite_a_fault(
         ),
         pytest.param(faults.status(404, None), {Cause.NOT_FOUND}, Outcome.FAILED, id="404"),
         pytest.param(faults.status(403, None), {Cause.AUTHENTICATION}, None, id="403"),
-        pytest.param(faults.redirect_loop(), {Cause.BAD_SOURCE}, None, id="redirect loop"),
         pytest.param(faults.html(None), {Cause.NETWORK}, Outcome.RETRYABLE, id="a page"),
         pytest.param(
             faults.wrong_length(-MB, None), {Cause.NETWORK, Cause.CHANGED}, None, id="truncated"
@@ -180,19 +176,12 @@ def test_what_does_not_end_is_one_clear_error_and_later_all_is_well(
     assert "\n" not in message
     if found.problem.cause is Cause.BAD_DIGEST:
         assert HASH in message
+        assert fault.content is None or OTHER_HASH in message
     assert stage.folder.fetched_ids() == set()
     assert not stage.out.exists()
     stage.origins.assert_quiet(stage.root, text=message + caplog.text)
     stage.origins.server.faults.clear()
     stage.assert_right()
-
-
-def test_bytes_that_stay_wrong_name_both_digests(stage: Stage) -> None:
-    stage.origins.fail(faults.changed(OTHER))
-    problem = stage.run().problem
-    assert problem is not None
-    assert HASH in problem.message
-    assert OTHER_HASH in problem.message
 
 
 def test_a_follower_of_a_broken_download_finds_every_part(origins: Origins, tmp_path: Path) -> None:
