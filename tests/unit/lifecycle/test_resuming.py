@@ -12,7 +12,7 @@ from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.errors import Cause, ClaimedError, EngineError, PreflightError, UsageError
-from jobs.model import OnBadRecord, Options, Output, Stage
+from jobs.model import OnBadRecord, Options, Output, SourceKind, SourceRef, Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import filesystems
@@ -28,7 +28,7 @@ from orchestrator.lifecycle.resuming import Amendments, amended, plan_resume, re
 from tests.support.builders.contents import page_tar, pages
 from tests.support.builders.dataset import Dataset
 from tests.support.builders.fake_engine import FakeEngine
-from tests.support.builders.runs import RunBuilder, running, shard
+from tests.support.builders.runs import RunBuilder, pending, running, shard
 
 
 @pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
@@ -168,6 +168,26 @@ def test_a_repair_does_not_start_the_users_job_again(
     resume(plan_resume(run.on_disk(tmp_path).folder))
     assert len(engine.followed) == starts
     assert engine.cancelled == ["900"] * starts
+
+
+def test_new_addresses_are_stored_for_jobs_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(shard("a"), shard("b"), source=SourceRef(SourceKind.URL, "/source/a.tar.gz"))
+    run = run.submitted()
+    engine = FakeEngine(seen={str(task.job_id): pending() for task in run.submission.tasks})
+    for module in (evidence, resuming, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    folder = run.on_disk(tmp_path).folder
+    atomic.write_json(folder.private, {"a#0": "http://h/a?old", "b#0": "http://h/b?old"})
+    planned = plan_resume(folder, urls=["b.tar.gz\thttp://h/b?s3cret"])
+    said = "\n".join(messages.resume_lines(planned))
+    assert "nothing to resume" in said and "new addresses of 1 file" in said
+    assert "s3cret" not in said + repr(planned)
+    resume(planned)
+    assert folder.load_private() == {"a#0": "http://h/a?old", "b#0": "http://h/b?s3cret"}
+    assert folder.private.stat().st_mode & 0o777 == 0o600
+    assert not engine.submitted
 
 
 def test_options_are_not_changed_once_the_publication_has_begun(tmp_path: Path) -> None:
