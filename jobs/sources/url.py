@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from jobs.errors import Cause, SourceError, with_message
+from jobs.errors import SourceError, with_message
 from jobs.formats import magic
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
@@ -67,9 +68,13 @@ class UrlSource(RemoteSource):
         return file.version
 
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
-        """See ``RemoteSource.explained``: a signature in the query may have expired."""
+        """See ``RemoteSource.explained``: a signature in the query may have expired.
+
+        Then Google answers with status 400, others with 401, 403, 404 or 410.
+        """
         is_signed = any("?" in url for url in self._secrets.values())
-        if not is_signed or error.cause not in (Cause.AUTHENTICATION, Cause.NOT_FOUND):
+        is_refusal = re.search("answered with status 4(00|01|03|04|10)", error.message)
+        if not (is_signed and is_refusal):
             return error
         hint = "`resume --url-list FILE` takes new addresses, and keeps what is downloaded"
         return with_message(error, f"{error.message} ({hint})")

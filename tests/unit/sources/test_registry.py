@@ -12,13 +12,15 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Layout, Shard, ShardKind, SourceKind
+from jobs.runtime.progress import Progress
 from jobs.sources import http_probe, hub, hub_client, url_lists
-from jobs.sources.base import LocalFiles, Source, SourceRequest
+from jobs.sources.base import LocalFiles, RemoteSource, Source, SourceRequest
 from jobs.sources.families import families
 from jobs.sources.file_names import natural_key
 from jobs.sources.registry import open_source
 from jobs.sources.url_lists import expand_braces
 from jobs.transfer import responses
+from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
 from tests.support.servers.hubserver import HubServer
@@ -317,6 +319,24 @@ def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
     assert (shard.name, shard.files[0].locator) == ("websight.tar.gz", web.url("/f"))
     assert source.private() == {f"{shard.id}#0": address}
     assert "Signature" not in repr(source.describe()) + repr(source.shards())
+
+
+@pytest.mark.parametrize("status", [400, 403, 410])
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_refusal_of_a_signed_address_says_how_to_give_another(
+    web: FaultyServer, tmp_path: Path, status: int, signed: bool
+) -> None:
+    web.put("/f.tar.gz", GZ)
+    address = web.signed_url("/f.tar.gz") if signed else web.url("/f.tar.gz")
+    source = opened(SourceKind.URL, address)
+    assert isinstance(source, RemoteSource)
+    (shard,) = source.shards()
+    web.fail("/f.tar.gz", faults.status(status, None))
+    by = Transfer(1, progress=Progress(), backoff_s=0.01, tries=2)
+    with pytest.raises(SourceError, match=f"status {status}") as error:
+        source.fetch(shard.files[0], f"{shard.id}#0", by, tmp_path / "out")
+    assert ("`resume --url-list FILE` takes new addresses" in error.value.message) is signed
+    assert "Signature" not in error.value.message
 
 
 @pytest.mark.parametrize(
