@@ -20,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.formats.pictures import is_named
-from jobs.model import Match, OnCollision, placed_path
+from jobs.model import Match, OnCollision, ShardKind, placed_path
 from jobs.storage import latency
 from jobs.storage.manifest import key_of_bytes
 from jobs.storage.safe_paths import as_bytes, quoted
@@ -298,12 +298,19 @@ class Sample:
         for named, folders in sorted(starts.items()):
             folder = self._images if self._images in folders else min(folders)
             if folder != self._images and len(folders) > 1:
-                self._say(piece, named, folders, "if so, run `resume` with --images-dir")
+                self._say(piece, named, folders, self._remedy_for_several(piece))
             elif self._may_mean(named, folder):
                 moves[named] = folder
             else:
                 self._say(piece, named, folders, "if so, run `resume` with --match any-folder")
         return moves
+
+    def _remedy_for_several(self, piece: RecordsPiece) -> str:
+        per_shard = self._context.plan.options.on_collision is OnCollision.PER_SHARD
+        if per_shard and piece.shard.kind is ShardKind.FILE:
+            folder = "unpack each archive into the folder that the records name"
+            return f"{folder}, and launch with --local-path on the whole"
+        return "if so, run `resume` with --images-dir"
 
     def _may_mean(self, named: str, folder: str) -> bool:
         """Whether the two folders differ only in their top folder.

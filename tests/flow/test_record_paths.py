@@ -408,6 +408,26 @@ def test_with_a_folder_for_each_shard_paths_are_corrected_into_it(tmp_path: Path
     ]
 
 
+def test_records_beside_archives_with_the_same_names_are_refused_with_the_way_out(
+    tmp_path: Path,
+) -> None:
+    pictures = {"app": png(1), "web": png(2)}
+    for folder, data in pictures.items():
+        lines = b'{"file_name": "0.png"}\n'
+        for place, files in {
+            "packed": {"images.tar": tarred({"0.png": data}), "metadata.jsonl": lines},
+            "unpacked": {"0.png": data, "metadata.jsonl": lines},
+        }.items():
+            (tmp_path / place / folder).mkdir(parents=True)
+            for name, content in files.items():
+                (tmp_path / place / folder / name).write_bytes(content)
+    refused = complete_run(tmp_path / "1", tmp_path / "packed", "--on-collision", "per-shard")
+    assert "; unpack each archive into the folder that the records name, and launch" in refused.text
+    brought = complete_run(tmp_path / "2", tmp_path / "unpacked")
+    assert brought.problems == []
+    assert [brought.files[f"{folder}/0.png"] for folder in pictures] == [*pictures.values()]
+
+
 def test_only_the_paths_of_a_record_change(tmp_path: Path) -> None:
     made = shard(["images/a.png", "images/b.JPG"], [])
     made.records = (
