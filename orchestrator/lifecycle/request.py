@@ -71,6 +71,7 @@ class LaunchRequest:
                     "--no-overlap; omit one of them"
                 )
         check_layout(self.options.layout)
+        check_expected(self.options)
         if self.options.packs:
             _check_packing(self.options)
         if self.download_on not in ("cluster", "login"):
@@ -120,6 +121,15 @@ def check_layout(layout: Layout) -> None:
     if layout.image_field is not None and not layout.image_field.isprintable():
         raise UsageError(
             f"--image-field {quoted(layout.image_field)} contains a control character; remove it"
+        )
+
+
+def check_expected(options: Options) -> None:
+    """``UsageError`` if records are expected of a dataset without records."""
+    if options.expect_records and not options.layout.has_records:
+        raise UsageError(
+            f"--expect-records {options.expect_records} cannot be combined with --layout files, "
+            "which publishes no records; omit one of them"
         )
 
 

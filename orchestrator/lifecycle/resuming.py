@@ -46,7 +46,7 @@ from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import claim, planning, preflight, recovery, space, submitting
 from orchestrator.lifecycle.cancelling import how_to_abandon
 from orchestrator.lifecycle.recovery import Recovery
-from orchestrator.lifecycle.request import check_layout, check_temp_limit, override
+from orchestrator.lifecycle.request import check_expected, check_layout, check_temp_limit, override
 from orchestrator.lifecycle.submitting import Tick
 
 _SHOWN_TOPS = 3  # in a message, at most
@@ -385,6 +385,7 @@ def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Optio
     names = ("on_bad_record", "on_collision", "match", "expect_records")
     changes = {name: value for name in names if (value := getattr(amendments, name)) is not None}
     options = structs.replace(options, **changes)
+    check_expected(options)
     if amendments.on_collision is not None and state.submissions[-1].temp_limit is not None:
         space.check_limit(options)
     if options.packs:
@@ -427,7 +428,10 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
     if amendments.layout and plan.options.nested:
         raise _differs("the folders of archives in archives (--nested) depend on the layout")
     stripped = _stripped(folder, plan, without_records=bool(amendments.layout))
-    return structs.replace(plan.options, layout=layout, strip_components=stripped)
+    expected = plan.options.expect_records if layout.has_records else None
+    return structs.replace(
+        plan.options, layout=layout, strip_components=stripped, expect_records=expected
+    )
 
 
 def _stripped(folder: RunFolder, plan: Plan, *, without_records: bool) -> int:

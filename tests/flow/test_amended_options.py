@@ -140,7 +140,9 @@ def test_a_resume_publishes_what_a_launch_with_these_options_publishes(
 def test_the_receipt_and_a_repair_have_the_changed_options(cli: Cli, tmp_path: Path) -> None:
     source = write(tmp_path / "source", PLAIN)
     data = tmp_path / "data"
-    cli.run(*LOCAL, "--local-path", source, "--dest", data, rc=VERIFICATION)
+    expected = ("--expect-records", "4")
+    cli.run(*LOCAL, "--local-path", source, "--dest", data, *expected, rc=VERIFICATION)
+    cli.run("resume", "--layout", "files", *expected, rc=USAGE)
     cli.run("resume", "--layout", "files")
     receipt = json.loads((data / "RECEIPT.json").read_text())
     assert receipt["layout"]["name"] == "files"

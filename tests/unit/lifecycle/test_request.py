@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -41,6 +42,13 @@ def test_names_of_the_layout_stay_within_the_dataset(layout: Layout, words: str)
 def test_a_layout_may_lie_in_folders_and_have_any_printable_name() -> None:
     check(Layout(records="data/v 2/Datensätze.jsonl", images="data/Bilder", image_field="img:0"))
     check(Layout(name="files", records="", images=""))
+
+
+@pytest.mark.parametrize("layout", ["auto", "websight", "webdataset", "files"])
+def test_records_are_not_expected_of_a_dataset_without_records(layout: str) -> None:
+    options = Options(layout=Layout(layout), expect_records=5)
+    with pytest.raises(UsageError, match="expect") if layout == "files" else nullcontext():
+        LaunchRequest(SOURCE, options=options).check()
 
 
 @pytest.mark.parametrize(
