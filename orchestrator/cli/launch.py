@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from jobs.errors import UsageError
 from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Output, Verify
 from orchestrator.cli import options
 from orchestrator.cli.options import flag, repeated
@@ -347,6 +348,7 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     from orchestrator.engines.registry import AUTO, SLURM
 
     mode = options.OutputMode.take(values)
+    _check_verify(ctx, values)
     if mode.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if mode.parsable and values["engine"] == AUTO:
@@ -362,3 +364,12 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     with progress(quiet=mode.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
     return messages.launched(folder, mode)
+
+
+def _check_verify(ctx: click.Context, values: dict[str, Any]) -> None:
+    """A typed ``--verify`` overrides a ``skip-verify`` of the settings."""
+    if not (values["skip_verify"] and options.is_typed(ctx, "verify")):
+        return
+    if options.is_typed(ctx, "skip_verify") and values["verify"] is not Verify.NONE:
+        raise UsageError("--verify and --skip-verify contradict each other; omit one of them")
+    values["skip_verify"] = False

@@ -283,6 +283,8 @@ SECRET = "hf_secret"
         (["--local-path", "pipe"], "neither a file nor a folder"),
         (["--then", "x" * 300], "this batch script does not exist"),
         (["--then", "script", "--engine", "local"], "omit it or --engine local"),
+        (["--verify", "decode", "--skip-verify"], "contradict each other"),
+        (["--layout", "files", "--expect-records", "5"], "publishes no records"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
@@ -301,6 +303,13 @@ def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
     assert reported in " ".join(done.err.split())
     assert "Traceback" not in done.err
     assert SECRET not in done.out + done.err
+
+
+def test_a_typed_verify_overrides_a_setting_that_skips_it(done: Cli) -> None:
+    words = ("launch", "--local-path", "shards", "--dest", "new", "--dry-run")
+    shell = done.having(WEBSIGHT_SKIP_VERIFY="1")
+    assert "Verify    none" in shell.run(*words).out
+    assert "Verify    structure" in shell.run(*words, "--verify", "structure").out
 
 
 def test_show_config_shows_no_secret_of_an_address(here: Cli) -> None:
