@@ -62,17 +62,12 @@ def style_of(stream: TextIO) -> TerminalStyle:
     )
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether ``stream`` is a terminal."""
-    try:
-        return stream.isatty()
-    except ValueError:  # closed
-        return False
-
-
 def is_screen(stream: TextIO) -> bool:
     """Whether ``stream`` is a terminal that obeys control characters, unlike that of an editor."""
-    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+    try:
+        return stream.isatty() and os.environ.get("TERM") != "dumb"
+    except ValueError:  # closed
+        return False
 
 
 def _colour(stream: TextIO) -> bool:

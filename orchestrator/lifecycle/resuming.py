@@ -419,10 +419,10 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
         fetched = folder.load_fetched(part.shard)
         is_table = fetched is not None and fetched.format is Format.PARQUET
         if summary.has_records and (summary.samples or is_table):
-            raise _differs(f"extraction made the records of {_name(plan, part.shard)}")
+            raise _differs(f"extraction made the records of {plan.shard(part.shard).name}")
         if summary.has_records and apart:
             name = plan.options.layout.records
-            raise _differs(f"{_name(plan, part.shard)} contains {name}")
+            raise _differs(f"{plan.shard(part.shard).name} contains {name}")
     if plan.options.on_collision is OnCollision.PER_SHARD:
         raise _differs("the folders of --on-collision per-shard depend on the layout")
     if amendments.layout and plan.options.nested:
@@ -449,10 +449,6 @@ def _stripped(folder: RunFolder, plan: Plan, *, without_records: bool) -> int:
         shown = quoted_few(sorted(tops), _SHOWN_TOPS)
         raise _differs(f"different top folders of archives were removed ({shown})")
     return max(depths, default=0)
-
-
-def _name(plan: Plan, shard_id: str) -> str:
-    return next(shard.name for shard in plan.shards if shard.id == shard_id)
 
 
 def _differs(fact: str) -> UsageError:

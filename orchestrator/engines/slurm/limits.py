@@ -81,20 +81,18 @@ class Partition:
 def partitions(at: str | None = None) -> list[Partition]:
     """All partitions that this user sees; none if ``scontrol`` does not respond."""
     lines = client.control_text("-o", "show", "partition", at=at).splitlines()
-    found = []
-    for line in lines:
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in fields:
-            found.append(
-                Partition(
-                    fields["PartitionName"],
-                    fields.get("Default") == "YES",
-                    fields.get("State", "UP") == "UP",
-                    units.parse_time(fields.get("MaxTime", "UNLIMITED")),
-                    line,
-                )
-            )
-    return found
+    rows = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+    return [
+        Partition(
+            fields["PartitionName"],
+            fields.get("Default") == "YES",
+            fields.get("State", "UP") == "UP",
+            units.parse_time(fields.get("MaxTime", "UNLIMITED")),
+            line,
+        )
+        for line, fields in zip(lines, rows, strict=True)
+        if "PartitionName" in fields
+    ]
 
 
 def _possible(partition: str | None, at: str | None) -> list[Partition]:
