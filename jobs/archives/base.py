@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from jobs.errors import ArchiveError, Cause, TooLargeError, with_message
 from jobs.formats import magic
-from jobs.model import Format, Options, Part, Shard, Span
+from jobs.model import Format, Options, Part, Plan, Shard, Span
 from jobs.storage.safe_paths import quoted, text_of
 
 E = TypeVar("E", bound=ArchiveError)
@@ -146,12 +146,13 @@ class TopChanged(ArchiveError):
 class DamagedError(ArchiveError):
     """The archive's bytes are damaged or truncated."""
 
-    def advised(self, *, verified: bool, in_place: bool, again: bool, others: bool) -> DamagedError:
-        """The same error with the next step.
+    def advised(
+        self, plan: Plan, shard: Shard, *, verified: bool, in_place: bool, again: bool
+    ) -> DamagedError:
+        """The same error, of a shard of the plan, with the next step.
 
         ``verified``: the archive has the published digest; ``in_place``: it is a local file of the
-        user; ``again``: the next attempt downloads it again; ``others``: there are other shards,
-        which can be published without it.
+        user; ``again``: the next attempt downloads it again.
         """
         if verified:
             step = "its digest matches the published one, so contact its publisher"
@@ -161,8 +162,12 @@ class DamagedError(ArchiveError):
             step = "the next attempt (`resume`) downloads it again"
         else:
             step = "a second download had the same content, so contact its publisher"
-        if others and not again:
+        if len(plan.shards) > 1 and not again:
             step += ", or launch without it (--exclude)"
+        if len(shard.files) > 1:
+            names = " to ".join(quoted(file.name) for file in (shard.files[0], shard.files[-1]))
+            joined = f"it is joined from {len(shard.files)} files, {names}"
+            step = f"{joined}: if one is missing, launch again with all of them; else {step}"
         return with_message(self, f"{self.message}; {step}")
 
 

@@ -345,9 +345,8 @@ class _Downloads:
         again = self._remote and not verified
         if again:
             self._remove(shard)
-        others = len(self._plan.shards) > 1
         error = error.advised(
-            verified=verified, in_place=not self._remote, again=again, others=others
+            self._plan, shard, verified=verified, in_place=not self._remote, again=again
         )
         failed = self._failed(shard, Problem.of(error, shard=shard.id))
         return structs.replace(failed, outcome=Outcome.RETRYABLE) if again else failed

@@ -186,10 +186,11 @@ def refused(
         again = not (fetched.verified or fetched.in_place or _was_refetched(folder, part))
         if isinstance(error, DamagedError):
             error = error.advised(
+                plan,
+                plan.shard(part.shard),
                 verified=fetched.verified,
                 in_place=fetched.in_place,
                 again=again,
-                others=len(plan.shards) > 1,
             )
     problem = Problem.of(error, shard=part.shard)
     outcome = Outcome.RETRYABLE if again else problem.outcome

@@ -446,6 +446,16 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     assert finished(folder, plan, list(plan.parts())).files == PAGES
 
 
+def test_of_a_damaged_archive_in_pieces_the_message_asks_for_the_last_one(tmp_path: Path) -> None:
+    data = gzip.compress(tarred(PAGES))
+    for number, name in enumerate(("d.tar.gz.aa", "d.tar.gz.ab")):
+        source = put(tmp_path / "source" / name, data[number * 100 : number * 100 + 100])
+    assert (
+        "it is joined from 2 files, 'd.tar.gz.aa' to 'd.tar.gz.ab': if one is missing, launch "
+        "again with all of them; else replace it with an intact copy and run `resume`"
+    ) in complete_run(tmp_path, source).text
+
+
 def test_a_damaged_archive_without_the_published_digest_is_reported_as_a_bad_copy(
     tmp_path: Path,
 ) -> None:
