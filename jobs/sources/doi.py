@@ -88,10 +88,7 @@ class DoiSource(RemoteSource):
         addresses = {file.name: file.locator for file in files}
         with http_probe.connections(_AT_ONCE) as wire:
             look = Look(lambda name: self._head(addresses[name], wire), _MOST_HEADS, _AT_ONCE)
-            selection = select(files, self._request, look, where=record.page)
-            if selection.shards:  # check now, not in the job, whether the files can be read
-                self._head(selection.shards[0].files[0].locator, wire)
-        return selection
+            return select(files, self._request, look, where=record.page)
 
     def _check_open(self, record: DoiRecord, files: Sequence[SourceFile]) -> None:
         """Raise ``SourceError`` (``GATED``) for files that need a login, if none is given."""

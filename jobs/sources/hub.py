@@ -80,7 +80,6 @@ class HubSource(RemoteSource):
         self._repo = repo
         self._request = request
         self._ref = ref
-        self._was_let_in = False  # whether a file could be read
 
     @classmethod
     def open(cls, request: SourceRequest) -> HubSource:
@@ -176,11 +175,7 @@ class HubSource(RemoteSource):
             meant &= {file.name for file in files}
         with http_probe.connections(_AT_ONCE) as wire:
             look = Look(lambda path: self._head(path, wire), _MOST_HEADS, _AT_ONCE)
-            selection = select(files, self._request, look, where=str(self._repo), meant=meant)
-            if selection.shards and not self._was_let_in:
-                # Check now, not in the job, whether the files of a listed repository can be read.
-                self._head(selection.shards[0].files[0].locator, wire)
-        return selection
+            return select(files, self._request, look, where=str(self._repo), meant=meant)
 
     def _listed(self) -> list[SourceFile]:
         """All files at the commit with size and digest, in one request for each page."""
@@ -217,13 +212,11 @@ class HubSource(RemoteSource):
         """The first bytes of a file; raises ``SourceError``."""
         hub_client.check_online()
         try:
-            head = http_probe.probe(self._url(path), hub_client.headers(), wire).head
+            return http_probe.probe(self._url(path), hub_client.headers(), wire).head
         except SourceError as error:
             if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
                 raise hub_client.gated(self._repo) from None
             raise
-        self._was_let_in = True
-        return head
 
 
 def _source_file(item: RepoFile) -> SourceFile:

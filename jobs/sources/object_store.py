@@ -109,18 +109,16 @@ class ObjectStoreSource(RemoteSource):
 
     def select(self) -> ShardSelection:
         listed, meant = self._listed()
-        files = file_names.chosen_files(listed.values(), self._request)
+        files = self._described(file_names.chosen_files(listed.values(), self._request))
+        by_name = {file.name: file for file in files}
         with http_probe.connections(_AT_ONCE) as wire:
-            selection = select(
-                self._described(files),
+            return select(
+                files,
                 self._request,
-                Look(lambda name: self._head(listed[name], wire), _MOST_HEADS, _AT_ONCE),
+                Look(lambda name: self._head(by_name[name], wire), _MOST_HEADS, _AT_ONCE),
                 where=self.describe().locator,
-                meant=None if meant is None else meant & {file.name for file in files},
+                meant=None if meant is None else meant & by_name.keys(),
             )
-            if selection.shards:  # check now, not in the job, whether the objects can be read
-                self._head(selection.shards[0].files[0], wire)
-        return selection
 
     def _listed(self) -> tuple[dict[str, SourceFile], set[str] | None]:
         """The files by name, and the names of those that were given as single objects.

@@ -58,6 +58,7 @@ class SortedFiles:
     home: str = ""  # the dataset's folder, with a final slash; empty for the top folder
     images: str = ""  # the images folder, with a final slash; empty if there is none
     lacks_records: bool = False  # whether no file can contain the records that the layout needs
+    was_read: bool = False  # whether first bytes of a file could be read
 
 
 def select(
@@ -70,7 +71,10 @@ def select(
 ) -> ShardSelection:
     """The shards of ``files``; see ``sort_out``."""
     found = sort_out(files, request, look, where=where, meant=meant)
-    return ShardSelection(shards_of(found), notes_of(found, request, where))
+    shards = shards_of(found)
+    if shards and not found.was_read:
+        look.read(shards[0].files[0].name)  # find out now, not in the job, whether that is allowed
+    return ShardSelection(shards, notes_of(found, request, where))
 
 
 def sort_out(
@@ -118,7 +122,9 @@ def sort_out(
     layout = request.layout
     in_images = f"{layout.images}/" if layout.has_records else ""
     lacks_records = not groups and _lack_records(listed, layout)
-    return SortedFiles(tuple(groups), tuple(loose), by_name, extras, home, in_images, lacks_records)
+    return SortedFiles(
+        tuple(groups), tuple(loose), by_name, extras, home, in_images, lacks_records, bool(heads)
+    )
 
 
 def notes_of(found: SortedFiles, request: SourceRequest, where: str) -> tuple[str, ...]:
