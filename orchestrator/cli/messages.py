@@ -387,7 +387,7 @@ def _stuck(state: RunState) -> list[str]:
     ]
 
 
-def resume_json(planned: Resumable) -> None:
+def resume_json(planned: Resumable, problems: Sequence[str]) -> None:
     """Print what a resume will do for ``resume --dry-run --json``."""
     step = planned.step
     items = {stage: [i for t in step.tasks if t.stage is stage for i in t.items] for stage in Stage}
@@ -409,6 +409,7 @@ def resume_json(planned: Resumable) -> None:
             "temp_limit": step.temp_limit,
             "damage": planned.damage,
             "notes": step.notes,
+            "problems": problems,
         }
     )
 

@@ -111,9 +111,12 @@ def command(
             ]
         )
     if mode.dry_run:
+        problems = planned.problems()
         if mode.as_json:
-            messages.resume_json(planned)
-        return exit_codes.DONE
+            messages.resume_json(planned, problems)
+        elif problems:
+            messages.print_lines([f"✗ {problem}" for problem in problems])
+        return exit_codes.PREFLIGHT if problems else exit_codes.DONE
     retries = 0 if mode.hands_out_id else None
     with progress(quiet=mode.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=retries)

@@ -127,12 +127,15 @@ def take(
     )
 
 
-def check(staging: Staging) -> None:
-    """Raise what ``take`` would raise because of another run; changes nothing."""
-    held = holder(staging)
-    reason = _why_held(held) if held is not None else None
-    if held is not None and reason is not None:
-        raise _refusal(staging, held, reason)
+def problems(staging: Staging) -> list[str]:
+    """Why ``take`` would refuse the destination because of another run; changes nothing."""
+    try:
+        held = holder(staging)
+    except ClaimedError as error:
+        return [error.message]
+    is_other = held is not None and held.run_id != staging.plan.run_id
+    reason = _why_held(held) if held is not None and is_other else None
+    return [_refusal(staging, held, reason).message] if held is not None and reason else []
 
 
 def release(staging: Staging, run_id: str) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from msgspec import structs
 
-from jobs.errors import ClaimedError, EngineError, UsageError
+from jobs.errors import EngineError, UsageError
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runtime import background
@@ -140,12 +140,7 @@ class Planned:
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
         found = preflight.problems(self.plan, self.folder.path, self.temp_limit, self.left)
-        try:
-            if not found:
-                claim.check(Staging(self.plan))
-        except ClaimedError as error:
-            return [error.message]
-        return found
+        return found or claim.problems(Staging(self.plan))
 
 
 def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = None) -> Planned:

@@ -57,8 +57,13 @@ def check_packages(plan: Plan) -> None:
 
 def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> None:
     """Raise ``PreflightError`` if there is no space or folder for a run's unfinished work."""
-    found = [*_unwritable(plan, None), *_unwritable_after_all(plan, None)]
-    _refuse(found or space.problems(plan, temp_limit, left))
+    found = problems_of_rest(plan, left, temp_limit)
+    _refuse(found or list(_unwritable_after_all(plan, None)))
+
+
+def problems_of_rest(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> list[str]:
+    """Problems of a run's unfinished work, a line each; changes nothing."""
+    return [*_unwritable(plan, None), *space.problems(plan, temp_limit, left)]
 
 
 def problems(

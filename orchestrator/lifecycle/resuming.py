@@ -93,6 +93,14 @@ class Resumable:
         """Whether this machine does the work."""
         return self.engine == LOCAL
 
+    def problems(self) -> list[str]:
+        """Problems that prevent the resume, a line each; changes nothing."""
+        if not self.step.tasks:
+            return []
+        plan = self.state.plan
+        found = claim.problems(Staging(plan))
+        return found or preflight.problems_of_rest(plan, self.state, self.step.temp_limit)
+
 
 def plan_resume(
     folder: RunFolder,

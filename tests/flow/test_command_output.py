@@ -170,6 +170,18 @@ def test_a_dry_resume_says_as_json_what_it_would_do(done: Cli) -> None:
     assert reported["nothing_to_do"] is True and reported["parts"] == []
     reported = done.run("resume", bad, "--dry-run", "--json").json()
     assert reported["nothing_to_do"] is False and reported["parts"] == ["0000-shard-0000.p0000"]
+    assert reported["problems"] == []
+
+
+def test_a_dry_resume_names_what_would_prevent_it_and_ends_with_3(done: Cli) -> None:
+    _, bad = _ids(done)
+    claim = done.cwd / "other" / ".incoming" / "claim.json"
+    held = claim.read_text()
+    try:
+        claim.write_text("{")
+        assert "claim.json is invalid" in done.run("resume", bad, "--dry-run", rc=3).err
+    finally:
+        claim.write_text(held)
 
 
 def test_the_configuration_is_json_where_json_was_asked_for(done: Cli) -> None:

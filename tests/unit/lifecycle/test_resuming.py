@@ -101,6 +101,7 @@ def test_a_deep_check_can_be_requested_of_a_run_that_has_extracted_nothing(tmp_p
     planned = dataset.plan().planned
     planned.folder.create(planned.plan)
     atomic.create_json(planned.folder.submission(1), planned.draft)
+    assert plan_resume(planned.folder).problems() == []
     resume(plan_resume(planned.folder, deep=True))
     assert plan_resume(planned.folder).state.status is RunStatus.DONE
     assert not (dataset.dest / ".incoming").exists()
