@@ -22,6 +22,7 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import has_loose_records
 from jobs.checks import records
 from jobs.checks.base import is_warning
+from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError, VerificationError, counted, from_os_error
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
@@ -172,6 +173,7 @@ def plan_carry(
         has_moved=_has_moved(old, receipt),
         had_loose_records=has_loose_records(old),
         has_loose_records=has_loose_records(new or old),
+        repairs=repairs,
     )
     evidence, manifests, reasons = {}, {}, {}
     for new_id, shard in same.items():
@@ -206,6 +208,7 @@ class _Choice:
     has_moved: bool
     had_loose_records: bool  # in the old plan
     has_loose_records: bool  # in the new one
+    repairs: bool  # the old plan is the new one
 
     def against(self, new_id: str, shard: Shard) -> str | None:
         """Why the shard is not reused, as the end of a sentence on several; None if it is."""
@@ -222,6 +225,8 @@ class _Choice:
         per_shard = self.old.options.on_collision is OnCollision.PER_SHARD
         if per_shard and self.has_moved and ranged is not None:
             return "which files their records mean depends on the folders of all shards"
+        if not self.repairs and self._names_others(shard, ranged):
+            return "their records were changed, and name images of other shards"
         if self.has_dropped and not _is_whole(self.folder, self.old, shard, ranged):
             return "some of their records or files were not published"
         if not self._keeps_replaced(new_id, shard):
@@ -246,6 +251,19 @@ class _Choice:
             return False
         parts = (read_summary(self.folder.manifest(part)) for part in shard.each_part())
         return self.had_loose_records or any(summary.samples for summary in parts)
+
+    def _names_others(self, shard: Shard, ranged: RecordsRange | None) -> bool:
+        """Whether a shard has no image, and records that are published with other paths than its
+        own: those of images that may have moved.
+        """
+        layout, crc32s = self.old.options.layout, []
+        for part in shard.each_part() if ranged is not None else ():
+            for entry in read_manifest(self.folder.manifest(part)):
+                if entry.path == layout.records:
+                    crc32s.append(entry.crc32)
+                elif is_image_name(entry.path, layout.images):
+                    return False
+        return ranged is not None and crc32s != [ranged.crc32]
 
     def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
         """Whether each file that is not published would be replaced in a new launch too.

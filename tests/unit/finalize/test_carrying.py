@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from jobs.finalize.published_places import find_replaced
 from jobs.model import (
     Digest,
     Layout,
+    Match,
     OnBadRecord,
     Options,
     Outcome,
@@ -139,41 +141,86 @@ def published_tree(run: Run) -> dict[str, bytes]:
     }
 
 
-ROWS = [{"image": f"images\\\\{n:04d}.png", "text": "é"} for n in range(6)]
+def updated(
+    base: Path, before: Mapping[str, bytes], after: Mapping[str, bytes], options: Options
+) -> tuple[dict[str, bytes], set[str]]:
+    """What an update of a dataset made of these archives publishes, and the archives it reuses.
+
+    It is what a new launch of those ``after`` it publishes.
+    """
+
+    def run(archives: Mapping[str, bytes], **more: Any) -> Run:
+        for name, data in archives.items():
+            (base / name).write_bytes(data)
+        paths = [base / name for name in sorted(archives)]
+        return RunBuilder(*paths, **{"options": options, **more}).fetched(base)
+
+    def published(run: Run) -> dict[str, bytes]:
+        run.extract()
+        assert run.finalize()[1] is None
+        return published_tree(run)
+
+    one = run(before)
+    published(one)
+    fresh = published(run(after, dest=base / "fresh", run_id="fresh"))
+    again = structs.replace(options, overwrite=True)
+    new = run(after, options=again, run_id="next", dest=one.plan.dest)
+    known = {shard.name: shard for shard in one.plan.shards}
+    names = {shard.id: shard.name for shard in new.plan.shards}
+    same = {
+        shard_id: known[name] for shard_id, name in names.items() if before.get(name) == after[name]
+    }
+    receipt = carrying.published_receipt(one.staging.dest)
+    carry = carrying.plan_carry(one.folder, one.plan, receipt, same)
+    carry.write(new.folder)
+    assert published(new) == fresh
+    return fresh, {names[shard_id] for shard_id in carry.evidence}
+
+
+def lines(*rows: object) -> bytes:
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+KEEP = Options(on_bad_record=OnBadRecord.KEEP)
+ROWS = [{"image": f"images\\{n:04d}.png", "text": "é"} for n in range(6)]
 LISTS = {
-    "paths that are corrected": "".join(f"{json.dumps(row)}\n" for row in ROWS).encode(),
+    "paths that are corrected": lines(*ROWS),
     "an array": json.dumps(ROWS, indent=1).encode(),
-    "another encoding": "".join(f"{json.dumps(row)}\n" for row in ROWS).encode("utf-16"),
+    "another encoding": lines(*ROWS).decode().encode("utf-16"),
 }
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("old", ["a.tar", "b.tar"])
 @pytest.mark.parametrize("text", LISTS.values(), ids=list(LISTS))
 def test_a_new_archive_with_a_copy_of_the_records_adds_none(
-    tmp_path: Path, text: bytes, place: str
+    tmp_path: Path, text: bytes, old: str
 ) -> None:
-    names = ("b.tar", "a.tar") if place == "before" else ("a.tar", "b.tar")
-    for number, name in enumerate(names):
-        own = images(range(3 * number, 3 * number + 3))
-        (tmp_path / name).write_bytes(tarred({**own, "prompts.jsonl": text}))
-    options = Options(on_bad_record=OnBadRecord.KEEP)
-    one = RunBuilder(tmp_path / names[0], options=options).fetched(tmp_path)
-    one.extract()
-    assert one.finalize()[1] is None
-    both = [tmp_path / name for name in sorted(names)]
-    fresh = RunBuilder(*both, options=options, dest=tmp_path / "fresh").fetched(tmp_path / "other")
-    fresh.extract()
-    assert fresh.finalize()[1] is None
-    again = structs.replace(options, overwrite=True)
-    new = RunBuilder(*both, options=again, run_id="next", dest=one.plan.dest).fetched(tmp_path)
-    id_of_old = new.plan.shards[sorted(names).index(names[0])].id
-    receipt = carrying.published_receipt(one.staging.dest)
-    same = {id_of_old: one.plan.shards[0]}
-    carrying.plan_carry(one.folder, one.plan, receipt, same).write(new.folder)
-    assert [result.carried for result in new.extract()].count(True) == 1
-    assert new.finalize()[1] is None
-    assert published_tree(new) == published_tree(fresh)
-    assert len((one.staging.dest / "prompts.jsonl").read_bytes().splitlines()) == 6
+    archives = {
+        name: tarred({**images(range(first, first + 3)), "prompts.jsonl": text})
+        for name, first in (("a.tar", 0), ("b.tar", 3))
+    }
+    tree, reused = updated(tmp_path, {old: archives[old]}, archives, KEEP)
+    assert reused == {old}
+    assert len(tree["prompts.jsonl"].splitlines()) == 6
+
+
+@pytest.mark.parametrize("policy", [OnBadRecord.ERROR, OnBadRecord.DROP])
+def test_corrected_records_without_images_of_their_own_are_read_again(
+    tmp_path: Path, policy: OnBadRecord
+) -> None:
+    """They name images of other archives, which may have other paths now."""
+    rows = [{"image": f"/home/me/{name}/{n}.png"} for n, name in enumerate(("x", "x", "y", "y"))]
+    archives = {
+        "list.tar": tarred({"prompts.jsonl": lines(*rows), "README": b"about it"}),
+        "one.tar": tarred({f"images/a/{n}.png": png(n) for n in (0, 1)}),
+        "two.tar": tarred({f"images/b/{n}.png": png(n) for n in (2, 3)}),
+    }
+    moved = tarred({f"images/c/{n}.png": png(n) for n in (2, 3)})
+    after = {**archives, "two.tar": moved}
+    options = Options(on_bad_record=policy, match=Match.ANY_FOLDER)
+    tree, reused = updated(tmp_path, archives, after, options)
+    assert reused == {"one.tar"}
+    assert tree["prompts.jsonl"].count(b"images/c/") == 2
 
 
 @pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EMLINK])
