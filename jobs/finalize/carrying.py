@@ -102,7 +102,8 @@ def published_receipt(dest: Path) -> Receipt:
         raise from_os_error(error, doing=f"reading {dest / RECEIPT}", then="try again") from error
     except msgspec.DecodeError as error:
         raise VerificationError(
-            f"{dest / RECEIPT} is damaged ({error}); launch again with --overwrite"
+            f"{dest / RECEIPT} is damaged ({error}); run `resume` of the run that published it, "
+            "which restores it, or launch again with --overwrite"
         ) from error
 
 
