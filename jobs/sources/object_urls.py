@@ -10,10 +10,11 @@ from typing import Protocol
 from jobs.errors import Cause, SourceError
 from jobs.model import SourceFile
 from jobs.storage.safe_paths import quoted
-from jobs.transfer.target import Target
+from jobs.transfer.target import Target, redact
 
 SCHEMES = ("s3", "gs", "az")
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+_SIGNATURE = re.compile(r"[?&](?:sig|(?:x-(?:amz|goog)-)?signature)=", re.IGNORECASE)
 SIGNED_S = 3600  # lifetime of a signed URL
 # Variables by which credentials are ignored, to read public objects; as in GDAL.
 ANONYMOUS = {
@@ -38,8 +39,14 @@ class ObjectUrl:
         scheme, bucket = url.scheme, url.bucket
         if scheme not in SCHEMES:
             raise SourceError(
-                f"{quoted(text)} is not in an object store (s3://, gs://, az://); give such URLs "
-                "and http URLs to separate launches",
+                f"{quoted(redact(text))} is not in an object store (s3://, gs://, az://); give "
+                "such URLs and http URLs to separate launches",
+                cause=Cause.USAGE,
+            )
+        if _SIGNATURE.search(url.key):  # it is not shown
+            raise SourceError(
+                f"{scheme}:// URLs have no signature; give the https URL that has it to --url, or "
+                "for Azure the signature in AZURE_STORAGE_SAS_TOKEN",
                 cause=Cause.USAGE,
             )
         if not bucket or "@" in bucket or _CONTROL.search(text):

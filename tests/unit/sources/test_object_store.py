@@ -97,6 +97,11 @@ def test_objects_prefixes_ranges_and_lists_name_their_files(s3: S3Server) -> Non
     ("urls", "words"),
     [
         (("s3://pages/one.tar.gz", "https://host/two.tar.gz"), "to separate launches"),
+        (
+            ("s3://pages/one.tar.gz", f"https://me@host/two.tar?Signature={S3Server.secret}"),
+            "'https://host/two.tar' is not in an object store",
+        ),
+        ((f"az://pages/one.tar?sv=1&sig={S3Server.secret}",), "URLs have no signature"),
         (("s3://pages/one.tar.gz", "gs://pages/two.tar.gz"), "different object stores"),
         (("s3://pages/one.tar.gz", "s3://pages/one.tar.gz"), "give each object once"),
         (("s3:///one.tar.gz",), "s3://BUCKET/KEY"),
