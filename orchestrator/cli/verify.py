@@ -42,7 +42,7 @@ def command(
     Exit code: 0 if it is complete and undamaged, else 5.
     """
     from jobs.model import Resources
-    from orchestrator import api
+    from orchestrator import api, units
     from orchestrator.cli import exit_codes, messages
     from orchestrator.lifecycle.request import override
 
@@ -50,6 +50,9 @@ def command(
     changes = options.with_mounts(options.slurm_changes(values), path, log_dir)
     requested = override(Resources(), changes)
     if engine == "slurm":
+        if not values["as_json"]:
+            what = f"Checking {path} in {units.plural(tasks, 'task')} on Slurm"
+            messages.print_lines([f"{what}; `squeue --me` shows them, and Ctrl-C cancels them."])
         report = api.verify_on_slurm(
             path, deep=deep, tasks=tasks, resources=requested, log_dir=log_dir
         )

@@ -18,7 +18,9 @@ def test_an_array_checks_a_dataset_and_names_what_is_damaged(
     cli, dest = slurm_plain_cli, tmp_path / "data"
     cli.run("launch", "--local-path", shards, "--dest", dest, "--engine", "local", "-y")
     array = ("verify", dest, "--deep", "--engine", "slurm", "--tasks", "3", "--time", "5")
-    assert "✓ Dataset verification passed!" in cli.run(*array).out
+    done = cli.run(*array)
+    assert "✓ Dataset verification passed!" in done.out
+    assert "in 3 tasks on Slurm; `squeue --me` shows them, and Ctrl-C cancels them." in done.err
     image = sorted((dest / "images").iterdir())[11]
     image.write_bytes(image.read_bytes()[:-1] + b"\0")
     said = cli.run(*array, rc=5)
