@@ -42,6 +42,8 @@ _WAITS = {
     "BurstBufferResources": "for the burst buffer",
     "BurstBufferStageIn": "for the burst buffer to be filled",
     "FedJobLock": "for the clusters of the federation to agree",
+    "state REVOKED": "another cluster of the federation has started it, and accounting does not "
+    "know it yet; `squeue -M all` shows it there",
     "MaxRequeueExceeded": "it was requeued too often; see its log, then `cancel` and `resume`",
     "RaisedSignal": "it was ended by a signal",
     "None": "for the scheduler to consider it",

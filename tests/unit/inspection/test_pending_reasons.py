@@ -48,6 +48,7 @@ from orchestrator.inspection.pending_reasons import explain, will_never_start
         ("InvalidQOS", "--qos"),
         ("AccountNotAllowed", "--partition"),
         ("COMPLETING", "still cleaning up"),
+        ("state REVOKED", "another cluster"),
         ("None", "scheduler"),
     ],
 )
