@@ -83,6 +83,7 @@ class LazyGroup(click.Group):
             return None
         command = import_module(f"orchestrator.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.short_help = COMMANDS[cmd_name]  # for shell completion
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,7 +10,7 @@ from orchestrator.cli import options
 from orchestrator.cli.options import flag
 
 
-@click.command(short_help="Cancel all jobs of a run; `resume` can continue it.")
+@click.command()
 @options.run
 @options.log_dir
 @flag("--abandon", help="Abandon jobs whose cluster no longer exists or cannot be reached.")

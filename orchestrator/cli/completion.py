@@ -10,7 +10,7 @@ _HOW = """\b
   fish:  websight-orchestrate completion fish | source      in ~/.config/fish/config.fish"""
 
 
-@click.command(short_help="Print the completion script for a shell.", epilog=_HOW)
+@click.command(epilog=_HOW)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> int:

@@ -13,7 +13,7 @@ from orchestrator.cli import options
 from orchestrator.lifecycle.request import DEFAULT_DEST, override
 
 
-@click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
+@click.command(cls=options.Titled)
 @click.option("--dest", help="Destination.", type=options.FOLDER, default=DEFAULT_DEST)
 @options.log_dir
 @options.engine

@@ -305,7 +305,7 @@ _output = options.stack(
 )
 
 
-@click.command(cls=options.Titled, short_help="Download, extract, verify and publish a dataset.")
+@click.command(cls=options.Titled)
 @_source
 @_dataset
 @_verification

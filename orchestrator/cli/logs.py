@@ -10,7 +10,7 @@ from orchestrator.cli import options
 from orchestrator.cli.options import flag
 
 
-@click.command(short_help="Show the log of a task, of a shard, or of failed tasks.")
+@click.command()
 @options.run
 @click.argument("task", required=False)
 @options.log_dir

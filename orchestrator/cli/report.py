@@ -10,7 +10,7 @@ from jobs.storage import presence
 from orchestrator.cli import options
 
 
-@click.command(short_help="Write a run's report as one HTML page.")
+@click.command()
 @options.run
 @options.log_dir
 @options.typed_only(

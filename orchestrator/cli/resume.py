@@ -36,7 +36,7 @@ _publishing = options.stack(
 )
 
 
-@click.command(cls=options.Titled, short_help="Do the remaining work of a run.")
+@click.command(cls=options.Titled)
 @options.run
 @options.log_dir
 @options.typed_only(

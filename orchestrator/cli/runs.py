@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from jobs.model import utc_now
 from orchestrator import api, units
 from orchestrator.cli import messages, options
 from orchestrator.display import terminal
+from orchestrator.display.status_screen import STATE_STYLE
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list
 from orchestrator.inspection.run_list import RunSummary
-from orchestrator.inspection.state import RunStatus
 
 
-@click.command(short_help="List the runs in the log folder.")
+@click.command()
 @options.log_dir
 @click.option("-n", "--most", help="Show only the N newest runs.", type=options.POSITIVE)
 @options.as_json
@@ -27,29 +26,18 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     found = run_list.listing(log_dir, api.status, most=most)
     if as_json:
         messages.print_json(run_list.as_json(found))
+    elif found:
+        now, look = utc_now(), terminal.stdout_style()
+        messages.show([line(run, now, look) for run in found])
     else:
-        click.echo(table(found, utc_now(), terminal.stdout_style()), nl=False)
-        if not found:
-            click.echo(f"there is no run in {log_dir.absolute()}", err=True)
+        messages.print_lines([f"there is no run in {log_dir.absolute()}"])
     return 0
 
 
-_STYLE = {
-    RunStatus.DONE: "green",
-    RunStatus.RUNNING: "blue",
-    RunStatus.FAILED: "red",
-}
-
-
-def table(runs: Iterable[RunSummary], now: datetime, look: TerminalStyle) -> str:
-    """A line for each run, with a final newline."""
-    lines = [_line(run, now, look) for run in runs]
-    return look.encodable("\n".join(lines)) + "\n" if lines else ""
-
-
-def _line(run: RunSummary, now: datetime, look: TerminalStyle) -> str:
+def line(run: RunSummary, now: datetime, look: TerminalStyle) -> str:
+    """One run of the list."""
     if run.state is None:
         return f"{run.folder.run_id}  {look.paint('unreadable', 'red')}  {run.problem}"
     age = units.span((now - run.created).total_seconds()) if run.created else ""
-    state = look.paint(f"{run.state.value:<10}", _STYLE.get(run.state, "yellow"))
+    state = look.paint(f"{run.state.value:<10}", STATE_STYLE[run.state])
     return f"{run.folder.run_id}  {state}  {age:>9} ago  {run.source} → {run.dest}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.inspection.state import RunState
 
 
-@click.command(short_help="Show the state of a run.")
+@click.command()
 @options.run
 @options.log_dir
 @options.as_json

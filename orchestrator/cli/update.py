@@ -13,7 +13,7 @@ from orchestrator.cli.options import flag
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
-@click.command(cls=options.Titled, short_help="Update a dataset to the latest state of its source.")
+@click.command(cls=options.Titled)
 @click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
 @options.typed_only(
     click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")

@@ -11,7 +11,7 @@ from orchestrator.cli import options
 from orchestrator.cli.options import flag
 
 
-@click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
+@click.command(cls=options.Titled)
 @click.argument("path", type=options.FOLDER)
 @flag("--deep", help="Check all content, not only names and sizes.")
 @options.typed_only(

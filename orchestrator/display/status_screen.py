@@ -23,7 +23,7 @@ from orchestrator.inspection.state import CONSEQUENCES, RunState, RunStatus, Tas
 
 PROGRAM = "websight-orchestrate"
 
-_STATE_STYLE = {
+STATE_STYLE = {
     RunStatus.PLANNED: "yellow",
     RunStatus.RUNNING: "blue",
     RunStatus.DONE: "green",
@@ -99,7 +99,7 @@ def line(state: RunState, now: datetime) -> str:
 
 def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     plan = state.plan
-    word = look.paint(state.status.value, "bold", _STATE_STYLE[state.status])
+    word = look.paint(state.status.value, "bold", STATE_STYLE[state.status])
     age = units.span((now - plan.created).total_seconds())
     name = look.paint(plan.run_id, "bold")
     yield _field("run", f"{name}  {word} · started {age} ago", look)

@@ -75,7 +75,6 @@ class LocalEngine:
         return JobHandle(spec.stage, ids, (str(job.id),))
 
     def room(self, spec: JobSpec, most: int) -> int:
-        """See ``base.Engine``; there is no limit."""
         return most
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
@@ -94,7 +93,6 @@ class LocalEngine:
         raise EngineError(f"{script} is a batch script, which needs Slurm, but there is none here")
 
     def site_limits(self, requested: Resources) -> SiteLimits:
-        """See ``base.Engine``; there is no limit."""
         return SiteLimits()
 
     def poll(
