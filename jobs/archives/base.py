@@ -96,7 +96,10 @@ class Archive:
         return ()
 
     def names(self) -> Iterator[tuple[bytes, MemberKind]]:
-        """Names and kinds of all members, without their content; only of a tar or zip."""
+        """Names and kinds of all members, without their content; of a ``Packing.holds_files``.
+
+        Files of an archive inside another one get a folder if these names have none.
+        """
         return iter(())
 
     def members(self, part: Part) -> Iterator[Member]:
