@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
+from tests.support.builders.contents import flip
 from tests.support.faults.forkfaults import Fault
 from tests.support.faults.forkshop import Shop
 from tests.support.faults.matrix import Scene
@@ -274,10 +275,8 @@ def test_a_flipped_bit_is_found_by_a_deep_verify_and_repaired(scene: Stage) -> N
     here = scene()
     here.launch(rc=0)
     picture = min((here.dest / "images").iterdir())
-    data = bytearray(picture.read_bytes())
-    data[len(data) // 2] ^= 1
     times = picture.stat()
-    picture.write_bytes(data)
+    flip(picture)
     os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
     here.shop.run(here.cli, "verify", here.dest, rc=0)
     reported = here.shop.run(here.cli, "verify", here.dest, "--deep", rc=5)

@@ -16,7 +16,7 @@ from jobs.errors import Cause, SourceError
 from tests.support.archives.hostile import COMPRESSIONS
 from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.builders.complete_run import complete_run, planned
-from tests.support.builders.contents import line, png, tarred
+from tests.support.builders.contents import in_pieces, line, png, tarred
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -41,12 +41,6 @@ def source(root: Path, files: Mapping[str, bytes]) -> Path:
     return root / "source"
 
 
-def cut(data: bytes, *names: str) -> dict[str, bytes]:
-    """``data`` in pieces of one size but for the last."""
-    size = len(data) // len(names) + 1
-    return {name: data[i * size : (i + 1) * size] for i, name in enumerate(names)}
-
-
 @pytest.mark.parametrize(
     "files",
     [
@@ -69,12 +63,16 @@ def cut(data: bytes, *names: str) -> dict[str, bytes]:
             id="records in a folder",
         ),
         pytest.param({**IMAGES, "prompts.jsonl.gz": gzip.compress(RECORDS)}, id="loose pictures"),
-        pytest.param(cut(ZIP, "chunk_aa", "chunk_ab", "chunk_ac"), id="pieces without an ending"),
-        pytest.param(cut(gzip.compress(TAR), "d.tar.gz00", "d.tar.gz01"), id="pieces of a tar.gz"),
+        pytest.param(
+            in_pieces(ZIP, "chunk_aa", "chunk_ab", "chunk_ac"), id="pieces without an ending"
+        ),
+        pytest.param(
+            in_pieces(gzip.compress(TAR), "d.tar.gz00", "d.tar.gz01"), id="pieces of a tar.gz"
+        ),
         pytest.param(
             {
                 "i.tar": PICTURES,
-                **cut(gzip.compress(RECORDS), "prompts.jsonl.gz.0", "prompts.jsonl.gz.1"),
+                **in_pieces(gzip.compress(RECORDS), "prompts.jsonl.gz.0", "prompts.jsonl.gz.1"),
             },
             id="pieces of a file",
         ),
@@ -170,7 +168,7 @@ def test_what_is_not_the_file_itself_is_refused(
 def test_pieces_that_are_named_like_unfinished_downloads_are_joined_by_the_option_that_is_named(
     tmp_path: Path,
 ) -> None:
-    place = source(tmp_path, cut(ZIP, *(f"w/d_part_a{mark}.zip.part" for mark in "abc")))
+    place = source(tmp_path, in_pieces(ZIP, *(f"w/d_part_a{mark}.zip.part" for mark in "abc")))
     with pytest.raises(SourceError, match="if these files are the pieces of one") as refused:
         complete_run(tmp_path / "refused", place)
     join = refused.value.message.split("--join ")[1].strip("'")
@@ -179,7 +177,7 @@ def test_pieces_that_are_named_like_unfinished_downloads_are_joined_by_the_optio
 
 def test_pieces_in_the_images_folder_are_extracted_there(tmp_path: Path) -> None:
     pictures = {f"{number}.png": png(number) for number in range(4)}
-    split = cut(tarred(pictures), *(f"images/p.tar.parta{mark}" for mark in "abc"))
+    split = in_pieces(tarred(pictures), *(f"images/p.tar.parta{mark}" for mark in "abc"))
     place = source(tmp_path, {**split, "images/9.png": png(9), "prompts.jsonl": RECORDS})
     with pytest.raises(SourceError, match="launch with --nested to extract each into the folder"):
         complete_run(tmp_path / "refused", place)
@@ -219,7 +217,7 @@ def test_an_archive_within_a_compressed_file_is_not_published_unopened(tmp_path:
 
 def test_one_piece_selects_its_complete_set(tmp_path: Path) -> None:
     names = ("chunk_aa", "chunk_ab", "chunk_ac")
-    place = source(tmp_path, {**cut(ZIP, *names), "other.tar": b"x"})
+    place = source(tmp_path, {**in_pieces(ZIP, *names), "other.tar": b"x"})
     for index, name in enumerate(names):
         assert complete_run(tmp_path / str(index), place / name).files == ALL
 
@@ -254,11 +252,13 @@ def served(
     [
         pytest.param({"dataset": gzip.compress(TAR), "notes.txt": b"n"}, id="no ending"),
         pytest.param({"d.tlz4": COMPRESSIONS["lz4"](TAR), "notes.txt": b"n"}, id="tlz4"),
-        pytest.param({**cut(ZIP, "x-00", "x-01", "x-02"), "notes.txt": b"n"}, id="pieces"),
+        pytest.param({**in_pieces(ZIP, "x-00", "x-01", "x-02"), "notes.txt": b"n"}, id="pieces"),
         pytest.param(
             {
                 "i.tar": PICTURES,
-                **cut(COMPRESSIONS["xz"](RECORDS), "prompts.jsonl.xz.aa", "prompts.jsonl.xz.ab"),
+                **in_pieces(
+                    COMPRESSIONS["xz"](RECORDS), "prompts.jsonl.xz.aa", "prompts.jsonl.xz.ab"
+                ),
                 "notes.txt": b"n",
             },
             id="pieces of a file",
@@ -281,7 +281,7 @@ def test_an_unsupported_format_on_a_server_is_refused_at_launch(
 
 
 def test_a_gap_is_found_on_servers(tmp_path: Path, served: Served) -> None:
-    files = cut(ZIP, "x-00", "x-01", "x-02")
+    files = in_pieces(ZIP, "x-00", "x-01", "x-02")
     del files["x-01"]
     with pytest.raises(SourceError, match="01 of them is missing"):
         complete_run(tmp_path, served(files))

@@ -26,6 +26,7 @@ from jobs.download.stage import run_download
 from jobs.errors import UsageError
 from jobs.runtime.progress import Progress
 from tests.support.builders.complete_run import complete_run, finished, planned
+from tests.support.builders.contents import flip
 from tests.support.cli import Cli
 from tests.support.servers.webserver import FaultyServer
 
@@ -155,7 +156,7 @@ def test_a_run_packs_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_by
         assert min(picture.size) > 0
         assert sample["json"]["image"]
     whole = tree_digest(dest)
-    _flip(dest / "data-000001.tar")
+    flip(dest / "data-000001.tar")
     (dest / "data.json").unlink()
     found = cli.run("verify", dest, "--deep", rc=5)
     assert "'data-000001.tar': has changed" in found.out
@@ -180,12 +181,6 @@ def test_in_the_loop_of_the_guide_a_worker_without_a_tar_reads_nothing(
         monkeypatch.setenv("WORKER", worker)
         done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
         assert done.stdout.decode() == pages
-
-
-def _flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x40
-    path.write_bytes(data)
 
 
 def test_no_tree_of_files_is_ever_made(dataset: Path, tmp_path: Path) -> None:
@@ -247,7 +242,7 @@ def test_a_run_zips_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_byt
         for path in zips:
             subprocess.run(["unzip", "-tqq", path], check=True)
     whole = tree_digest(dest)
-    _flip(zips[1])
+    flip(zips[1])
     found = cli.run("verify", dest, "--deep", rc=5)
     assert "'data-000001.zip': has changed" in found.out
     cli.run("resume", "--deep")
@@ -287,7 +282,7 @@ def test_a_run_makes_an_image_that_is_mounted_as_it_tells_and_repaired_to_the_sa
     assert "✓ Packed 61 files into my-data.squashfs\n" in said
     assert "".join(f"→ {line}\n" for line in read) in said
     whole = tree_digest(dest)
-    _flip(dest / "my-data.squashfs")
+    flip(dest / "my-data.squashfs")
     assert "has changed" in cli.run("verify", dest, "--deep", rc=5).out
     cli.run("resume", "--deep")
     assert tree_digest(dest) == whole

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from examples import samples
+from tests.support.builders.contents import flip
 from tests.support.cli import Cli
 
 
@@ -17,13 +18,6 @@ def published(cli: Cli, shards: Path, tmp_path: Path) -> Path:
     dest = tmp_path / "data"
     cli.run("launch", "--local-path", shards, "--dest", dest, "--engine", "local", "-y")
     return dest
-
-
-def _flip(path: Path) -> None:
-    """Change a byte in the middle, as a failing disk does: the size stays."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x40
-    path.write_bytes(data)
 
 
 def _parts_redone(cli: Cli) -> int:
@@ -58,7 +52,7 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     cli: Cli, published: Path, dataset: Path
 ) -> None:
     image = sorted((published / "images").iterdir())[3]
-    _flip(image)
+    flip(image)
     cli.run("verify", published)
     assert image.name in cli.run("verify", published, "--deep", rc=5).out
     assert "(`resume --deep` checks all content too); there is nothing to do" in cli.run(
@@ -77,7 +71,7 @@ def test_files_are_checked_after_the_repair_of_what_they_are_compared_with(
     cli: Cli, published: Path, dataset: Path, other: str
 ) -> None:
     image = sorted((published / "images").iterdir())[3]
-    _flip(image)
+    flip(image)
     if other.startswith("no "):
         (published / other[3:]).unlink()
     else:
@@ -111,7 +105,7 @@ def test_a_deep_check_that_a_failed_repair_owes_is_made_by_the_next_one(
     cli.run("launch", "--local-path", shards, *words)
     first, *_, last = sorted((published / "images").iterdir())  # of different parts
     first.unlink()
-    _flip(last)
+    flip(last)
     (published / "MANIFEST.jsonl").write_bytes(b"")
     cli.run("resume", "--deep", rc=1)  # finds that a file is missing
     cli.run("resume", rc=1)  # and, once it can be checked, that another one has changed
@@ -146,7 +140,7 @@ def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_i
 def test_a_repair_whose_staged_files_were_removed_finds_the_damage_again(
     cli: Cli, published: Path, shards: Path, dataset: Path
 ) -> None:
-    _flip(sorted((published / "images").iterdir())[3])
+    flip(sorted((published / "images").iterdir())[3])
     away = shards.rename(shards.with_name("away"))
     cli.run("resume", "--deep", rc=None)
     assert not (published / "RECEIPT.json").exists()
@@ -157,7 +151,7 @@ def test_a_repair_whose_staged_files_were_removed_finds_the_damage_again(
 
 
 def test_damaged_records_are_repaired(cli: Cli, published: Path, dataset: Path) -> None:
-    _flip(published / "prompts.jsonl")
+    flip(published / "prompts.jsonl")
     assert "prompts.jsonl" in cli.run("verify", published, "--deep", rc=5).out
     cli.run("resume", "--deep")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)

@@ -121,6 +121,19 @@ def page_tars(folder: Path, count: int) -> list[Path]:
     return paths
 
 
+def in_pieces(data: bytes, *names: str) -> dict[str, bytes]:
+    """``data`` cut into as many pieces as there are names, all of one size but for the last."""
+    size = len(data) // len(names) + 1
+    return {name: data[i * size : (i + 1) * size] for i, name in enumerate(names)}
+
+
+def flip(path: Path) -> None:
+    """Change a byte in the middle, as a failing disk does: the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below ``folder`` by its path, but for the times and hosts in a receipt."""
     return {

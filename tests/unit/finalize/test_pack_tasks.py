@@ -42,11 +42,6 @@ def packs(run: Run, *tasks: int) -> None:
         run_pack(run.folder, run.plan, Share(task, TASKS), Progress(), name=f"pack-1-{task}")
 
 
-def published(run: Run) -> dict[str, bytes]:
-    """What does not tell when it was made."""
-    return {name: data for name, data in tree(run.staging.dest).items() if name != "RECEIPT.json"}
-
-
 def written_by(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that were written and not found."""
     place = FinishedShards.place
@@ -79,7 +74,7 @@ def test_together_they_write_all_shards_of_an_undisturbed_run(
     packs(run, *range(TASKS))
     assert tree(run.staging.data) == {}, "nothing is staged before finalize"
     assert finish_counting(run, monkeypatch) == []
-    assert published(run) == published(alone)
+    assert tree(run.staging.dest) == tree(alone.staging.dest)
     assert sorted(path.name for path in run.staging.dest.iterdir()) == sorted(
         path.name for path in alone.staging.dest.iterdir()
     )
@@ -95,7 +90,7 @@ def test_finalize_writes_what_a_task_left_undone(
     packs(run, 0, 2)
     missing = [name for name in shards if int(Path(name).stem[-6:]) % TASKS == 1]
     assert finish_counting(run, monkeypatch) == missing
-    assert published(run) == published(alone)
+    assert tree(run.staging.dest) == tree(alone.staging.dest)
 
 
 def test_a_task_that_is_too_late_changes_nothing_that_finalize_accepted(
@@ -133,7 +128,7 @@ def test_nor_the_lines_of_its_manifest(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(FinishedShards, "find", late)
     run.finish()
-    assert published(run) == published(alone)
+    assert tree(run.staging.dest) == tree(alone.staging.dest)
 
 
 def test_what_a_finalize_had_that_was_cut_off_is_not_written_again(
@@ -177,7 +172,7 @@ def test_shards_with_other_options_are_not_used(
     packs(run, 0, 1, 2)
     run = replace(run, plan=structs.replace(run.plan, options=larger))
     assert len(finish_counting(run, monkeypatch)) == 3
-    assert published(run) == published(alone)
+    assert tree(run.staging.dest) == tree(alone.staging.dest)
 
 
 def test_dropped_records_are_in_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +226,7 @@ def test_nothing_is_packed_before_everything_is_extracted_or_after_publication(
     assert not run.staging.packed.exists()
     manifest.write_bytes(content)
     run.finish()
-    before = published(run)
+    before = tree(run.staging.dest)
     packs(run, 0, 1, 2)
-    assert published(run) == before
+    assert tree(run.staging.dest) == before
     assert not run.staging.root.exists()

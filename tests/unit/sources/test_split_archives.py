@@ -15,7 +15,7 @@ from jobs.model import Layout, Shard, ShardKind, SourceFile, SourceKind
 from jobs.sources import shard_selection, split_archives
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
-from tests.support.builders.contents import tarred
+from tests.support.builders.contents import in_pieces, tarred
 
 GZIP = gzip.compress(random.Random(1).randbytes(3000))
 ZIP = b"PK\x03\x04" + random.Random(2).randbytes(2000)
@@ -29,9 +29,7 @@ def tar(name: str = "a") -> bytes:
 
 
 def pieces(names: Sequence[str], data: bytes = GZIP) -> dict[str, bytes]:
-    """``data`` cut into as many pieces as there are names, all of one size but for the last."""
-    size = len(data) // len(names) + 1
-    return {name: data[i * size : (i + 1) * size] for i, name in enumerate(names)}
+    return in_pieces(data, *names)
 
 
 def shards(
