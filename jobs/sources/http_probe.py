@@ -115,8 +115,10 @@ def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
     for name, variable in header_env:
         value = os.environ.get(variable)
         if value is None:
+            # A name in small letters may be the value itself, such as a token.
+            known = variable if variable.isupper() else "after the ="
             raise SourceError(
-                f"--header {name}: the environment variable {variable} is not set; export it "
+                f"--header {name}: the environment variable {known} is not set; export it "
                 "in this shell (Slurm passes it on to the jobs)",
                 cause=Cause.AUTHENTICATION,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from typing import Any
 
 import click
@@ -98,6 +99,7 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]
     if values["doi"]:
         sources.append((SourceKind.DOI, "--doi", (values["doi"],)))
     if values["local_path"]:
+        _check_no_url("--local-path", str(values["local_path"]), "give URLs to --url")
         path = str(values["local_path"].absolute())
         sources.append((SourceKind.LOCAL, "--local-path", (path,)))
     if len(sources) != 1:
@@ -115,6 +117,7 @@ def url_list(path: str | None) -> list[str]:
 
     if not path:
         return []
+    _check_no_url("--url-list", path, "save the list in a file first")
     try:
         with click.open_file(path, encoding="utf-8") as file:
             return [each.locator for each in parse_url_list(file.read())]
@@ -126,6 +129,12 @@ def url_list(path: str | None) -> list[str]:
         raise UsageError(
             f"--url-list {path} cannot be read as UTF-8 text ({error}); save it as UTF-8"
         ) from error
+
+
+def _check_no_url(option: str, path: str, step: str) -> None:
+    """``UsageError`` for a URL in place of a path, without the URL, which may have a secret."""
+    if re.match("[a-z0-9]{2,}:/", path):
+        raise UsageError(f"{option} takes a path on this machine, not a URL; {step}")
 
 
 def _options(values: dict[str, Any]) -> Options:

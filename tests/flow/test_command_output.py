@@ -291,6 +291,8 @@ SECRET = "hf_secret"
         (["--connections", "9" * 20], "not in the range"),
         (["--strip-components", "9" * 20], "a number from 0 to 999"),
         (["--url-list", "utf16"], "cannot be read as UTF-8"),
+        (["--url-list", f"https://host/list?Signature={SECRET}"], "takes a path"),
+        (["--local-path", f"https://host/a.tar?Signature={SECRET}"], "takes a path"),
         (["--url-list", "gone"], "cannot be read: No such file or directory; check the path"),
         (["--local-path", "pipe"], "neither a file nor a folder"),
         (["--then", "x" * 300], "this batch script does not exist"),

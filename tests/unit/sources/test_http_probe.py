@@ -88,3 +88,11 @@ def test_a_busy_server_gets_fewer_requests_at_a_time() -> None:
     with http_probe.connections(16) as wire:
         background.map_interruptible(ask, range(64), 64)
     assert most == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("SITE_LOGIN", "SITE_LOGIN"), ("hf_s3cret", "after the =")]
+)
+def test_a_value_in_place_of_the_name_of_a_variable_is_not_shown(given: str, said: str) -> None:
+    with pytest.raises(SourceError, match=f"the environment variable {said} is not set"):
+        http_probe.header_values([("Authorization", given)])
