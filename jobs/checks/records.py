@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
-from jobs.formats import json_text, pictures
+from jobs.formats import json_text, magic, pictures
 from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS
 from jobs.storage.safe_paths import MAX_PATH, quoted
 
@@ -212,10 +212,17 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadLineError(
-            f"not UTF-8 at byte {error.start + 1}; if the records have another encoding, give it "
-            "with --records-encoding, such as cp1252 or gbk"
-        ) from error
+        remedy = (
+            "if the records have another encoding, give it with --records-encoding, such as "
+            "cp1252 or gbk"
+        )
+        packing = magic.packing_of(line)
+        if packing is not None and packing.compresses:
+            remedy = (
+                f"the file begins like one that is compressed ({packing.name}): append "
+                f"{packing.endings[0]} to its name, or decompress it, then launch again"
+            )
+        raise BadLineError(f"not UTF-8 at byte {error.start + 1}; {remedy}") from error
     try:
         try:
             return _members(body)
