@@ -8,11 +8,11 @@ and link or copy them (``jobs.extract.carried``).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import msgspec
@@ -257,14 +257,12 @@ class _Choice:
         """Whether a shard has no image, and records that are published with other paths than its
         own: those of images that may have moved.
         """
-        layout, crc32s = self.old.options.layout, []
-        for part in shard.each_part() if ranged is not None else ():
-            for entry in read_manifest(self.folder.manifest(part)):
-                if entry.path == layout.records:
-                    crc32s.append(entry.crc32)
-                elif is_image_name(entry.path, layout.images):
-                    return False
-        return ranged is not None and crc32s != [ranged.crc32]
+        if ranged is None:
+            return False
+        paths = (entry.path for entry in _entries(self.folder, shard))
+        if any(is_image_name(path, self.old.options.layout.images) for path in paths):
+            return False
+        return not _is_unchanged(self.folder, self.old, shard, ranged)
 
     def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
         """Whether each file that is not published would be replaced in a new launch too.
@@ -340,15 +338,18 @@ def _is_whole(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange |
 
     Its published records are those of its archive, to the byte, and no file is damaged.
     """
+    return _is_unchanged(folder, old, shard, ranged) and all(
+        entry.problem is None or is_warning(entry.problem)
+        for entry in _entries(folder, shard)
+        if entry.path != old.options.layout.records or not old.options.layout.has_records
+    )
+
+
+def _is_unchanged(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange | None) -> bool:
+    """Whether a shard's records are published as its archive has them."""
     layout = old.options.layout
-    records_crc32s = []
-    for part in shard.each_part():
-        for entry in read_manifest(folder.manifest(part)):
-            if layout.has_records and entry.path == layout.records:
-                records_crc32s.append(entry.crc32)
-            elif entry.problem is not None and not is_warning(entry.problem):
-                return False
-    return records_crc32s == ([] if ranged is None else [ranged.crc32])
+    found = records_entries(folder, shard, layout.records) if layout.has_records else []
+    return [entry.crc32 for entry in found] == ([] if ranged is None else [ranged.crc32])
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -412,12 +413,11 @@ def _archived_size(
 
 def records_entries(folder: RunFolder, shard: Shard, name: str) -> list[Entry]:
     """The records files of a shard, and of archives in it; raises ``RunFolderError``."""
-    return [
-        entry
-        for part in shard.each_part()
-        for entry in read_manifest(folder.manifest(part))
-        if entry.path == name
-    ]
+    return [entry for entry in _entries(folder, shard) if entry.path == name]
+
+
+def _entries(folder: RunFolder, shard: Shard) -> Iterator[Entry]:
+    return chain.from_iterable(read_manifest(folder.manifest(part)) for part in shard.each_part())
 
 
 def _parts_with_records(folder: RunFolder, old: Plan) -> dict[str, int | None]:

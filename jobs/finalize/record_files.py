@@ -115,7 +115,9 @@ def _distinct(
     if context.plan.options.on_collision is OnCollision.PER_SHARD:
         yield from sources
         return
-    before = [_before(context, source) if len(sources) > 1 else None for source in sources]
+    # Reused records are no copies of each other: these were counted once then.
+    has_new = not all(source.is_carried for source in sources)
+    before = [_before(context, source) if has_new else None for source in sources]
     keys = [
         (source.folder, entry.size if entry is not None else source.size)
         for source, entry in zip(sources, before, strict=True)
