@@ -132,9 +132,9 @@ def plan_resume(
             Path(state.plan.dest), deep=deep, workers=cores(), progress=progress
         )
     elif planned.step.tasks and not state.live and repair.has_lost_receipt(folder, state.plan):
-        # An unfinished part was found damaged, perhaps by its content: what was staged to repair it
-        # has been removed.
-        deep = deep or bool(state.parts_left)
+        # A repair may have begun, of damage that only a deep check finds, and what it had staged
+        # may have been removed.
+        deep = deep or len(state.submissions) > 1 or bool(state.parts_left)
         report = repair.check_without_receipt(folder, state.plan, deep=deep, progress=progress)
     if report is not None and not report.ok:
         planned = replace(planned, step=Recovery(), damage=report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -135,19 +134,6 @@ def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_i
     cli.run("resume")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
     assert cli.status()["remark"] is None
-
-
-def test_a_repair_whose_staged_files_were_removed_finds_the_damage_again(
-    cli: Cli, published: Path, shards: Path, dataset: Path
-) -> None:
-    flip(sorted((published / "images").iterdir())[3])
-    away = shards.rename(shards.with_name("away"))
-    cli.run("resume", "--deep", rc=None)
-    assert not (published / "RECEIPT.json").exists()
-    shutil.rmtree(published / ".incoming")
-    away.rename(shards)
-    cli.run("resume")
-    assert samples.tree_digest(published) == samples.tree_digest(dataset)
 
 
 def test_damaged_records_are_repaired(cli: Cli, published: Path, dataset: Path) -> None:

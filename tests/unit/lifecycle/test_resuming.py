@@ -12,9 +12,12 @@ from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.errors import Cause, ClaimedError, EngineError, PreflightError, UsageError
+from jobs.extract.child_process import PartExtractor
 from jobs.model import OnBadRecord, Options, Output, SourceKind, SourceRef, Stage
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator import filesystems
 from orchestrator.cli import messages
 from orchestrator.engines.base import TaskState
@@ -28,6 +31,7 @@ from orchestrator.lifecycle.resuming import Amendments, amended, plan_resume, re
 from tests.support.builders.contents import page_tar, pages
 from tests.support.builders.dataset import Dataset
 from tests.support.builders.fake_engine import FakeEngine
+from tests.support.builders.made_run import extracted
 from tests.support.builders.runs import RunBuilder, pending, running, shard
 
 
@@ -76,6 +80,26 @@ def test_without_a_receipt_one_resume_finds_all_damage(tmp_path: Path, output: O
     assert plan_resume(run).state.status is RunStatus.DONE
     assert tree_digest(dataset.dest) == whole
     assert len(run.submission_numbers()) == 2
+
+
+@pytest.mark.parametrize("was_extracted", [False, True])
+def test_a_repair_whose_staged_files_were_removed_finds_the_damage_again(
+    tmp_path: Path, was_extracted: bool
+) -> None:
+    dataset = Dataset(tmp_path)
+    dataset.path("s-0").write_bytes(page_tar(range(3)))
+    dataset.launch()
+    run, whole, image = dataset.run, tree_digest(dataset.dest), dataset.dest / "images/0001.png"
+    image.write_bytes(image.read_bytes()[:-1] + b"!")
+    dataset.reset()
+    if was_extracted:
+        atomic.write_json(run.submission(2), structs.replace(run.load_submission(1), number=2))
+        plan = run.load_plan()
+        Staging(plan).make_folders()
+        extracted(PartExtractor(run, plan, Progress()), *plan.parts())
+    shutil.rmtree(dataset.dest / ".incoming")
+    resume(plan_resume(run))
+    assert tree_digest(dataset.dest) == whole
 
 
 def test_without_a_receipt_and_a_manifest_the_archives_are_needed_and_that_is_said_before(
