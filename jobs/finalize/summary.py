@@ -165,9 +165,10 @@ def _of_collisions(context: FinalizeContext, bad: list[FindingKind]) -> list[str
         )
     if context.plan.options.strip_components:
         steps.append("launch without --strip-components, if that gave files the same path")
+    of_records = ", also for records of the others" if context.reads_records else ""
     keep = (
         "to publish nevertheless, run `resume` with --on-collision keep-first (the first archive's "
-        "file counts)"
+        f"file counts{of_records})"
     )
     loses_many = 4 * context.findings.counts[FindingKind.COLLISION] >= context.part_starts[-1]
     return [*steps, keep] if loses_many else [keep, *steps]

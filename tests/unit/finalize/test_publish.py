@@ -683,6 +683,7 @@ def test_keep_first_is_named_last_where_it_would_lose_many_files(
     assert [step.partition(" ")[0] for step in steps[1:]] == (
         ["keep-first", "per-shard"] if shared == 1 else ["per-shard", "keep-first"]
     )
+    assert "keep-first (the first archive's file counts, also for records of the" in problem.message
 
 
 def test_each_shard_has_a_folder_of_its_own_and_its_records_say_so(tmp_path: Path) -> None:
