@@ -348,7 +348,7 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     from orchestrator.engines.registry import AUTO, SLURM
 
     mode = options.OutputMode.take(values)
-    _check_verify(ctx, values)
+    _without_excluded(ctx, values)
     if mode.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if mode.parsable and values["engine"] == AUTO:
@@ -366,10 +366,13 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     return messages.launched(folder, mode)
 
 
-def _check_verify(ctx: click.Context, values: dict[str, Any]) -> None:
-    """A typed ``--verify`` overrides a ``skip-verify`` of the settings."""
-    if not (values["skip_verify"] and options.is_typed(ctx, "verify")):
-        return
-    if options.is_typed(ctx, "skip_verify") and values["verify"] is not Verify.NONE:
-        raise UsageError("--verify and --skip-verify contradict each other; omit one of them")
-    values["skip_verify"] = False
+def _without_excluded(ctx: click.Context, values: dict[str, Any]) -> None:
+    """Remove settings from ``values`` that the command line excludes."""
+    from orchestrator.engines.registry import LOCAL
+
+    if values["engine"] == LOCAL and not options.is_typed(ctx, "then"):
+        values["then"] = None  # as other settings for Slurm
+    if values["skip_verify"] and options.is_typed(ctx, "verify"):
+        if options.is_typed(ctx, "skip_verify") and values["verify"] is not Verify.NONE:
+            raise UsageError("--verify and --skip-verify contradict each other; omit one of them")
+        values["skip_verify"] = False

@@ -319,9 +319,9 @@ def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
     assert SECRET not in done.out + done.err
 
 
-def test_a_typed_verify_overrides_a_setting_that_skips_it(done: Cli) -> None:
-    words = ("launch", "--local-path", "shards", "--dest", "new", "--dry-run")
-    shell = done.having(WEBSIGHT_SKIP_VERIFY="1")
+def test_typed_options_override_settings_that_they_exclude(done: Cli) -> None:
+    words = ("launch", "--local-path", "shards", "--dest", "new", "--engine", "local", "--dry-run")
+    shell = done.having(WEBSIGHT_SKIP_VERIFY="1", WEBSIGHT_THEN="train.slurm")
     assert "Verify    none" in shell.run(*words).out
     assert "Verify    structure" in shell.run(*words, "--verify", "structure").out
 
