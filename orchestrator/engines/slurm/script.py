@@ -178,7 +178,8 @@ def _check_texts(spec: JobSpec) -> None:
             f"the run folder {quoted(spec.run_dir)} has a % or a backslash in its path, which "
             "Slurm would replace in the names of logs; choose another --log-dir"
         )
-    texts = structs.asdict(requested) | {"run folder": spec.run_dir, "Python": sys.executable}
+    texts = {f"--{name.replace('_', '-')}": v for name, v in structs.asdict(requested).items()}
+    texts |= {"--log-dir": spec.run_dir, "the path of Python": sys.executable}
     for name, value in texts.items():
         for text in value if isinstance(value, tuple) else (value,):
             if _CONTROL.search(str(text)):
