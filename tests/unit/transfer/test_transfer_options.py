@@ -176,6 +176,7 @@ def test_a_proxy_of_an_unsupported_kind_is_reported_as_such(
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     url = "http://elsewhere.example/x.tar.gz"
     for ask in (lambda: fetch(url, tmp_path / "out"), lambda: opened(SourceKind.URL, url)):
         with pytest.raises(SourceError, match="proxy"):
