@@ -46,6 +46,7 @@ class RecordsPiece:
     # published records.
     is_placed: bool = False
     is_samples: bool = False  # each record was made from a sample of WebDataset
+    is_corrected: bool = False  # they are published ones, of which some had other paths before
 
     @property
     def path(self) -> Path:
@@ -257,3 +258,7 @@ class FinalizeContext:
         """The piece that contains that line, and the line's number in the piece, from 1."""
         place = bisect_right(self.piece_starts, number) - 1
         return self.pieces[place], number - self.piece_starts[place] + 1
+
+    def is_corrected(self, number: int) -> bool:
+        """Whether it is not known what the record in that line called its images before."""
+        return self.line_of(number)[0].is_corrected

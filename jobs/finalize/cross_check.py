@@ -224,7 +224,7 @@ class _Bucket:
                 meanings = meanings or self._meanings()
                 meanings.add(reference)
                 continue
-            if reference.required:
+            if reference.required and not self._context.is_corrected(reference.line):
                 named.add(key)
             if self._options.on_collision is OnCollision.PER_SHARD:
                 self._rewrites.add(reference.line, reference.place, key)

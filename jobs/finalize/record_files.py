@@ -39,6 +39,7 @@ class _Source(NamedTuple):
     size: int  # bytes
     folder: str = ""
     is_carried: bool = False  # taken from the published records, which may have been changed
+    is_changed: bool = False  # these were
 
 
 def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
@@ -78,7 +79,7 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
             context.findings.add(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
             continue
         kind = kinds[source.shard.id]
-        found.append(RecordsPiece(source.shard, lines, source.folder, {}, *kind))
+        found.append(RecordsPiece(source.shard, lines, source.folder, {}, *kind, source.is_changed))
     context.pieces = tuple(found)
 
 
@@ -138,7 +139,7 @@ def _distinct(
                 )
                 context.findings.add(FindingKind.SAME, fact, source.shard.id)
                 continue
-        yield source
+        yield source._replace(is_changed=entry is not None)
 
 
 def _before(context: FinalizeContext, source: _Source) -> Entry | None:

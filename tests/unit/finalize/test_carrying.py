@@ -205,6 +205,21 @@ def test_a_new_archive_with_a_copy_of_the_records_adds_none(
 
 
 @pytest.mark.parametrize("policy", [OnBadRecord.ERROR, OnBadRecord.DROP])
+def test_a_new_record_may_call_an_image_as_a_reused_one_did_before_it_was_corrected(
+    tmp_path: Path, policy: OnBadRecord
+) -> None:
+    def made(first: int, *named: int) -> bytes:
+        rows = [{"image": f"/home/me/images/{n:04d}.png"} for n in named]
+        return tarred({**images(range(first, first + 2)), "prompts.jsonl": lines(*rows)})
+
+    old = {"a.tar": made(0, 0, 1), "b.tar": made(2, 2)}
+    new = {**old, "b.tar": made(2, 2, 3, 0)}
+    tree, reused = updated(tmp_path, old, new, Options(on_bad_record=policy))
+    assert reused == {"a.tar"}
+    assert len(tree["prompts.jsonl"].splitlines()) == 5
+
+
+@pytest.mark.parametrize("policy", [OnBadRecord.ERROR, OnBadRecord.DROP])
 def test_corrected_records_without_images_of_their_own_are_read_again(
     tmp_path: Path, policy: OnBadRecord
 ) -> None:
