@@ -69,6 +69,7 @@ def test_zstd_may_have_a_large_window_that_it_does_not_fill(log: int) -> None:
     assert content(Format.TAR_ZST, frame * 3 + bytes(8)) == b"x" * 9_000_000
 
 
+@pytest.mark.slow
 def test_a_large_window_is_filled_only_where_the_archive_is_large() -> None:
     data = random.Random(1).randbytes(1 << 20) * 70
     frame = zst_with_window(data, 27)

@@ -197,6 +197,7 @@ def test_a_folder_is_listed_in_parts_that_hold_all_of_it_once(
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_an_archive_that_its_owner_repaired_may_have_another_size(
     dataset: Path, tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_what_is_extracted_and_deleted_is_not_fetched_again(run: Run) -> None:
     assert run.sent == before
 
 
+@pytest.mark.slow
 def test_parts_that_are_to_be_extracted_again_have_their_archive_fetched_again(run: Run) -> None:
     run.download(2 * SIZE)
     lost = run.plan.parts()[2]
@@ -207,6 +208,7 @@ def test_parts_that_are_to_be_extracted_again_have_their_archive_fetched_again(r
     assert run.sent == before + (size or 0)
 
 
+@pytest.mark.slow
 def test_an_archive_that_cannot_be_fetched_again_is_seen_to_be_missing(run: Run) -> None:
     run.download(2 * SIZE)
     shard, lost = run.plan.shards[2], run.plan.parts()[2]

@@ -303,6 +303,7 @@ def test_an_archive_on_which_two_attempts_crash_counts_as_damaged(
     assert step in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
     tmp_path: Path, long: Path, shards: list[Path], frozen: bool
@@ -324,6 +325,7 @@ def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
     assert run.folder.finished_ids() == set()
 
 
+@pytest.mark.slow
 def test_signals_to_the_process_group_are_handled_by_the_parent(tmp_path: Path, long: Path) -> None:
     run = RunBuilder(long, options=PLAIN).fetched(tmp_path)
 

@@ -63,6 +63,7 @@ def finish_counting(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written_by(run.finish, monkeypatch)
 
 
+@pytest.mark.slow
 @OUTPUTS
 def test_together_they_write_all_shards_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options
@@ -80,6 +81,7 @@ def test_together_they_write_all_shards_of_an_undisturbed_run(
     )
 
 
+@pytest.mark.slow
 @OUTPUTS
 def test_finalize_writes_what_a_task_left_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options
@@ -131,6 +133,7 @@ def test_nor_the_lines_of_its_manifest(tmp_path: Path, monkeypatch: pytest.Monke
     assert tree(run.staging.dest) == tree(alone.staging.dest)
 
 
+@pytest.mark.slow
 def test_what_a_finalize_had_that_was_cut_off_is_not_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -323,6 +323,7 @@ def test_a_manifest_that_is_damaged_before_an_owed_check_is_named_and_repaired(
     assert run.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manifest", [False, True])
 @pytest.mark.parametrize("output", [Output.FILES, Output.SQUASHFS])
 def test_what_vanishes_from_the_top_of_staging_is_not_taken_for_published(

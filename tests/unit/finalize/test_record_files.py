@@ -109,6 +109,7 @@ def test_records_that_have_lost_lines_in_staging_are_extracted_again(
     assert run.finish()["counts"]["records"] == 3
 
 
+@pytest.mark.slow
 def test_a_records_file_is_found_in_a_locale_without_utf8(tmp_path: Path) -> None:
     env = in_latin1(tmp_path)
     shard = Content({"é日/a.png": png(1), "é日/metadata.jsonl": line("a.png"), "x/y": b"1"})

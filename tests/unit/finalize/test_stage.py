@@ -121,6 +121,7 @@ def test_names_that_the_file_system_confuses_are_not_extracted_again(
 IN_A_FOLDER = Layout(name="websight", records="lists/all.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "options", "refused"),
     [
@@ -337,6 +338,7 @@ def test_the_number_of_buckets_changes_only_the_order_of_findings(
     assert sorted(audit_too.splitlines()) == sorted(audit.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "options"), CASES)
 def test_comparing_all_rows_finds_what_comparing_some_finds(
     tmp_path: Path,

@@ -92,6 +92,7 @@ def test_the_archives_end_is_no_member(scan: Scan) -> None:
     assert scan(b"x" * 511, 0) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="the extension was not built: there was no compiler")
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_of_damaged_headers_the_compiled_form_takes_none_that_the_other_refuses(

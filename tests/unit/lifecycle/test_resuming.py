@@ -82,6 +82,7 @@ def test_without_a_receipt_one_resume_finds_all_damage(tmp_path: Path, output: O
     assert len(run.submission_numbers()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("was_extracted", [False, True])
 def test_a_repair_whose_staged_files_were_removed_finds_the_damage_again(
     tmp_path: Path, was_extracted: bool
@@ -117,6 +118,7 @@ def test_without_a_receipt_and_a_manifest_the_archives_are_needed_and_that_is_sa
     assert "extracts all archives again, and downloads those that are gone" in said
 
 
+@pytest.mark.slow
 def test_a_deep_check_can_be_requested_of_a_run_that_has_extracted_nothing(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     dataset.path("s-0").write_bytes(page_tar(range(3)))
@@ -260,6 +262,7 @@ def test_a_published_dataset_is_checked_though_the_scheduler_is_silent(
     assert (dataset.dest / "RECEIPT.json").exists()
 
 
+@pytest.mark.slow
 def test_damage_that_another_resume_has_repaired_meanwhile_is_not_repaired_again(
     tmp_path: Path,
 ) -> None:

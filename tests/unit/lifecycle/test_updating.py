@@ -565,6 +565,7 @@ def colliding_dataset(tmp_path: Path, options: Options) -> Dataset:
     return dataset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -630,6 +631,7 @@ def test_a_file_that_gave_way_is_reused_only_if_it_gives_way_again(
     assert dataset.equals_a_new_launch()
 
 
+@pytest.mark.slow
 def test_a_dataset_in_which_files_gave_way_is_updated_again_and_repaired(tmp_path: Path) -> None:
     for output in ({}, {"output": Output.ZIP, "shard_size": 1500}):
         folder = tmp_path / f"{len(output)}"

@@ -101,6 +101,7 @@ READERS = [
 Read = Callable[[Path], dict[bytes, bytes]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize(
     ("compression", "block"),
@@ -239,6 +240,7 @@ def test_files_are_read_as_they_were_written(
     assert read(tmp_path / "image") == list(members.values())
 
 
+@pytest.mark.slow
 def test_any_damage_is_an_error_or_other_content_and_never_more_of_it(tmp_path: Path) -> None:
     image = tmp_path / "image"
     members = {f"{n}.txt".encode(): b"%d " % n * 2000 for n in range(9)}

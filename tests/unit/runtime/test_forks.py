@@ -83,6 +83,7 @@ def test_a_limit_on_processes_leaves_the_work_to_those_that_could_be_forked(
     assert len({pid for _, pid in found} - {os.getpid()}) == forks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "memory", "at_once"), [(1, 100, 1), (3, 100, 3), (3, 25, 2), (3, 5, 1)]
 )

@@ -21,6 +21,7 @@ GZ = b"\x1f\x8b\x08" + bytes(20_000)
 BUSY = RetryLater(SourceError("too many requests", cause=Cause.RATE_LIMITED))
 
 
+@pytest.mark.slow
 def test_the_requests_of_a_launch_share_their_connections(web: FaultyServer) -> None:
     for n in range(100):
         web.put(f"/s/{n:03}.tar.gz", GZ)

@@ -275,6 +275,7 @@ def test_a_moment_s_trouble_switches_no_digest_off(
     assert refused.value.cause is cause
 
 
+@pytest.mark.slow
 def test_https_to_an_http_server_is_reported(
     web: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_complete_file_that_is_labelled_as_a_range_is_none(tmp_path: Path) -> 
         assert fetch(web.url(PATH), tmp_path / "out", size=len(DATA)).sha256 == SHA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reported", ["bytes */%d", "bytes */*", ""])
 @pytest.mark.parametrize("digest", [SHA, None])
 def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
@@ -338,6 +339,7 @@ def test_a_file_of_unknown_size_that_is_replaced_midway_is_never_mixed(
     assert (tmp_path / "out").read_bytes() == DATA[1 : size + 2]
 
 
+@pytest.mark.slow
 def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> None:
     coded = gzip.compress(DATA[: 9 * MB], 1) + gzip.compress(DATA[9 * MB :], 1)
 

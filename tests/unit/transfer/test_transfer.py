@@ -163,6 +163,7 @@ def test_a_failure_that_stays_ends_in_one_clear_error(
     assert not permanent or len(web.asked(PATH)) == most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "known", "reported"),
     [

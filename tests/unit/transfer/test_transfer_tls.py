@@ -160,6 +160,7 @@ def test_why_there_is_no_connection_is_said(reason: OSError, cause: Cause, said:
     assert isinstance(found, RetryLater) is (cause is Cause.NETWORK)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_speak_tls_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

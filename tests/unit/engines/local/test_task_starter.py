@@ -18,6 +18,7 @@ def _children() -> set[str]:
     return set(Path(f"/proc/{me}/task/{me}/children").read_text(encoding="ascii").split())
 
 
+@pytest.mark.slow
 def test_a_starter_that_was_started_ahead_is_taken_once() -> None:
     before = _children()
     with started_ahead([]):
