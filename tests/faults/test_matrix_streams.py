@@ -28,7 +28,7 @@ pytestmark = pytest.mark.faults
 Stage = Callable[..., Scene]
 Record = Callable[[str, object], None]
 
-COUNT, PARTS = 40, 8
+COUNT, PARTS = 60, 8  # 3 MB: news of what arrives comes after each MiB
 FILES = {
     f"notes/{number:02d}.bin": random.Random(number).randbytes(50_000) for number in range(COUNT)
 }
@@ -36,7 +36,7 @@ LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--layout", 
 
 
 def _zip(times: int) -> bytes:
-    """2 MB, so many times; from 10 MB on it is fetched in ranges."""
+    """3 MB, so many times; from 10 MB on it is fetched in ranges."""
     return contents.zipped({name: data * times for name, data in FILES.items()})
 
 
@@ -61,7 +61,7 @@ class Streaming:
             *("--part-size", str(len(archive) // PARTS + 1)),
         )
 
-    def begin(self, parts: int, *, rate: int = 200_000, kills: bool = False) -> None:
+    def begin(self, parts: int, *, rate: int = 300_000, kills: bool = False) -> None:
         """Launch over a slow link, and cancel or kill once so many parts are extracted."""
         self.web.fail(self.path, faults.fine(1))  # the look at launch
         self.web.fail(self.path, faults.throttle(rate))
