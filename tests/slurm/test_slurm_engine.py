@@ -229,6 +229,7 @@ def test_no_secret_is_written_anywhere(engine: SlurmEngine, folder: RunFolder) -
     [
         (Resources(setup=("a\nb",)), "--setup"),
         (Resources(partition="a\n#SBATCH --uid=0"), "--partition"),
+        (Resources(sbatch_args=("--comment=a\nb",)), "--sbatch-arg '"),
         (Resources(sbatch_args=("--array=0-9",)), "--array"),
         (Resources(sbatch_args=("--outp=x",)), "--output"),
         (Resources(sbatch_args=("-J x",)), "--job-name"),

@@ -179,6 +179,7 @@ def _check_texts(spec: JobSpec) -> None:
             "Slurm would replace in the names of logs; choose another --log-dir"
         )
     texts = {f"--{name.replace('_', '-')}": v for name, v in structs.asdict(requested).items()}
+    texts["--sbatch-arg"] = texts.pop("--sbatch-args")
     texts |= {"--log-dir": spec.run_dir, "the path of Python": sys.executable}
     for name, value in texts.items():
         for text in value if isinstance(value, tuple) else (value,):
