@@ -18,8 +18,6 @@ from jobs.storage.safe_paths import quoted, text_of
 
 E = TypeVar("E", bound=ArchiveError)
 _BLOCK = 1 << 20  # bytes
-
-
 _MOST_NS = (1 << 63) - 1
 
 

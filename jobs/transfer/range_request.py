@@ -364,8 +364,9 @@ class RangeRequest:
 
         Without ranges a new one would begin at the start of the file.
         """
-        ranged = reply.status == 206 or reply.headers.get("Accept-Ranges") == "bytes"
-        if self._waited_s < self._shared.stall_s or self._streaming or not ranged:
+        if self._waited_s < self._shared.stall_s or self._streaming:
+            return
+        if reply.status != 206 and reply.headers.get("Accept-Ranges") != "bytes":
             return
         by_all = self._state.partial.total - self._had
         share = _LEAST_SHARE * by_all / self._shared.connections

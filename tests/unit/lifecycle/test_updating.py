@@ -463,6 +463,7 @@ OUTPUTS = [
 ]
 
 
+# `make quick` tests these kinds only.
 QUICK = ("tars", "samples")
 
 # An image differs from zips only in how a member is found and read: these kinds have all ways.
