@@ -287,6 +287,10 @@ class SourceRef(Struct, frozen=True):
     asked_revision: str | None = None  # as requested; None: the latest state
 
     @property
+    def is_local(self) -> bool:  # then its files are read where they are
+        return self.kind is SourceKind.LOCAL
+
+    @property
     def pinned_name(self) -> str:
         """The locator and the pinned version, for messages."""
         if self.revision is None or self.revision == self.locator:
@@ -633,5 +637,4 @@ def job_ids_of(tasks: Iterable[Task]) -> tuple[str, ...]:
 
 def part_weights(plan: Plan) -> dict[str, int]:
     """The work of each part in archive bytes; at least 1, because an empty part is work too."""
-    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
-    return {part.id: 1 + sizes[part.shard] // part.count for part in plan.parts()}
+    return {part.id: 1 + (plan.part_bytes(part) or 0) for part in plan.parts()}

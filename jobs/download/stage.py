@@ -25,7 +25,6 @@ from jobs.model import (
     Problem,
     Shard,
     ShardKind,
-    SourceKind,
     Stage,
 )
 from jobs.problems import as_problem
@@ -124,7 +123,7 @@ class _Downloads:
         self._progress = progress
         self._refetch = refetch
         self._attempt = attempt
-        self._remote = plan.source.kind is not SourceKind.LOCAL
+        self._remote = not plan.source.is_local
         self._fetcher = ShardDownloader(
             folder, plan, reopen(plan.source, plan.options, folder.load_private()), progress, pool
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
-from jobs.model import Plan, Shard, ShardKind, SourceKind
+from jobs.model import Plan, Shard, ShardKind
 from jobs.storage import presence
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, quoted_few
@@ -72,7 +72,7 @@ class TemporarySpace:
         self._plan = plan
         self._staging = Staging(plan)
         # Archives that are read in place need no space.
-        self._limit = None if plan.source.kind is SourceKind.LOCAL else limit
+        self._limit = None if plan.source.is_local else limit
         self._check = check
         self._close = close
         self._changed = threading.Condition()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from jobs.errors import SourceError
-from jobs.model import Layout, Options, Shard, SourceFile, SourceKind, SourceRef
+from jobs.errors import SourceError, UsageError
+from jobs.model import Layout, Options, Plan, Shard, SourceFile, SourceKind, SourceRef
 from jobs.storage.folder_listing import FolderListing
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
@@ -40,7 +40,7 @@ class SourceRequest:
 
 
 def pinned(request: SourceRequest, locator: str) -> SourceRef:
-    """A reference to the source with the request, so that it can be opened again."""
+    """A reference to the source with the request; ``Source.request_again`` is the opposite."""
     return SourceRef(
         request.kind,
         locator,
@@ -74,6 +74,8 @@ class Source(ABC):
     step.
     """
 
+    has_revisions: ClassVar[bool] = False  # a user can ask for one
+
     @classmethod
     @abstractmethod
     def open(cls, request: SourceRequest) -> Source:
@@ -83,6 +85,35 @@ class Source(ABC):
     @abstractmethod
     def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
         """The source of a plan, on a compute node; ``private``: locators with secrets."""
+
+    @classmethod
+    def request_again(
+        cls, plan: Plan, private: Mapping[str, str], revision: str | None
+    ) -> SourceRequest:
+        """The request that ``plan`` was made for, for an update; ``revision``: another one.
+
+        Raises ``UsageError`` if the source has no revisions, or is not reached in this environment.
+        """
+        ref, options = plan.source, plan.options
+        if revision is not None and not cls.has_revisions:
+            raise UsageError(
+                f"--revision {revision}: the dataset came from {ref.locator}, which has no "
+                "revisions; omit this option"
+            )
+        return SourceRequest(
+            kind=ref.kind,
+            locators=(ref.locator,),
+            files=ref.files,
+            include=ref.include,
+            exclude=ref.exclude,
+            revision=revision or ref.asked_revision,
+            repo_type=ref.repo_type,
+            header_env=options.header_env,
+            layout=options.layout,
+            folder_times=options.folder_times,
+            join=ref.join,
+            nested=options.nested,
+        )
 
     @abstractmethod
     def describe(self) -> SourceRef:

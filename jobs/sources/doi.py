@@ -29,6 +29,8 @@ class DoiSource(RemoteSource):
     the repository only.
     """
 
+    has_revisions = True
+
     def __init__(self, request: SourceRequest, ref: SourceRef | None = None) -> None:
         self._request = request
         self._ref = ref

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from jobs.errors import Cause, SourceError, with_message
-from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
+from jobs.errors import Cause, SourceError, UsageError, with_message
+from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names, http_probe, hub_client, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.http_probe import Connections
@@ -76,6 +76,8 @@ class HubSource(RemoteSource):
     resumes and verifies (the client does neither). The token is looked up for each request.
     """
 
+    has_revisions = True
+
     def __init__(self, repo: Repo, request: SourceRequest, ref: SourceRef | None = None) -> None:
         self._repo = repo
         self._request = request
@@ -101,6 +103,17 @@ class HubSource(RemoteSource):
     def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> HubSource:
         repo = Repo(ref.locator, ref.repo_type, ref.endpoint or hub_client.PUBLIC)
         return cls(repo, SourceRequest(SourceKind.HUB, (ref.locator,)), ref)
+
+    @classmethod
+    def request_again(
+        cls, plan: Plan, private: Mapping[str, str], revision: str | None
+    ) -> SourceRequest:
+        then, now = plan.source.endpoint or hub_client.PUBLIC, hub_client.endpoint()
+        if now != then:
+            raise UsageError(
+                f"the dataset came from {then}, but HF_ENDPOINT names {now}; set HF_ENDPOINT={then}"
+            )
+        return super().request_again(plan, private, revision)
 
     def describe(self) -> SourceRef:
         if self._ref is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from msgspec import structs
 
-from jobs.errors import Cause, SourceError
-from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
+from jobs.errors import Cause, SourceError, UsageError
+from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
@@ -65,6 +66,21 @@ class ObjectStoreSource(RemoteSource):
         scheme = ObjectUrl.of_locator(ref.locator).scheme
         request = SourceRequest(SourceKind.STORE, ref.files)
         return cls(_client(scheme, ref.endpoint, is_pinned=True), request, ref)
+
+    @classmethod
+    def request_again(
+        cls, plan: Plan, private: Mapping[str, str], revision: str | None
+    ) -> SourceRequest:
+        ref = plan.source
+        scheme = ObjectUrl.of_locator(ref.locator).scheme
+        now = _client(scheme, None, is_pinned=False).endpoint
+        if now != ref.endpoint:
+            raise UsageError(
+                f"the dataset came from {ref.endpoint or 'the provider itself'}, but the "
+                f"environment names {now or 'no other store'}; set the variables of the launch"
+            )
+        request = super().request_again(plan, private, revision)
+        return replace(request, locators=url_lists.without_digests(ref.files), files=())
 
     def describe(self) -> SourceRef:
         if self._ref is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jobs.model import Options, SourceKind, SourceRef
+from jobs.model import Options, Plan, SourceKind, SourceRef
 from jobs.sources.base import Source, SourceRequest
 
 
@@ -16,6 +16,11 @@ def open_source(request: SourceRequest) -> Source:
 def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
     """The source of a plan, on a compute node; ``private``: locators with secrets."""
     return _class_of(ref.kind).reopen(ref, options, private)
+
+
+def request_again(plan: Plan, private: Mapping[str, str], revision: str | None) -> SourceRequest:
+    """The request of a plan's source, for an update: see ``Source.request_again``."""
+    return _class_of(plan.source.kind).request_again(plan, private, revision)
 
 
 def _class_of(kind: SourceKind) -> type[Source]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from jobs.errors import SourceError, with_message
 from jobs.formats import magic
-from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
+from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, key_of, pinned
@@ -52,6 +52,19 @@ class UrlSource(RemoteSource):
             SourceKind.URL, (ref.locator,), header_env=options.header_env, layout=options.layout
         )
         return cls((), request, private)
+
+    @classmethod
+    def request_again(
+        cls, plan: Plan, private: Mapping[str, str], revision: str | None
+    ) -> SourceRequest:
+        known = [
+            (private.get(key_of(shard.id, index), file.locator), file.name)
+            for shard in plan.shards
+            for index, file in enumerate(shard.files)
+        ]
+        request = super().request_again(plan, private, revision)
+        locators, names = (tuple(column) for column in zip(*known, strict=True))
+        return replace(request, locators=locators, names=names)
 
     def describe(self) -> SourceRef:
         return pinned(self._request, redact(self._addresses[0].url))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import RunFolderError, UsageError
-from jobs.model import Plan, Resources, SourceKind
+from jobs.model import Plan, Resources
 from jobs.storage.run_folder import DEFAULT_LOG_DIR
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
@@ -389,8 +389,7 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
 
 def with_mounts_of(changes: dict[str, Any], plan: Plan, log_dir: Path) -> dict[str, Any]:
     """As ``with_mounts``, for a run with that plan."""
-    is_local = plan.source.kind is SourceKind.LOCAL
-    source = Path(plan.source.locator) if is_local else None
+    source = Path(plan.source.locator) if plan.source.is_local else None
     return with_mounts(changes, Path(plan.dest), Path(plan.temp), log_dir, source)
 
 

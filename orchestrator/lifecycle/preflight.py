@@ -122,7 +122,7 @@ def notes(
                     f"{option} {quoted(str(path))} is on a {kind}, which compute nodes may not "
                     "see; choose a folder on a shared file system"
                 )
-        if plan.source.kind is not SourceKind.LOCAL and not download_here:
+        if not plan.source.is_local and not download_here:
             found += _not_exported(plan, sbatch_args)
         if unused := sorted(name for name in os.environ if name.startswith("SBATCH_")):
             found.append(
@@ -247,7 +247,7 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
             f"--temp-dir and --log-dir are the same folder, {quoted(str(run_dir.parent))}, where "
             "both would use the run's id as a name; choose another --temp-dir"
         )
-    if plan.source.kind is not SourceKind.LOCAL:
+    if not plan.source.is_local:
         return
     source = Path(plan.source.locator).resolve()
     if source == dest or dest in source.parents:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Resources, SourceKind, Stage, Task, job_ids_of, shard_of
+from jobs.model import Outcome, Resources, Stage, Task, job_ids_of, shard_of
 from orchestrator.engines.base import SiteLimits
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
@@ -194,7 +194,7 @@ def _works(view: TaskView, status: RunStatus) -> bool:
 
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:
     # Downloading a verified archive again does not change it; a user's file may be replaced.
-    may_be_replaced = state.plan.source.kind is SourceKind.LOCAL
+    may_be_replaced = state.plan.source.is_local
     shards = _shards_of(state, _REFETCH, only=None if may_be_replaced else Outcome.RETRYABLE)
     return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
 

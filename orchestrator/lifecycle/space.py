@@ -11,7 +11,7 @@ from typing import Protocol
 
 from jobs.download.temporary_space import window_of
 from jobs.errors import UsageError
-from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
+from jobs.model import OnCollision, Options, Plan, Shard, ShardKind
 from jobs.outputs import registry
 from jobs.storage import presence
 from jobs.storage.safe_paths import quoted
@@ -173,7 +173,7 @@ def _packed(plan: Plan, data: int) -> Need:
 
 def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
     """The shards that are (still) to be copied; local ones are read in place."""
-    if plan.source.kind is SourceKind.LOCAL:
+    if plan.source.is_local:
         return []
     wanted = None if left is None else set(left.shards_left)
     return [

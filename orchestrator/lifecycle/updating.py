@@ -13,12 +13,11 @@ from typing import Any
 
 from msgspec import structs
 
-from jobs.errors import RunFolderError, UsageError
+from jobs.errors import RunFolderError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
-from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
-from jobs.sources import hub_client, url_lists
-from jobs.sources.base import SourceRequest, key_of
+from jobs.model import Plan, Published, Shard, Stage
+from jobs.sources import registry
 from jobs.storage import presence
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
@@ -111,7 +110,6 @@ def plan_update(
         return carrying.plan_carry(folder, moved, receipt, same, new=new)
 
     planned = _planned(request, carry)
-    _check_store(old.source, planned.plan.source)
     state = Published(old.run_id, receipt.published, old.source.revision)
     plan = structs.replace(planned.plan, history=(*receipt.history, state))
     return _compared(old, replace(planned, plan=plan))
@@ -184,7 +182,7 @@ def _request(
     changed = override(extract, changes)
     args += arguments_for(structs.replace(override(download, changes), partition=None), changed)
     return LaunchRequest(
-        source=_source(old, private, revision),
+        source=registry.request_again(old, private, revision),
         dest=dest,
         temp_dir=_temp_dir(old),
         log_dir=log_dir,
@@ -207,61 +205,3 @@ def _temp_dir(old: Plan) -> Path | None:
     """The launch's ``--temp-dir``; None if archives were stored in the staging folder."""
     temp = Path(old.temp)
     return None if Staging(old).root in temp.parents else temp.parent
-
-
-def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> SourceRequest:
-    """The source request of the launch of ``old``; URLs include their secrets."""
-    ref, options = old.source, old.options
-    if revision is not None and ref.kind not in (SourceKind.HUB, SourceKind.DOI):
-        raise UsageError(
-            f"--revision {revision}: the dataset came from {ref.locator}, which has no revisions; "
-            "omit this option"
-        )
-    _check_endpoint(ref)
-    locators: tuple[str, ...] = (ref.locator,)
-    names: tuple[str, ...] = ()
-    files = ref.files
-    if ref.kind is SourceKind.STORE:
-        locators, files = url_lists.without_digests(ref.files), ()
-    if ref.kind is SourceKind.URL:
-        known = [
-            (private.get(key_of(shard.id, index), file.locator), file.name)
-            for shard in old.shards
-            for index, file in enumerate(shard.files)
-        ]
-        locators, names = (tuple(column) for column in zip(*known, strict=True))
-    return SourceRequest(
-        kind=ref.kind,
-        locators=locators,
-        files=files,
-        include=ref.include,
-        exclude=ref.exclude,
-        revision=revision or ref.asked_revision,
-        repo_type=ref.repo_type,
-        header_env=options.header_env,
-        layout=options.layout,
-        folder_times=options.folder_times,
-        join=ref.join,
-        nested=options.nested,
-        names=names,
-    )
-
-
-def _check_store(old: SourceRef, new: SourceRef) -> None:
-    """``UsageError`` if the environment names another object store than that of the dataset."""
-    if old.kind is SourceKind.STORE and old.endpoint != new.endpoint:
-        raise UsageError(
-            f"the dataset came from {old.endpoint or 'the provider itself'}, but the environment "
-            f"names {new.endpoint or 'no other store'}; set the variables of the launch"
-        )
-
-
-def _check_endpoint(ref: SourceRef) -> None:
-    """``UsageError`` if HF_ENDPOINT is not the endpoint that the repository came from."""
-    if ref.kind is not SourceKind.HUB:
-        return
-    then, now = ref.endpoint or hub_client.PUBLIC, hub_client.endpoint()
-    if now != then:
-        raise UsageError(
-            f"the dataset came from {then}, but HF_ENDPOINT names {now}; set HF_ENDPOINT={then}"
-        )
