@@ -201,15 +201,20 @@ class Resolver:
             for target, links in rest.items():
                 self._find(target, links)
             return
-        found: set[bytes] = set()  # raw paths of links whose last target so far is a file
+        # Raw paths of links: those with a target before their bound, and those whose last target so
+        # far is a file.
+        early: set[bytes] = set()
+        found: set[bytes] = set()
         for index in range(self._part.count):
             for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
                 if member.kind is not MemberKind.FOLDER and member.name:
                     target = safe_path(member.name, archive=self._label)
+                    of_target = rest.get(target, ())
+                    early.update(one.link.raw for one in of_target if member.ordinal < one.before)
                     mine = [
                         one.link
-                        for one in rest.get(target, ())
-                        if member.ordinal < one.before or one.link.raw not in found
+                        for one in of_target
+                        if member.ordinal < one.before or one.link.raw not in early
                     ]
                     if member.kind is MemberKind.FILE:
                         found.update(link.raw for link in mine)

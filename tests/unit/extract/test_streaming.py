@@ -320,6 +320,22 @@ def test_a_chain_of_links_may_lead_through_several_parts(tmp_path: Path, chains:
             assert found[f"{folder}/{n}"] == FILES[name], folder
 
 
+@pytest.mark.parametrize("links", [1, 5])
+def test_a_hard_link_to_a_link_of_another_part_is_to_no_file_that_replaces_it_later(
+    tmp_path: Path, links: int
+) -> None:
+    name = [*FILES][0]
+    first = (member(b"to/%d" % n, kind=b"2", target=b"../" + name.encode()) for n in range(links))
+    last = (
+        member(b"hard/%d" % n, kind=b"1", target=b"to/%d" % n) + member(b"to/%d" % n, b"new")
+        for n in range(links)
+    )
+    data = b"".join(first) + _tar(FILES)[: -len(END)] + b"".join(last) + END
+    found = _extracted(_run(tmp_path, data, options=LINKED))
+    for n in range(links):
+        assert (found[f"hard/{n}"], found[f"to/{n}"]) == (FILES[name], b"new")
+
+
 def test_a_loop_of_links_through_several_parts_is_refused(tmp_path: Path) -> None:
     first, last = (member(a, kind=b"2", target=b) for a, b in ((b"a", b"b"), (b"b", b"a")))
     run = _run(tmp_path, first + _tar(FILES)[: -len(END)] + last + END, options=LINKED)
