@@ -28,9 +28,7 @@ from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
 from jobs.extract.messages import (
     Arrived,
-    Begin,
     Done,
-    End,
     Extract,
     Forget,
     Item,
@@ -246,18 +244,23 @@ class TimeBudget:
 
 
 class PartsProcess:
-    """Carries out one order after the other, and reports progress and results."""
+    """Carries out one order after the other, and reports progress and results.
 
-    def __init__(self, begin: Begin, orders: Receiver[Order], reports: Sender) -> None:
+    ``deadline``: on the monotonic clock, which processes of a machine share.
+    """
+
+    def __init__(
+        self, run_dir: str, deadline: float | None, orders: Receiver[Order], reports: Sender
+    ) -> None:
         self._orders = orders
         self._reports = reports
-        self._progress = Progress(deadline=begin.deadline)
+        self._progress = Progress(deadline=deadline)
         self._budget = TimeBudget(self._progress)
         self._current: str | None = None
         self._queue: SimpleQueue[Extract | Forget | Stream | None] = SimpleQueue()
         self._files: list[ArrivingFile] = []  # of the shard that is streamed
         self._stops: Problem | None = None  # set if no further part is tried
-        self._folder = RunFolder(Path(begin.run_dir))
+        self._folder = RunFolder(Path(run_dir))
         self._plan = self._folder.load_plan()
         self._extractor = PartExtractor(self._folder, self._plan, self._progress)
 
@@ -368,8 +371,6 @@ class PartsProcess:
             self._files[order.file].update(order)
         elif isinstance(order, Extract | Forget):
             self._queue.put(order)
-        elif isinstance(order, End):
-            self._queue.put(None)
 
 
 def _no_time(part: Part) -> Problem:
@@ -385,13 +386,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     reports = Sender(os.fdopen(os.dup(1), "wb", buffering=0))
     os.dup2(2, 1)  # output of libraries must not mix with the reports
-    orders: Receiver[Order] = Receiver(0, Order)
-    first: list[Order] = []
-    while not first and not orders.ended:
-        first = orders.receive()
-    if first and isinstance(first[0], Begin):
-        child = PartsProcess(first[0], orders, reports)
-        for order in first[1:]:
-            child.take(order)
-        child.run()
+    _, run_dir, deadline, *_ = sys.argv
+    PartsProcess(run_dir, float(deadline) if deadline else None, Receiver(0, Order), reports).run()
     sys.stdout.flush()

@@ -22,10 +22,8 @@ from jobs.archives.member_index import Streamed
 from jobs.errors import MORE_MEMORY, Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed, has_directory
 from jobs.extract.messages import (
-    Begin,
     Consumed,
     Done,
-    End,
     Extract,
     Forget,
     Item,
@@ -63,7 +61,7 @@ import gc, os, signal, sys
 gc.disable()
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
-sys.path[:] = sys.argv[1:]
+sys.path[:] = sys.argv[3:]
 from jobs.extract.child_process import main
 gc.freeze()
 gc.enable()
@@ -146,16 +144,17 @@ class Extractor:
 
     def close(self) -> None:
         """End the child; an idle one ends at once."""
-        if self._child is not None:
-            self._send(End())
-            self._reap()
+        self._reap()
 
     # The child -----------------------------------------------------------------------------
 
     def _order(self, order: Order) -> None:
         if self._child is None:
+            left_s = self._progress.time_left()
+            deadline = "" if left_s is None else str(time.monotonic() + left_s)
+            own = (str(self._folder.path), deadline)
             child = subprocess.Popen(
-                [sys.executable, *_options(), "-c", _BOOT, *_import_path()],
+                [sys.executable, *_options(), "-c", _BOOT, *own, *_import_path()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
@@ -165,12 +164,8 @@ class Extractor:
             self._last, self._kill_at = News(), None
             self._unread.clear()
             self._reports_in = Receiver(child.stdout.fileno(), Report)
-            orders = Sender(child.stdin)
-            left_s = self._progress.time_left()
-            deadline = None if left_s is None else time.monotonic() + left_s
-            orders.send(Begin(str(self._folder.path), deadline))
             self._child = child
-            self._orders = orders  # not before: other threads may have something to say as well
+            self._orders = Sender(child.stdin)
         self._send(order)
 
     def _send(self, order: Order) -> None:

@@ -12,13 +12,6 @@ from jobs.transfer.ranges import Range, Window
 _SMALL = 32 << 20  # bytes of the part's share of its archive
 
 
-class Begin(Struct, frozen=True, tag=True):
-    """To the child, first: the run."""
-
-    run_dir: str
-    deadline: float | None = None  # on the monotonic clock, which processes of a machine share
-
-
 class Extract(Struct, frozen=True, tag=True):
     """To the child: extract these parts of downloaded shards; answered by an ``Item`` for each."""
 
@@ -68,11 +61,7 @@ class Stop(Struct, frozen=True, tag=True):
     message: str
 
 
-class End(Struct, frozen=True, tag=True):
-    """To the child: there are no further orders."""
-
-
-Order = Begin | Extract | Forget | Stream | Arrived | Stop | End
+Order = Extract | Forget | Stream | Arrived | Stop
 
 
 class News(Struct, frozen=True, tag=True):

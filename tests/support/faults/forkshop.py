@@ -350,6 +350,7 @@ def _extraction(command: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     forkfaults.enter("extraction", forkfaults.attempt())
+    sys.argv = ["-c", *command[command.index("-c") + 2 :]]
     child_process.main()
 
 

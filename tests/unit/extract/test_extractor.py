@@ -17,7 +17,7 @@ from jobs.errors import ArchiveError
 from jobs.extract.arriving import Feed
 from jobs.extract.child_process import PartsProcess
 from jobs.extract.extractor import ExtractionPool, Extractor
-from jobs.extract.messages import Begin, Forget, News, Order, Report, Stream
+from jobs.extract.messages import Forget, News, Order, Report, Stream
 from jobs.model import Format, Part
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
@@ -146,7 +146,7 @@ def test_an_idle_process_fills_no_pipe(tmp_path: Path) -> None:
     (orders, send), (reports, report) = os.pipe(), os.pipe()
     with os.fdopen(send, "wb", buffering=0) as out, os.fdopen(report, "wb", buffering=0) as back:
         received: Receiver[Order] = Receiver(orders, Order)
-        child = PartsProcess(Begin(str(run.folder.path)), received, Sender(back))
+        child = PartsProcess(str(run.folder.path), None, received, Sender(back))
         thread = threading.Thread(target=child._listen)
         thread.start()
         deadline = time.monotonic() + 30
