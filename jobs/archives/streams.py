@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged, gone
@@ -128,17 +128,13 @@ class Prefetch(Generic[T]):
     """Reads items of ``source`` ahead in a thread, at most ``_AHEAD``; a context manager.
 
     The thread starts with the first item, so an object may be created before a fork. An error in
-    the thread is raised in place of its item.
+    the thread is raised in place of its item, and by further calls.
     """
 
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
-        self._ready: deque[T] = deque()
-        # Raised after the ready items; StopIteration: the end.
-        self._end: BaseException | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        self._ahead: deque[Future[T | None]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Prefetch[T]:
         return self
@@ -148,48 +144,22 @@ class Prefetch(Generic[T]):
 
     def close(self) -> None:
         """Stop the thread, within the time of one block."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="inflate", daemon=True)
-            self._thread.start()
-        with self._changed:
-            while not self._ready and self._end is None:
-                self._changed.wait()
-            if self._ready:
-                block = self._ready.popleft()
-                self._changed.notify_all()
-                return block
-        assert self._end is not None
-        raise self._end  # raised again by further calls
-
-    def _run(self) -> None:
-        last: BaseException = StopIteration()
-        try:
-            for block in self._source:
-                if not self._put(block):
-                    return
-        except BaseException as error:  # noqa: BLE001  # raised again by the reader's thread
-            last = error
-        with self._changed:
-            self._end = last
-            self._changed.notify_all()
-
-    def _put(self, block: T) -> bool:
-        with self._changed:
-            while len(self._ready) >= _AHEAD and not self._closed:
-                self._changed.wait()
-            self._ready.append(block)
-            self._changed.notify_all()
-            return not self._closed
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "inflate")
+            self._ahead += (self._pool.submit(next, self._source, None) for _ in range(_AHEAD))
+        item = self._ahead[0].result()
+        if item is None:
+            raise StopIteration
+        self._ahead.popleft()
+        self._ahead.append(self._pool.submit(next, self._source, None))
+        return item
 
 
 def prefetched(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, None]:
