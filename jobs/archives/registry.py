@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.archives.base import Archive, ArchiveStream
-from jobs.archives.detect import SINGLE, TARS
+from jobs.archives.detect import TARS
 from jobs.archives.streams import Arriving
 from jobs.archives.webdataset import Samples, looks_like_samples
-from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Plan, Shard, ShardKind
 
 
@@ -78,10 +77,6 @@ def _reader(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
         from jobs.archives.zip.archive import ZipArchive
 
         return ZipArchive(fetched, shard, options)
-    if fetched.format in SINGLE and not magic.stays_compressed(shard.name):
-        from jobs.archives.single_file import CompressedFile
-
-        return CompressedFile(fetched, shard, options)
     if fetched.format is Format.PARQUET:
         from jobs.archives.parquet.archive import ParquetArchive
 
@@ -92,10 +87,9 @@ def _reader(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
         from jobs.archives.folder import FolderArchive
 
         return FolderArchive(fetched, shard, options)
-    assert fetched.format in (Format.FILE, Format.PARQUET, *SINGLE)
-    from jobs.archives.single_file import PlainFile
+    from jobs.archives.single_file import SingleFile
 
-    return PlainFile(fetched, shard, options)
+    return SingleFile(fetched, shard, options)
 
 
 def member_index(fetched: Fetched, shard: Shard, options: Options) -> Fetched:
