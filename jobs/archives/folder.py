@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobs.archives.base import Archive, Member, MemberKind, check_no_archive
@@ -14,13 +14,12 @@ from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing, latency
-from jobs.storage.blocks import read_range
+from jobs.storage.blocks import read_range, zeros
 from jobs.storage.folder_listing import ListedEntry
 from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
 _BLOCK = 512  # bytes, the unit of ``st_blocks`` (stat(2))
-_ZEROS = memoryview(bytes(_CHUNK))
 # https://man7.org/linux/man-pages/man2/lseek.2.html: the errors of a file system without holes.
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
 
@@ -58,7 +57,11 @@ class FolderArchive(Archive):
             item = self._link_target(full, item)
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
-        data = self._whole(full, item) if 0 < item.size <= _CHUNK else None
+        chunks: Iterable[memoryview] = self._chunks(full, item)
+        data = None
+        if item.size <= _CHUNK:
+            chunks = list(chunks)
+            data = chunks[0] if len(chunks) == 1 else None
         return Member(
             item.path,
             MemberKind.FILE,
@@ -67,7 +70,7 @@ class FolderArchive(Archive):
             mtime_ns / 1e9,
             ordinal,
             target,
-            self._chunks(full, item) if data is None else (data,),
+            chunks,
             data,
             mtime_ns=mtime_ns,
         )
@@ -83,30 +86,16 @@ class FolderArchive(Archive):
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
-    def _whole(self, full: bytes, item: ListedEntry) -> memoryview | None:
-        """The content of a small file in one piece; None if it may have holes."""
-        fd = self._open(full)
-        try:
-            if self._check(fd, full, item):
-                return None
-            data = os.pread(fd, item.size, 0)
-            check_no_archive(self._label, item.path, data[: magic.HEAD], self._options)
-            self._check(fd, full, item)
-            return memoryview(data)
-        except OSError as error:
-            raise from_os_error(error, doing=f"reading {quoted(full)}") from error
-        finally:
-            os.close(fd)
-
     def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
         fd = self._open(full)
         try:
             is_sparse = self._check(fd, full, item)
-            for index, block in enumerate(_content(fd, item.size, is_sparse=is_sparse)):
-                if not index:
-                    head = bytes(block[: magic.HEAD])
-                    check_no_archive(self._label, item.path, head, self._options)
+            blocks = (_with_holes if is_sparse else read_range)(fd, 0, item.size)
+            for block in blocks:
+                head = bytes(block[: magic.HEAD])
+                check_no_archive(self._label, item.path, head, self._options)
                 yield block
+                yield from blocks
             self._check(fd, full, item)
         except OSError as error:
             raise from_os_error(error, doing=f"reading {quoted(full)}") from error
@@ -137,11 +126,11 @@ class FolderArchive(Archive):
         )
 
 
-def _content(fd: int, size: int, *, is_sparse: bool) -> Iterator[memoryview]:
-    position = 0
+def _with_holes(fd: int, position: int, size: int) -> Iterator[memoryview]:
+    """As ``read_range``, from ``position`` on; holes as zeros, which are not read."""
     while position < size:
-        begin, end = _next_data(fd, position, size) if is_sparse else (position, size)
-        yield from _zeros(begin - position)
+        begin, end = _next_data(fd, position, size)
+        yield from zeros(begin - position)
         # If it was truncated in the meantime, the check that follows reports it.
         yield from read_range(fd, begin, end - begin)
         position = end
@@ -158,10 +147,3 @@ def _next_data(fd: int, position: int, size: int) -> tuple[int, int]:
         if error.errno in _NO_HOLES:
             return position, size
         raise
-
-
-def _zeros(length: int) -> Iterator[memoryview]:
-    while length > 0:
-        step = min(length, _CHUNK)
-        yield _ZEROS[:step]
-        length -= step

@@ -15,6 +15,7 @@ Self = TypeVar("Self", bound="OpenFiles")
 _BLOCK = 1 << 20  # bytes
 _STEP = 1 << 16  # bytes read at a time while looking for a line's end
 _MOST_OPEN = 64  # files
+_ZEROS = memoryview(bytes(_BLOCK))
 
 
 def open_no_link(path: Path | str | bytes) -> int:
@@ -39,6 +40,13 @@ def read_range(fd: int, offset: int, size: int) -> Iterator[memoryview]:
         yield memoryview(block)
         offset += len(block)
         size -= len(block)
+
+
+def zeros(size: int) -> Iterator[memoryview]:
+    """``size`` zero bytes, in blocks."""
+    while size > 0:
+        yield _ZEROS[:size]
+        size -= _BLOCK
 
 
 def line_start(fd: int, offset: int, size: int) -> int:

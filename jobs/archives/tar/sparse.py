@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from jobs.formats.tar_header import BLOCK, HeaderError, number, pax_size
+from jobs.storage.blocks import zeros
 
 Map = list[tuple[int, int]]  # (offset, length) of each piece of data, in bytes
 
-_ZEROS = memoryview(bytes(1 << 20))
 _MOST_PIECES = 1 << 17  # of one member's map; bounds the memory
 _MOST_DIGITS = 20
 
@@ -97,14 +97,7 @@ def expand(
     """All ``size`` bytes, holes as zeros; ``chunks`` returns the next bytes of data."""
     position = 0
     for offset, length in pieces:
-        yield from _hole(offset - position)
+        yield from zeros(offset - position)
         yield from chunks(length)
         position = offset + length
-    yield from _hole(size - position)
-
-
-def _hole(length: int) -> Iterator[memoryview]:
-    while length > 0:
-        step = min(length, len(_ZEROS))
-        yield _ZEROS[:step]
-        length -= step
+    yield from zeros(size - position)
