@@ -12,7 +12,7 @@ from jobs import extras
 from jobs.archives.base import UNPACK, damaged, unsupported
 from jobs.archives.limits import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
-from jobs.formats import magic
+from jobs.formats import magic, tar_header
 from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes of output
@@ -110,8 +110,8 @@ def _gzip_of_tar(source: Readable, archive: str) -> Iterator[memoryview]:
         if len(head) >= magic.HEAD:
             break
     joined = chain([head], blocks)
-    start = bytes(head[: magic.HEAD])
-    is_packed = start.startswith(magic.GZIP.magics) and not magic.is_tar_header(start[:512])
+    start = bytes(head[: tar_header.BLOCK])
+    is_packed = start.startswith(magic.GZIP.magics) and not tar_header.is_header(start)
     yield from _gzip(Blocks(joined), archive) if is_packed else joined
 
 

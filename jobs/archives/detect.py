@@ -127,15 +127,9 @@ def _gzip_head(head: bytes, needed: int) -> bytes:
 
 def _is_tar(start: bytes, name: str) -> bool:
     header = start[: tar_header.BLOCK]
-    if len(header) < tar_header.BLOCK:
-        return False
     if header == tar_header.END:  # an empty tar, if the name says so: any file may contain zeros
         return magic.is_tar_name(name)
-    try:
-        tar_header.check_sum(header)
-    except tar_header.HeaderError:
-        return False
-    return True
+    return tar_header.is_header(header)
 
 
 def _what_else(head: bytes, name: str, label: str) -> ArchiveError:

@@ -12,11 +12,11 @@ import struct
 from collections import defaultdict
 from dataclasses import dataclass
 
+from jobs.formats.tar_header import BLOCK, is_header
 from jobs.model import Format
 
 HEAD = 1024  # bytes that identify an archive
 
-_TAR_BLOCK = 512  # bytes of a tar's header
 _LZMA_HEADER = 14  # bytes: properties, dictionary size, content size, the coder's first byte
 _LZMA_MOST = 1 << 38  # bytes of content, at most, as in liblzma's detection
 
@@ -204,7 +204,7 @@ def packing_of(head: bytes) -> Packing | None:
     for magic, packing in _BY_FIRST_BYTE.get(content[0], ()) if content else ():
         if content.startswith(magic):
             return None if packing is ZIP and _is_document(content) else packing
-    if is_tar_header(head[:_TAR_BLOCK]):
+    if is_header(head[:BLOCK]):
         return TAR
     if is_lzma(head):
         return LZMA
@@ -229,17 +229,6 @@ def _is_document(head: bytes) -> bool:
         return False
     name = head[30 : 30 + struct.unpack_from("<H", head, 26)[0]]
     return name.startswith(_DOCUMENTS) or name.endswith(_PYTORCH)
-
-
-def is_tar_header(block: bytes) -> bool:
-    """Whether 512 bytes are a tar header, by their checksum; "ustar" alone may be chance."""
-    if len(block) < _TAR_BLOCK or not block[0]:
-        return False
-    try:
-        claimed = int(block[148:156].strip(b" \0") or b"-", 8)
-    except ValueError:
-        return False
-    return claimed == sum(block[:148]) + 8 * 0x20 + sum(block[156:])
 
 
 def is_lzma(head: bytes) -> bool:
@@ -326,5 +315,5 @@ def is_page_name(name: str) -> bool:
 
 def other_content(head: bytes) -> str | None:
     """What was received instead of a file, by its first bytes; None if they may be the file's."""
-    text = head[:_TAR_BLOCK].lstrip(_BLANKS).lower()
+    text = head[:BLOCK].lstrip(_BLANKS).lower()
     return next((what for start, what in _OTHER_CONTENT if text.startswith(start)), None)

@@ -83,6 +83,17 @@ def check_sum(raw: bytes) -> None:
         raise HeaderError("the header's checksum is wrong")
 
 
+def is_header(block: bytes) -> bool:
+    """Whether 512 bytes are a header, by the checksum; "ustar" alone may be chance."""
+    if len(block) < BLOCK:
+        return False
+    try:
+        check_sum(block)
+    except HeaderError:
+        return False
+    return True
+
+
 def number(field: bytes, what: str, *, empty: int | None = None) -> int:
     """A numeric field: octal, or base 256 if its first bit is set.
 

@@ -211,9 +211,7 @@ class TarReader:
         if not head:
             self._check_padding(end)
             return False
-        try:
-            tar_header.check_sum(head.ljust(BLOCK, b"\0"))
-        except HeaderError:
+        if not tar_header.is_header(head.ljust(BLOCK, b"\0")):
             self._fail(f"data that is not a tar follows the archive's end mark; {_UNPACK}")
         start = self._cursor.offset
         zeros = start - end
