@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jobs.archives.base import free_name
 from jobs.archives.parquet.values import contains
@@ -31,29 +31,6 @@ _UNFIT = re.compile(r"\W+")
 _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
 _TEXTS = ("is_string", "is_large_string", "is_string_view")
 _BINARIES = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
-
-
-class Node(Protocol):
-    """A node in the type of a column that is, or contains, a binary type."""
-
-    @property
-    def names_paths(self) -> bool:
-        """Whether what ``take`` returns is a path or a list of paths."""
-        ...
-
-    def leaves(self) -> Iterator[Bytes]: ...
-
-    def look(self, value: Any) -> None:
-        """Use a Python value of that type to decide which leaves are pictures."""
-        ...
-
-    def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
-        """The value with paths instead of pictures, and the source's own data about the pictures.
-
-        ``tag`` is the end of the names of the written files. The second value is None if there are
-        no such data; that of a list has an item for each item of the list.
-        """
-        ...
 
 
 class Bytes:
@@ -146,6 +123,14 @@ class Fields:
             if source is not None:
                 new[free_name(name + _SOURCE, new)] = source
         return new, None
+
+
+# A node in the type of a column that is, or contains, a binary type. ``leaves``: its binaries;
+# ``look`` uses a Python value of the type to decide which of these are pictures. ``take``: the
+# value with paths instead of pictures, and the source's own data about the pictures, None if there
+# are none, of a list with an item for each of its items; ``tag`` is the end of the names of the
+# written files. ``names_paths``: whether the value from ``take`` is a path or a list of paths.
+Node = Bytes | Items | Fields
 
 
 def node_of(kind: pa.DataType) -> Node | None:
