@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +14,10 @@ from jobs.archives.limits import FLOOR
 from jobs.archives.member_index import NameHashes
 from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
+from jobs.errors import counted
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Place, Resolver, pending_of
-from jobs.extract.part_job import MemberCounts, OpenArchive, PartJob, Replaced
+from jobs.extract.part_job import OpenArchive, PartJob
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind, Span
@@ -27,6 +28,10 @@ from jobs.storage.staging import Staging
 # The reader corrects the top folder at most twice; which nested archives are replaced is known
 # after one reading.
 _MOST_CORRECTIONS = 3
+
+
+class Replaced(Exception):
+    """Extracted nested archives are replaced by later ones with the same name: their ordinals."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def write_part(work: PartJob, archive: Archive) -> WrittenPart:
                 raise work.stream.needs_another_pass(
                     "nested archives with the same name"
                 ) from found
-            replaced = found.ordinals
+            replaced = frozenset(found.args)
     return _written(work, archive, replaced)
 
 
@@ -115,7 +120,11 @@ class _Pass:
         self._staging = staging = Staging(work.plan)
         self._names = MemberPaths(work.plan, work.shard, top=archive.top)
         self._is_tree = work.shard.kind is ShardKind.TREE
-        self._counts = MemberCounts()
+        self._members = 0  # of the shard's own archive, without nested ones
+        self._superseded = 0
+        self._claimed = 0  # bytes, as members claim them
+        self._packed = 0  # archives inside the archive that are not extracted
+        self._packed_example = b""
         self._warnings: list[str] = []
         self._samples = isinstance(archive, Samples)
         several = work.fetched.format is Format.PARQUET or self._samples
@@ -147,27 +156,26 @@ class _Pass:
             self.tops[""] = archive.top
         if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += archive.warnings
-        if not self._counts.members and self._work.part.count == 1:
+        if not self._members and self._work.part.count == 1:
             self._warnings.append("contains no files; was it complete when it was published?")
         self._warnings += archive.part_warnings
         replaced = self._nested_names.superseded()
         if replaced:
-            raise Replaced(replaced)
+            raise Replaced(*replaced)
 
     def _read(self, source: OpenArchive) -> None:
         """Extract every member of the source's part."""
         names, check = source.names, self._progress.check
-        counts = self._counts
         pending: list[Pending] = []
         resolver = self._resolver(source)
         for member in source.archive.members(source.part):
             check()
-            counts.members += member.stands_for if source.nested is None else 0
+            self._members += member.stands_for if source.nested is None else 0
             path = names.inner(member.name, folder=member.kind is MemberKind.FOLDER)
             if path is None:
                 continue
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
-                counts.superseded += 1
+                self._superseded += 1
                 continue
             member.stripped = member.stripped or names.stripped(member.name)
             path = names.below(source.below, path)
@@ -241,21 +249,23 @@ class _Pass:
                 self._writer.put_batch(source)
                 self._nested(path, member)
                 return False
-            self._counts.count(path)
+            if nested.stays_packed(path):
+                self._packed += 1
+                self._packed_example = path
         self._writer.put(source, names.placed(path), member)
         return True
 
     def _claim(self, member: Member) -> None:
-        self._counts.claimed += member.size
-        if self._counts.claimed <= self._most_bytes:
+        self._claimed += member.size
+        if self._claimed <= self._most_bytes:
             return
         # Of an archive of unknown size, more may have arrived meanwhile.
         size = self._work.archive_bytes if self._tree_bytes is None else self._tree_bytes
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * size))
-        if self._counts.claimed > self._most_bytes:
+        if self._claimed > self._most_bytes:
             raise too_large(
                 self._label,
-                f"brings the data to {self._counts.claimed} bytes, more than "
+                f"brings the data to {self._claimed} bytes, more than "
                 f"{self._options.max_expansion:g} times the {size} bytes of the archive",
                 "--max-expansion",
                 member=member.name,
@@ -301,14 +311,23 @@ class _Pass:
             part=self._work.part.id,
             files=0,
             bytes=0,
-            members=self._counts.members,
+            members=self._members,
             records=has_records,
             samples=self._samples,
             left_out=dict(self._names.left_out),
-            warnings=(*self._warnings, *self._counts.warnings()),
+            warnings=(*self._warnings, *self._packed_warning()),
             inner_records=self._inner_records,
             tops=self.tops,
             span=span,
         )
-        replaced = self._counts.superseded + self._source.records.replaced
+        replaced = self._superseded + self._source.records.replaced
         return self._writer.finish(summary, replaced=replaced)
+
+    def _packed_warning(self) -> Iterator[str]:
+        if self._packed:
+            what = counted(self._packed, "[file inside it stays|files inside it stay]")
+            yield (
+                f"{what} packed, because archives in pieces, tables and some formats are not "
+                f"opened inside archives: {quoted(self._packed_example)}; unpack the archive and "
+                "launch with --local-path on the folder"
+            )

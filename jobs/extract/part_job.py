@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.archives import nested
 from jobs.archives.base import Archive, ArchiveStream, gone, label_of
 from jobs.archives.detect import TARS
-from jobs.errors import ArchiveError, Cause, counted
+from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Fetched, Inner, Part, Plan, Shard, Span
@@ -62,42 +60,6 @@ class PartJob:
                     "began; launch again, or run `resume` once it no longer changes",
                     cause=Cause.CHANGED,
                 )
-
-
-class Replaced(Exception):
-    """Extracted nested archives are replaced by later ones with the same name: ``ordinals``."""
-
-    def __init__(self, ordinals: Iterable[int]) -> None:
-        super().__init__()
-        self.ordinals = frozenset(ordinals)
-
-
-@dataclass
-class MemberCounts:
-    """Counts of a pass."""
-
-    members: int = 0  # of the shard's own archive, without nested ones
-    superseded: int = 0
-    claimed: int = 0  # bytes, as members claim them
-    packed: int = 0  # archives inside the archive that are not extracted
-    packed_example: bytes = b""
-
-    def count(self, path: bytes) -> None:
-        """Count a member that is not opened as an archive."""
-        if nested.stays_packed(path):
-            self.packed += 1
-            self.packed_example = path
-
-    def warnings(self) -> list[str]:
-        """Warnings for the user."""
-        if not self.packed:
-            return []
-        fact = (
-            f"{counted(self.packed, '[file inside it stays|files inside it stay]')} packed, "
-            "because archives in pieces, tables and some formats are not opened inside archives: "
-            f"{quoted(self.packed_example)}"
-        )
-        return [fact + "; unpack the archive and launch with --local-path on the folder"]
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,8 @@ class MemberPaths:
     def __init__(self, plan: Plan, shard: Shard, *, top: str | None) -> None:
         self._plan = plan
         self._shard = shard
-        self._strip = plan.options.strip_components or 0
-        if top is not None:
-            self._strip = 0
-        if shard.kind is not ShardKind.ARCHIVE:
-            self._strip = 0
+        is_cut = top is None and shard.kind is ShardKind.ARCHIVE
+        self._strip = (plan.options.strip_components or 0) if is_cut else 0
         self._top = b"" if top is None else as_bytes(top) + b"/"
         self._per_shard = plan.options.on_collision is OnCollision.PER_SHARD
         layout = plan.options.layout
