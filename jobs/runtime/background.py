@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ def map_interruptible(function: Callable[[T], R], items: Sequence[T], most: int)
     does not respond blocks each of them for minutes.
     """
     left = deque(enumerate(items))
-    answers: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
+    found: dict[int, R] = {}
 
     def work() -> None:
         while True:
@@ -70,20 +69,14 @@ def map_interruptible(function: Callable[[T], R], items: Sequence[T], most: int)
                 index, item = left.popleft()
             except IndexError:
                 return
-            try:
-                answers.put((index, function(item), None))
-            except BaseException as error:  # noqa: BLE001  # raised again by the caller
-                answers.put((index, None, error))
+            found[index] = function(item)
 
-    for _ in range(min(most, len(items))):
-        threading.Thread(target=work, name="ask", daemon=True).start()
-    found: dict[int, R] = {}
+    threads = {started(work) for _ in range(min(most, len(items)))}
     try:
-        while len(found) < len(items):
-            index, answer, error = answers.get()
-            if error is not None:
-                raise error
-            found[index] = answer  # type: ignore[assignment]
+        while threads:
+            done, threads = wait(threads, _TICK_S, FIRST_COMPLETED)
+            for each in done:
+                each.result()
     finally:
         left.clear()  # the threads end after their current call
     return [found[index] for index in range(len(items))]
