@@ -49,19 +49,20 @@ class Arriving(RandomAccess, Protocol):
 class ConcatenatedFiles(io.RawIOBase):
     """Split files read as one; ``pread`` reads at any offset, also from several threads.
 
-    Raises ``ArchiveError`` if a file is missing or its size has changed since it was downloaded.
+    Raises ``ArchiveError`` if a file is missing or has not the size in ``sizes`` (None: any), which
+    it had when it was downloaded.
     """
 
-    def __init__(self, paths: Sequence[str], sizes: Sequence[int], *, archive: str) -> None:
+    def __init__(self, paths: Sequence[str], sizes: Sequence[int] | None, *, archive: str) -> None:
         self._archive = archive
         self._paths = tuple(paths)
-        self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        self.size = sum(sizes)
+        self.starts: list[int] = []
+        self.size = 0
         self.position = 0  # where ``read`` goes on
         self._fds: list[int] = []
         try:
-            for path, size in zip(paths, sizes, strict=True):
-                self._fds.append(self._open(path, size))
+            for index, path in enumerate(paths):
+                self._open(path, None if sizes is None else sizes[index])
         except BaseException:
             self.close()
             raise
@@ -70,22 +71,23 @@ class ConcatenatedFiles(io.RawIOBase):
     def of(cls, fetched: Fetched, *, archive: str) -> ConcatenatedFiles:
         return cls(fetched.files, fetched.sizes, archive=archive)
 
-    def _open(self, path: str, size: int) -> int:
+    def _open(self, path: str, size: int | None) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise gone(self._archive, path) from error
         except OSError as error:
             raise from_os_error(error, doing=f"opening {quoted(path)}") from error
+        self._fds.append(fd)
         now = os.fstat(fd).st_size
-        if now != size:
-            os.close(fd)
+        if size not in (None, now):
             raise ArchiveError(
                 f"{self._archive}: {quoted(path)} has {now} bytes, but had {size} when it was "
                 "downloaded; `resume` downloads it again",
                 cause=Cause.CHANGED,
             )
-        return fd
+        self.starts.append(self.size)
+        self.size += now
 
     def pread(self, size: int, offset: int) -> bytes:
         """``size`` bytes from ``offset``; fewer only at the end of a file."""

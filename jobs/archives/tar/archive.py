@@ -7,15 +7,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from pathlib import Path
 
-from jobs.archives.base import Archive, Member, MemberKind, TopChanged, gone, label_of
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import MemberIndex, Streamed, TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
 from jobs.archives.tar.reader import Head, TarReader, examine_head
-from jobs.errors import ArchiveError, from_os_error
+from jobs.errors import ArchiveError
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import quoted
@@ -165,26 +164,25 @@ class TarArchive(Archive):
         """A reader at ``start``; ``stack`` closes it, and must not refer to this object."""
         offset = start.offset if start else 0
         files, format, before = self._files(offset, stack)
-        length = before + files.size if format is Format.TAR else None
-        if length is not None and headers_only:
+        if format is Format.TAR and headers_only:
             cursor: Cursor = SeekingCursor(
-                lambda size, at: files.pread(size, at - before), length, offset
+                lambda size, at: files.pread(size, at - before), before + files.size, offset
             )
         else:
-            first = offset if length is not None else 0
+            first = offset if format is Format.TAR else 0
             cursor = Cursor(self._blocks(files, format, first - before, stack), first)
             cursor.skip_to(offset)
-        return self._reading(cursor, start, length, headers_only=headers_only)
+        return self._reading(cursor, start, headers_only=headers_only)
 
     def _files(self, offset: int, stack: ExitStack) -> tuple[ConcatenatedFiles, Format, int]:
         """The files with the tar at ``offset``, their format, and where in the tar they begin."""
         fetched = self._fetched
-        paths, sizes, format, before = fetched.files, fetched.sizes, fetched.format, 0
-        if self._in_plain(offset):
-            path = fetched.plain or ""
-            paths, sizes, format = (path,), (_size_of(path, self._archive),), Format.TAR
-            before = fetched.plain_start
-        files = ConcatenatedFiles(paths, sizes, archive=self._archive)
+        if fetched.plain is not None and self._in_plain(offset):
+            files = ConcatenatedFiles([fetched.plain], None, archive=self._archive)
+            format, before = Format.TAR, fetched.plain_start
+        else:
+            files = ConcatenatedFiles.of(fetched, archive=self._archive)
+            format, before = fetched.format, 0
         return stack.enter_context(files), format, before
 
     def _blocks(
@@ -195,21 +193,10 @@ class TarArchive(Archive):
         return stack.enter_context(Prefetch(blocks)) if cores() > 1 else blocks
 
     def _reading(
-        self,
-        cursor: Cursor,
-        start: Cut | None,
-        length: int | None,
-        *,
-        headers_only: bool = False,
+        self, cursor: Cursor, start: Cut | None, *, headers_only: bool = False
     ) -> TarReader:
-        return TarReader(
-            cursor,
-            self._limits,
-            start,
-            length=length,
-            headers_only=headers_only,
-            proven=self._fetched.format is not Format.TAR,
-        )
+        length = self._limits.archive_bytes if self._fetched.format is Format.TAR else None
+        return TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)
 
     @property
     def first_names(self) -> list[bytes]:
@@ -225,8 +212,7 @@ class TarArchive(Archive):
             files, format, _ = self._files(0, stack)
             blocks = self._blocks(files, format, 0, stack)
             head = examine_head(blocks, self._limits, self._options)
-            length = files.size if format is Format.TAR else None
-            reader = self._reading(Cursor(head.blocks), start, length)
+            reader = self._reading(Cursor(head.blocks), start)
             self._store_reader(Cut(0, 0), reader, stack.pop_all())
         return head
 
@@ -238,12 +224,3 @@ class TarArchive(Archive):
                 table.add(member)
             last = Cut(reader.header_offset, table.members, reader.globals)
         return table.result(self._fetched.format, (Cut(0, 0), last))
-
-
-def _size_of(path: str, archive: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except FileNotFoundError as error:
-        raise gone(archive, path) from error
-    except OSError as error:
-        raise from_os_error(error, doing=f"reading {quoted(path)}") from error

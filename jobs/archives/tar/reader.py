@@ -57,8 +57,7 @@ class TarReader:
     """Reads members from ``cursor``, which is at a header; ``cut``: the state at that position.
 
     For each yielded member, ``header_offset`` is the offset of its first header. ``length``: bytes
-    of the complete tar, if known; ``headers_only``: yield members without content; ``proven``: a
-    checksum verifies the stream.
+    of the complete tar, if it is not compressed; ``headers_only``: yield members without content.
     """
 
     def __init__(
@@ -69,10 +68,8 @@ class TarReader:
         *,
         length: int | None = None,
         headers_only: bool = False,
-        proven: bool = False,
     ) -> None:
         self._cursor = cursor
-        self._proven = proven
         self._length = length
         self.headers_only = headers_only
         self._limits = limits
@@ -231,7 +228,7 @@ class TarReader:
         Programs that allocate a file first leave zeros in place of the missing bytes. Who knows the
         cuts has no need to look again, and does not know where the last of several tars begins.
         """
-        if self._proven or self._length is None or self._knows_cuts:
+        if self._length is None or self._knows_cuts:
             return
         zeros = self._length - end
         sizes = (self._length, self._length - self._tar_start)
