@@ -10,9 +10,10 @@ import struct
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter
 
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from jobs import extras
 from jobs.archives.base import (
@@ -314,15 +315,8 @@ def _damaged_content(error: Exception) -> ZipEntryError:
 
 
 def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
-    stream = isal_zlib.decompressobj(-15)
-    for piece in pieces:
-        more = True
-        while more and not stream.eof:
-            block = stream.decompress(piece, _BLOCK)
-            piece = stream.unconsumed_tail
-            more = bool(piece) or len(block) == _BLOCK
-            if block:
-                yield memoryview(block)
+    stream = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_DEFLATE)
+    yield from _decompressed(stream, pieces)
     if not stream.eof:
         raise ZipEntryError("its deflate stream is truncated")
 
@@ -353,21 +347,18 @@ def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     }
     try:
         stream: Decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[lzma1])
-        yield from _blocks_of(stream, head[9:])
-        for piece in pieces:
-            yield from _blocks_of(stream, piece)
+        yield from _decompressed(stream, chain([head[9:]], pieces))
     except lzma.LZMAError as error:
         raise _damaged_content(error) from error
 
 
-def _blocks_of(stream: Decompressor, piece: bytes) -> Iterator[memoryview]:
-    """The output for ``piece``, up to the end of the stream."""
-    while not stream.eof:
-        block = stream.decompress(piece, _BLOCK)
-        piece = b""
-        if block:
-            yield memoryview(block)
-        elif stream.needs_input:
-            return
-        if stream.needs_input and len(block) < _BLOCK:
-            return
+def _decompressed(stream: Decompressor, pieces: Iterable[bytes]) -> Iterator[memoryview]:
+    """The output for ``pieces``, up to the end of the stream."""
+    for piece in pieces:
+        while not stream.eof:
+            block = stream.decompress(piece, _BLOCK)
+            piece = b""
+            if block:
+                yield memoryview(block)
+            if stream.needs_input:
+                break
