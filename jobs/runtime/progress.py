@@ -77,14 +77,12 @@ class Heart:
         task: int,
         attempt: int,
         is_superseded: Callable[[], bool] = lambda: False,
-        interval_s: float = BEAT_S,
     ) -> None:
         self._path = path
         self._progress = progress
         me = ProcessId.here()
         self._base = Heartbeat(stage, task, attempt, str(me), me.host, utc_now(), utc_now())
         self._is_superseded = is_superseded
-        self._interval_s = interval_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
 
@@ -99,7 +97,7 @@ class Heart:
         self._beat()
 
     def _run(self) -> None:
-        while not self._ended.wait(self._interval_s):
+        while not self._ended.wait(BEAT_S):
             self._beat()
 
     def _beat(self) -> None:

@@ -324,7 +324,7 @@ def test_a_chain_of_links_may_lead_through_several_parts(tmp_path: Path, chains:
 def test_a_hard_link_to_a_link_of_another_part_is_to_no_file_that_replaces_it_later(
     tmp_path: Path, links: int
 ) -> None:
-    name = [*FILES][0]
+    name = next(iter(FILES))
     first = (member(b"to/%d" % n, kind=b"2", target=b"../" + name.encode()) for n in range(links))
     last = (
         member(b"hard/%d" % n, kind=b"1", target=b"to/%d" % n) + member(b"to/%d" % n, b"new")
