@@ -188,11 +188,13 @@ def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
         yield memoryview(block)[:count]
 
 
-def _decompressor(compression: str, archive: str, memory: Memory) -> Decompressor:
+def _decompressor(compression: str, memory: Memory) -> Decompressor:
     """The decompressor of one stream."""
-    if compression == "zst":
-        return _ZstdFrame(memory, archive)
     found: Decompressor
+    if compression == "zst":
+        zstd = extras.zstd()
+        options = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW}
+        return zstd.ZstdDecompressor(options=options)  # type: ignore[no-any-return]
     if compression in ("xz", "lzma"):
         lzma = extras.decompressor("lzma")
         format = lzma.FORMAT_XZ if compression == "xz" else lzma.FORMAT_ALONE
@@ -225,7 +227,11 @@ def _streams(
         raise damaged(archive, "the file is empty")
     while data:
         data = _expect_stream(compression, source, data, archive, total)
-        decompressor = _decompressor(compression, archive, memory)
+        decompressor = _decompressor(compression, memory)
+        # A zstd window uses memory only as it fills, because the system allocates pages when they
+        # are written: a larger one is accepted as long as it is not filled.
+        window = _zstd_window(data, archive, memory) if compression == "zst" else 0
+        begun = total
         while not decompressor.eof:
             if decompressor.needs_input and not data:
                 data = source.read(_FEED)
@@ -240,6 +246,8 @@ def _streams(
             data = b""
             if block:
                 total += len(block)
+                if total - begun > _most_window(memory) < window:
+                    raise _window_too_large(window, archive, memory)
                 yield memoryview(block)
         data = _after_zeros(source, decompressor.unused_data or b"")
 
@@ -279,62 +287,31 @@ def _after_zeros(source: Readable, data: bytes) -> bytes:
             return b""
 
 
-class _ZstdFrame:
-    """One frame. A window larger than ``memory`` is accepted as long as it is not filled.
+def _zstd_window(header: bytes, archive: str, memory: Memory) -> int:
+    """Bytes of the window of the zstd frame with that header; raises if it cannot be read."""
+    if number := _dictionary_of(header):
+        raise unsupported(
+            archive,
+            f"was compressed with a dictionary (number {number}), which it does not contain; "
+            "unpack it with `zstd -d -D DICTIONARY` and launch with --local-path on the folder",
+        )
+    window = _window_of(header)
+    if window > 1 << _LARGEST_WINDOW:
+        raise _window_too_large(window, archive, memory)
+    return window
 
-    A window uses memory only as it fills: the system allocates pages when they are written.
-    """
 
-    def __init__(self, memory: Memory, archive: str) -> None:
-        zstd = extras.zstd()
-        options = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW}
-        self._frame = zstd.ZstdDecompressor(options=options)
-        self._archive = archive
-        self._memory = memory
-        self._most = memory.most - memory.most // 9  # bytes of a window: 64 MiB in 72
-        self._window: int | None = None  # bytes; None until the header was seen
-        self._total = 0
+def _most_window(memory: Memory) -> int:
+    """Bytes of the largest window for which there is memory: 64 MiB in 72."""
+    return memory.most - memory.most // 9
 
-    @property
-    def eof(self) -> bool:
-        return bool(self._frame.eof)
 
-    @property
-    def needs_input(self) -> bool:
-        return bool(self._frame.needs_input)
-
-    @property
-    def unused_data(self) -> bytes | None:
-        data: bytes | None = self._frame.unused_data
-        return data
-
-    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
-        """The next bytes; ``ArchiveError`` if the window is too large or a dictionary missing."""
-        if self._window is None:
-            if number := _dictionary_of(data):
-                raise unsupported(
-                    self._archive,
-                    f"was compressed with a dictionary (number {number}), which it does not "
-                    "contain; unpack it with `zstd -d -D DICTIONARY` and launch with "
-                    "--local-path on the folder",
-                )
-            self._window = _window_of(data)  # the header is complete
-            if self._window > 1 << _LARGEST_WINDOW:
-                raise self._too_large()
-        block: bytes = self._frame.decompress(data, max_length)
-        self._total += len(block)
-        if self._total > self._most < self._window:
-            raise self._too_large()
-        return block
-
-    def _too_large(self) -> ArchiveError:
-        window = self._window or 0
-        long = f" --long={(window - 1).bit_length()}" if window > 128 << 20 else ""
-        fact = f"needs a window of {window >> 20} MiB for decompression"
-        memory = self._memory._replace(most=self._most)
-        usual = window <= 1 << _LARGEST_WINDOW
-        command = f"zstd -d{long}" if usual else "the program that made it"
-        return too_hungry(self._archive, fact, memory, command)
+def _window_too_large(window: int, archive: str, memory: Memory) -> ArchiveError:
+    long = f" --long={(window - 1).bit_length()}" if window > 128 << 20 else ""
+    fact = f"needs a window of {window >> 20} MiB for decompression"
+    usual = window <= 1 << _LARGEST_WINDOW
+    command = f"zstd -d{long}" if usual else "the program that made it"
+    return too_hungry(archive, fact, memory._replace(most=_most_window(memory)), command)
 
 
 def _dictionary_of(header: bytes) -> int:
