@@ -303,7 +303,7 @@ class ShardStream:
         if not self._order.spills or self._arrivals is None:
             return False
         arrived = sum(each.prefix for each in self._arrivals)
-        return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)
+        return arrived - stream.archive_bytes > (self._shard.size or 0) // len(self._parts)
 
     def _extract(self, stream: ArchiveStream, archive: Archive, part: Part) -> None:
         """Extract a part; ``ArchiveError`` for one that is left to an extract task."""

@@ -72,7 +72,7 @@ class TarStream(ArchiveStream):
             self.close()
             raise
         self._blocks.keeps_all = False
-        self._first_names = head.names
+        self.first_names = head.names
         self._top = head.top if top is None else top[0]
         # Once members were found in several folders, no later one can change that.
         self._top_is_final = top == (None,)
@@ -100,18 +100,8 @@ class TarStream(ArchiveStream):
         return self._table.links
 
     @property
-    def taken(self) -> int:
-        """Bytes of the archive that were read so far."""
-        return self._source.taken
-
-    @property
     def archive_bytes(self) -> int:
-        return self.taken
-
-    @property
-    def first_names(self) -> list[bytes]:
-        """See ``jobs.archives.tar.reader.Head.names``."""
-        return self._first_names
+        return self._source.taken
 
     def _inflated(self) -> Iterator[tuple[memoryview, int]]:
         """Blocks of the decompressed tar, each with the archive bytes read up to its end."""
