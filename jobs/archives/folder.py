@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -41,14 +40,6 @@ class FolderArchive(Archive):
     def members(self, part: Part) -> Iterator[Member]:
         root, items = folder_listing.read(self._listing, self._cuts, part.index)
         yield from latency.each(lambda listed: self._member(root, listed[1], listed[0]), items)
-
-    def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        for index in range(len(self._cuts) - 1):
-            root, items = folder_listing.read(self._listing, self._cuts, index)
-            for ordinal, item in items:
-                if item.path == name and item.kind == folder_listing.FILE:
-                    return self._member(root, item, ordinal)
-        return None
 
     def _member(self, root: bytes, item: ListedEntry, ordinal: int) -> Member:
         full = root + b"/" + item.path
