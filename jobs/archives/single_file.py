@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from jobs.archives.base import Archive, Member, MemberKind, check_no_archive, label_of
@@ -63,5 +64,6 @@ class SingleFile(Archive):
                 for block in iter(files.read, b""):
                     yield memoryview(block)
                 return
-            with Prefetch(chain_blocks(self._fetched.format, files, self._limits)) as blocks:
-                yield from blocks
+            blocks = chain_blocks(self._fetched.format, files, self._limits)
+            with closing(Prefetch(blocks)) as ahead:
+                yield from ahead

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged, gone
@@ -127,7 +128,7 @@ class ConcatenatedFiles(io.RawIOBase):
 
 
 class Prefetch(Generic[T]):
-    """Reads items of ``source`` ahead in a thread, at most ``_AHEAD``; a context manager.
+    """Reads items of ``source`` ahead in a thread, at most ``_AHEAD``; close it when done.
 
     The thread starts with the first item, so an object may be created before a fork. An error in
     the thread is raised in place of its item, and by further calls.
@@ -137,12 +138,6 @@ class Prefetch(Generic[T]):
         self._source = source
         self._ahead: deque[Future[T | None]] = deque()
         self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> Prefetch[T]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the thread, within the time of one block."""
@@ -169,7 +164,7 @@ def prefetched(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, Non
 
     About a megabyte is handed over at once, because a hand-over costs as much as a small file.
     """
-    with Prefetch(_batches(items, size)) as batches:
+    with closing(Prefetch(_batches(items, size))) as batches:
         for batch in batches:
             yield from batch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
@@ -190,7 +190,7 @@ class TarArchive(Archive):
     ) -> Iterator[memoryview]:
         """The blocks of ``files`` from ``start`` on, decompressed."""
         blocks = chain_blocks(format, files, self._limits, start=start)
-        return stack.enter_context(Prefetch(blocks)) if cores() > 1 else blocks
+        return stack.enter_context(closing(Prefetch(blocks))) if cores() > 1 else blocks
 
     def _reading(
         self, cursor: Cursor, start: Cut | None, *, headers_only: bool = False
