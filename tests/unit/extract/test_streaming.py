@@ -384,7 +384,9 @@ def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
 def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TarStream, "archive_bytes", property(lambda stream: 0))  # nothing was read yet
+    monkeypatch.setattr(
+        TarStream, "archive_bytes", property(lambda stream: 0)
+    )  # nothing was read yet
     run = _run(tmp_path, gzip.compress(_tar(FILES)), "a.tar.gz")
     arrivals = _arriving(tmp_path / "a.tar.gz")
     arrivals.finish()
