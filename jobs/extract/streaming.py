@@ -6,17 +6,19 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives.base import Archive, ArchiveStream, TopChanged, gone, label_of
+from jobs.archives.base import Archive, ArchiveStream, TopChanged, label_of
 from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
 from jobs.archives.registry import open_arriving, with_samples
+from jobs.archives.streams import ConcatenatedFiles
 from jobs.archives.tar.blocks import ArchiveBytes, OneFile
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
-from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, counted, from_os_error
+from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, counted
 from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
@@ -345,7 +347,7 @@ class ShardStream:
     def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:
             return [each.reader for each in self._arrivals]
-        return [_opener(label_of(self._shard), path) for path in self._files]
+        return [partial(ConcatenatedFiles, self._order.files, None, archive=label_of(self._shard))]
 
 
 def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
@@ -356,15 +358,3 @@ def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
         for file, path in pairs
     )
     return structs.replace(shard, files=tuple(files))
-
-
-def _opener(archive: str, path: Path) -> Callable[[], OneFile]:
-    def opened() -> OneFile:
-        try:
-            return path.open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise gone(archive, str(path)) from error
-        except OSError as error:
-            raise from_os_error(error, doing=f"opening {quoted(str(path))}") from error
-
-    return opened
