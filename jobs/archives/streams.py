@@ -186,21 +186,20 @@ def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def open_blocks(
-    format: Format, source: Readable, limits: Limits, *, consumed: Callable[[], int] | None = None
+    format: Format, source: Readable, limits: Limits, consumed: Callable[[], int]
 ) -> Iterator[memoryview]:
     """The bytes of ``source``, inflated according to ``format``, in blocks of at most 1 MiB.
 
-    ``consumed`` returns how many bytes were read from ``source``; without it the ratio is not
-    checked. Raises ``ArchiveError`` if the stream is damaged, truncated or followed by anything but
-    zeros, and ``TooLargeError`` if it is a bomb.
+    ``consumed`` returns how many bytes were read from ``source``. Raises ``ArchiveError`` if the
+    stream is damaged, truncated or followed by anything but zeros, and ``TooLargeError`` if it is a
+    bomb.
     """
     total = 0
     memory = memory_for(limits.archive_bytes)
     with as_storage_error(f"reading {limits.archive}"):
         for block in inflated(format, source, archive=limits.archive, memory=memory):
             total += len(block)
-            if consumed is not None:
-                limits.check_inflated(total, consumed())
+            limits.check_inflated(total, consumed())
             yield block
 
 
@@ -209,5 +208,4 @@ def chain_blocks(
 ) -> Iterator[memoryview]:
     """As ``open_blocks``, for complete files; ``start``: bytes to skip at the start."""
     chain.position = start
-    watched = None if format is Format.TAR else lambda: chain.position
-    return open_blocks(format, chain, limits, consumed=watched)
+    return open_blocks(format, chain, limits, lambda: chain.position)

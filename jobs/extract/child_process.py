@@ -181,7 +181,11 @@ def refused(
     """A failed part; a damaged archive is downloaded again once if that may help."""
     again = False
     if error.cause is Cause.BAD_ARCHIVE and fetched is not None:
-        again = not (fetched.verified or fetched.in_place or _was_refetched(folder, part))
+        again = not (
+            fetched.verified
+            or fetched.in_place
+            or any(part.shard in each.refetch for each in folder.load_submissions())
+        )
         if isinstance(error, DamagedError):
             error = error.advised(
                 plan,
@@ -193,10 +197,6 @@ def refused(
     problem = Problem.of(error, shard=part.shard)
     outcome = Outcome.RETRYABLE if again else problem.outcome
     return ItemResult(part.id, outcome, problem=problem)
-
-
-def _was_refetched(folder: RunFolder, part: Part) -> bool:
-    return any(part.shard in each.refetch for each in folder.load_submissions())
 
 
 class TimeBudget:
@@ -286,7 +286,8 @@ class PartsProcess:
         for index, part in enumerate(parts):
             size = self._plan.part_bytes(part)
             if self._stops is None and not self._budget.has_time_for(size):
-                self._stops = _no_time(part)
+                text = "not started because the time limit is near; `resume` continues here"
+                self._stops = Problem(Cause.TIME_LIMIT, text, part.shard)
             if self._stops is not None:
                 for left in parts[index:]:
                     self._reports.send(Item(unfinished(left, self._stops)))
@@ -371,14 +372,6 @@ class PartsProcess:
             self._files[order.file].update(order)
         elif isinstance(order, Extract | Forget):
             self._queue.put(order)
-
-
-def _no_time(part: Part) -> Problem:
-    return Problem(
-        Cause.TIME_LIMIT,
-        "not started because the time limit is near; `resume` continues here",
-        part.shard,
-    )
 
 
 def main() -> None:

@@ -305,8 +305,8 @@ class _Pass:
 
     def finish(self, span: Span | None) -> PartSummary:
         """Make everything durable, the manifest last; ``span``: of the part in the archive."""
+        # Before the writer finishes, so that the name of the records becomes durable too.
         has_records = self._writer.add_records(self._source)
-        self._writer.wait_for_disk()  # after the records have their name, which is durable then
         summary = PartSummary(
             part=self._work.part.id,
             files=0,

@@ -121,15 +121,12 @@ class PartWriter:
         """Close the target after the last file."""
         self._container = self._target.finish()
 
-    def wait_for_disk(self) -> None:
-        """Make the files durable, with their names, which has to precede the manifest."""
-        self._write_out.finish()
-
     def finish(self, summary: PartSummary, *, replaced: int) -> PartSummary:
-        """Make the manifest durable, with ``summary`` completed by what was written.
+        """Make the files and the manifest durable, with ``summary`` completed by what was written.
 
         ``replaced``: members that later ones have replaced. Entries of replaced files are left out.
         """
+        self._write_out.finish()  # with the files' names, which has to precede the manifest
         duplicates = DuplicatePaths()
         if self._seen.suspects:
             duplicates = DuplicatePaths.among(self.entries(), self._seen.suspects)

@@ -106,7 +106,7 @@ class TarStream(ArchiveStream):
     def _inflated(self) -> Iterator[tuple[memoryview, int]]:
         """Blocks of the decompressed tar, each with the archive bytes read up to its end."""
         source = self._source
-        for block in open_blocks(self.format, source, self._limits, consumed=lambda: source.taken):
+        for block in open_blocks(self.format, source, self._limits, lambda: source.taken):
             yield block, source.taken
 
     # Parts ---------------------------------------------------------------------------------
