@@ -6,6 +6,7 @@ import fnmatch
 import glob
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,9 +40,11 @@ LEFTOVERS = "desktop leftovers"
 # Names that lists have on servers, beside the files that they list.
 DIGEST_LISTS = ("SHA256SUMS", "sha256sums.txt", "SHA256SUMS.txt", "md5sum.txt")
 MOST_DIGEST_LIST = 16 << 20  # bytes, at most
-# The format of coreutils, `HEX  name` or `HEX *name`, and of BSD, `SHA256 (name) = HEX`.
+# The format of coreutils, `HEX  name` or `HEX *name`; `name: HEX` and `name,HEX`; and that of BSD,
+# `SHA256 (name) = HEX`.
 _DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?:[ \t]+\*?(.+))?")
-_BSD_DIGEST_LINE = re.compile(r"(?:MD5|SHA\d+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})")
+_NAME_FIRST = re.compile(r"(\S.*?)[ \t:;,=]+([0-9a-fA-F]{32,128})")
+_BSD_DIGEST_LINE = re.compile(r"(?:MD5|SHA\d+(?:-\d+)?) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})")
 _ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by the number of digits
 _ALGORITHM = re.compile(r"md5|sha\d+|b3", re.IGNORECASE)  # in the name of a list
 _DIGEST = re.compile(r"(?:(?P<name>md5|sha1|sha256|sha512)[:=])?(?P<hex>[0-9a-f]{32,128})")
@@ -218,6 +221,8 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
             own, value = match.groups()
         elif match := _DIGEST_LINE.fullmatch(line):
             value, own = match[1], match[2] or ""
+        elif match := _NAME_FIRST.fullmatch(line):
+            own, value = match.groups()
         else:
             continue
         digest = digest_of(value)
@@ -226,23 +231,41 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
     return found
 
 
-def local_digests(root: Path, lists: Iterable[str], names: Collection[str]) -> dict[str, Digest]:
-    """The digests of ``names``, local files below ``root``, in ``lists`` there.
+def local_digests(
+    root: Path, lists: Iterable[str], names: Collection[str]
+) -> tuple[dict[str, Digest], list[str]]:
+    """The digests of ``names``, local files below ``root``, in ``lists`` there; unused lists.
 
-    A list is for files below its own folder; ``NAME.md5``, for example, is also for ``NAME``. Of
-    two digests of a file the longer one is used.
+    A list is for files below its own folder (or any, if there are none); ``NAME.md5``, for example,
+    is also for ``NAME``. If no name in it is a file's, its author may have had the files in other
+    folders. Of two digests of a file the longer one is used.
     """
     found: dict[str, Digest] = {}
+    unused = []
     for name in lists:
         folder, last = name[: name.rfind("/") + 1], posixpath.basename(name)
         listed = parse_digest_list(_text(root / name) or "", last)
         stem = name.removesuffix(magic.last_ending(name))
         pairs = [(folder + own, digest) for own, digest in listed.items()]
         pairs += [(stem, digest) for digest in listed.values() if len(listed) == 1]
+        if not any(file in names for file, _ in pairs):
+            base = folder if any(file.startswith(folder) for file in names) else ""
+            moved = {own: _without_folders(own, base, names) for own in listed}
+            times = Counter(moved.values())
+            pairs = [(file, listed[own]) for own, file in moved.items() if times[file] == 1]
+        if not any(file in names for file, _ in pairs):
+            unused.append(name)
         for file, digest in pairs:
             if file in names and (file not in found or len(digest.hex) > len(found[file].hex)):
                 found[file] = digest
-    return found
+    return found, unused
+
+
+def _without_folders(path: str, base: str, names: Collection[str]) -> str:
+    """The one of ``names`` below ``base`` that ``path`` ends with; empty if there is none."""
+    parts = path.split("/")
+    ends = (base + "/".join(parts[index:]) for index in range(len(parts)))
+    return next((end for end in ends if end in names), "")
 
 
 def _text(path: Path) -> str | None:

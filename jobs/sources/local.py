@@ -180,7 +180,9 @@ class LocalSource(LocalFiles):
             filter(file_names.is_digest_list, beside), (), self._request.exclude
         )
         lists += filter(file_names.is_digest_list, found.extras)
-        digests = file_names.local_digests(folder, dict.fromkeys(lists), found.files)
+        single = [s for s in shards if s.kind is not ShardKind.TREE]
+        names = {file.name for shard in single for file in shard.files}
+        digests, unused = file_names.local_digests(folder, dict.fromkeys(lists), names)
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE
@@ -200,6 +202,9 @@ class LocalSource(LocalFiles):
         if listed:
             compared = f"{listed} {'files are' if listed > 1 else 'file is'} compared"
             notes = (*notes, f"{folder}: {compared} with the digests in lists beside the archives")
+        if unused := [name for name in unused if name in found.extras]:
+            listed_in = file_names.first_names(unused)
+            notes = (*notes, f"{folder}: nothing is compared with {listed_in}: no digest of a file")
         return ShardSelection(made, notes)
 
     def _unfinished(self) -> list[str]:

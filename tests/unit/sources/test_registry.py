@@ -627,6 +627,9 @@ def listed(algorithm: str, form: str, name: str = "a.tar.gz", own: str | None = 
         ("a.tar.gz.md5", listed("md5", "{}"), "md5"),
         ("a.tar.gz.md5", listed("md5", "{}  /home/me/{}"), "md5"),
         ("B3SUMS", listed("sha256", "{}  {}\n"), None),
+        ("md5sum.txt", listed("md5", "{}  /data/release/{}\n"), "md5"),
+        ("md5sum.txt", listed("md5", "{1}: {0}\n"), "md5"),
+        ("SHA256SUMS", listed("sha256", "SHA2-256({1})= {0}\n"), "sha256"),
         ("md5sum.txt", listed("sha256", "{}  {}\n"), None),
         ("md5sum.txt", listed("md5", "{}  other.tar.gz\n"), None),
     ],
@@ -656,6 +659,26 @@ def test_of_several_lists_the_one_with_the_longest_digests_and_not_excluded_coun
         source = opened(SourceKind.LOCAL, root, exclude=exclude)
         files = [shard.files[0] for shard in source.shards()]
         assert [file.digest and file.digest.algorithm for file in files] == [algorithm, "md5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithms"),
+    [
+        (listed("md5", "{}  {}"), ["md5", None]),
+        (listed("md5", "{}  ../{}"), ["md5", None]),
+        (listed("md5", "{}  C/{}", "b/c.tar.gz", "c.tar.gz"), [None, None]),
+        (listed("md5", "{}  /x/{}\n") + listed("md5", "{}  /y/{}\n"), [None, None]),
+        (b"", [None, None]),
+    ],
+)
+def test_a_list_of_digests_in_a_folder_of_its_own_is_for_all_files_or_named_as_unused(
+    tmp_path: Path, text: bytes, algorithms: list[str | None]
+) -> None:
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", {**HELD, "sums/md5sum.txt": text}))
+    files = [shard.files[0] for shard in source.shards()]
+    assert [file.digest and file.digest.algorithm for file in files] == algorithms
+    unused = "nothing is compared with 'sums/md5sum.txt'"
+    assert (unused in "".join(source.notes())) is not any(algorithms)
 
 
 @pytest.mark.parametrize(
