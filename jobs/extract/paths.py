@@ -52,7 +52,7 @@ class MemberPaths:
         """
         path, kind = name, None
         if not is_ordinary(name):
-            if folder and name.startswith(b".") and is_folder_itself(name):
+            if folder and is_folder_itself(name):
                 return None
             kind = junk_kind(name)  # junk is not written, so its name need not be safe
             path = name if kind else safe_path(name, archive=self._shard.name)

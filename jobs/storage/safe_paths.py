@@ -98,8 +98,8 @@ def unsafe(archive: str, name: bytes, fact: str, remedy: str = HOSTILE) -> Unsaf
 
 
 def is_folder_itself(name: bytes) -> bool:
-    """Whether ``name`` means the data folder itself (``./``), as often in tar archives."""
-    return name.startswith(b".") and not name.strip(b"./") and b".." not in name.split(b"/")
+    """Whether ``name`` means the data folder itself: ``./``, often in tars, or ``/`` (Dropbox)."""
+    return name != b"" and not name.strip(b"./") and b".." not in name.split(b"/")
 
 
 def as_text(name: bytes) -> str:
