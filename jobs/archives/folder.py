@@ -36,6 +36,9 @@ class FolderArchive(Archive):
         self._cuts = fetched.cuts
         self._label = shard.name
         self._options = options
+        # Endings of files that may be moved, as they may contain the records: links would break.
+        endings = (*magic.RECORDS, ".txt", options.layout.records.lower())
+        self._moved = tuple(map(str.encode, endings)) if options.layout.has_records else ()
 
     def members(self, part: Part) -> Iterator[Member]:
         root, items = folder_listing.read(self._listing, self._cuts, part.index)
@@ -46,6 +49,9 @@ class FolderArchive(Archive):
         target, mtime_ns = item.target, item.mtime_ns
         if item.kind == folder_listing.LINK:
             item = self._link_target(full, item)
+            names = (full, target, os.path.realpath(full))
+            if self._moved and any(name.lower().endswith(self._moved) for name in names):
+                target = b""
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         chunks: Iterable[memoryview] = self._chunks(full, item)

@@ -18,7 +18,7 @@ from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.model import Cut, Digest
 from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
-from jobs.storage.safe_paths import SampleEnds, quoted
+from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes added to each file's size, so that many small files are work too
@@ -133,11 +133,13 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
         return entry.stat(follow_symlinks=follow)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
-            fact = "disappeared while the folder was listed"
+            fact, remedy = "disappeared while the folder was listed", "fix it"
             if entry.is_symlink():
                 fact = f"is a {'dangling link' if error.errno == errno.ENOENT else 'loop of links'}"
+                if b"/annex/objects/" in os.readlink(entry.path):  # noqa: PTH115
+                    remedy = "fetch the content with `git annex get .` (or `datalad get .`)"
             raise SourceError(
-                f"{quoted(entry.path)} {fact}; fix it, or exclude it with --exclude",
+                f"{quoted(entry.path)} {fact}; {remedy}, or exclude it with --exclude",
                 cause=Cause.NOT_FOUND,
             ) from error
         raise from_os_error(error, doing=f"reading the status of {quoted(entry.path)}") from error
@@ -163,10 +165,11 @@ def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
 
 
 def _is_left(path: bytes, leave: Leave) -> bool:
-    """Whether a file, or a folder above it, is excluded."""
+    """Whether a file, or a folder above it, is excluded or not published."""
     parts = path.split(b"/")
     folders = (b"/".join(parts[:depth]) for depth in range(1, len(parts)))
-    return leave(path, False) or any(leave(folder, True) for folder in folders)
+    excluded = any(leave(folder, True) for folder in folders) or leave(path, False)
+    return excluded or junk_kind(path) is not None
 
 
 def write(

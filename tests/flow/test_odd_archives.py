@@ -65,6 +65,35 @@ PAGES = dataset(*(f"images/{number:03d}.png" for number in range(6)))
 # Folders ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("words", [(), ("--output", "zip")], ids=["files", "zip"])
+def test_records_in_a_copied_folder_may_be_links_and_have_links(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    for name in ("train/0.png", "train/1.png"):
+        source = put(tmp_path / "source" / name, png(0)).parent
+    put(source / "lists" / "first", line("0.png") + line("1.png"))
+    (source / "train" / "metadata.jsonl").symlink_to("../lists/first")
+    (source / "latest").symlink_to("train/metadata.jsonl")
+    (source / "train" / "2.png").symlink_to("0.png")
+    brought = complete_run(tmp_path, source, *words)
+    assert brought.problems == []
+    if words:
+        return
+    assert brought.files["metadata.jsonl"] == line("train/0.png") + line("train/1.png")
+    assert brought.files["latest"] == brought.files["lists/first"] == line("0.png") + line("1.png")
+    assert (tmp_path / "data" / "train" / "2.png").readlink() == Path("0.png")
+
+
+def test_a_link_in_a_copied_folder_to_a_leftover_of_a_desktop_is_copied_as_a_file(
+    tmp_path: Path,
+) -> None:
+    source = put(tmp_path / "source" / "a.txt", b"a")
+    put(source / "@eaDir" / "b.txt", b"b")
+    (source / "b.txt").symlink_to("@eaDir/b.txt")
+    brought = complete_run(tmp_path, source, "--layout", "files")
+    assert brought.files == {"a.txt": b"a", "b.txt": b"b"}
+
+
 def test_a_copied_folder_may_hold_any_number_of_bytes(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "small.txt", b"x")
     large = source / "large.bin"
@@ -444,6 +473,13 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     folder, plan = brought.folder, brought.plan
     run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     assert finished(folder, plan, list(plan.parts())).files == PAGES
+
+
+def test_a_zip_may_have_an_entry_for_its_top_folder_as_dropbox_writes_it(tmp_path: Path) -> None:
+    entries = [Raw(b"/", b"", STORED), *(Raw(name.encode(), data) for name, data in PAGES.items())]
+    source = put(tmp_path / "source" / "d.zip", zip_of(entries))
+    brought = complete_run(tmp_path, source)
+    assert (brought.problems, brought.files) == ([], PAGES)
 
 
 def test_of_a_damaged_archive_in_pieces_the_message_asks_for_the_last_one(tmp_path: Path) -> None:

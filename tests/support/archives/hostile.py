@@ -457,6 +457,7 @@ def _no_archives() -> Iterator[Case]:
         ("a login page", b"<!DOCTYPE html><html><body>Sign in</body></html>", BAD),
         ("an error of an object store", b"<?xml version='1.0'?><Error/>", BAD),
         ("a JSON error", b'{"error": "Repository not found"}', BAD),
+        ("a git-annex pointer", b"/annex/objects/MD5E-s9--0.tar\n", BAD),
         ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", BAD),
         ("plain text", b"hello\n" * 200, BAD),
         ("rar", b"Rar!\x1a\x07\x01\0" + bytes(99), OTHER),

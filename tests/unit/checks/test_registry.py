@@ -184,6 +184,7 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
             b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64,
             "not an image: a Git LFS pointer",
         ),
+        ("images/a.png", b"/annex/objects/MD5E-s9--0.png\n", "not an image: a git-annex pointer"),
         ("images/a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", None),
         ("images/a.svg", "<svg></svg>".encode("utf-16"), None),
         ("images/a.svg", b"<!DOCTYPE html><html>404</html>", "not an image: an HTML page"),
