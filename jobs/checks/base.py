@@ -30,8 +30,12 @@ _MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than
 _PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
 _HTML = "an HTML page"
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
+_POINTERS = {
+    b"version https://git-lfs.github.com/spec/": _LFS,
+    b"/annex/objects/": "a git-annex pointer: the content of the source was not fetched",
+}
 # Content that is never accepted in a file that a record names, whatever its ending.
-_NEVER = (_LFS, _HTML, "an XML text", "text", "zero bytes only")
+_NEVER = (*_POINTERS.values(), _HTML, "an XML text", "text", "zero bytes only")
 
 
 class Check(Protocol):
@@ -83,8 +87,8 @@ def settled(finding: str | None, *, named: bool) -> str | None:
 
 def foreign(head: bytes) -> str:
     """A description of content that is not an image."""
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return _LFS
+    if pointer := next((kind for start, kind in _POINTERS.items() if head.startswith(start)), None):
+        return pointer
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
         start = start.lower()
@@ -161,7 +165,7 @@ class ImageCheck:
         if self._extension == "svg" and kind != _HTML and _opens_tag(head):
             self.content = "SVG"
             return
-        if kind is _LFS:
+        if kind in _POINTERS.values():
             self._required = True  # data are missing, whether or not a record names the file
         if self._required or not self._extension or kind in _NEVER:
             self._finding = NO_IMAGE + kind

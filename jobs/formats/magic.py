@@ -185,6 +185,7 @@ _BLANKS = b"\xef\xbb\xbf \t\r\n"  # white space and the byte order mark of UTF-8
 LFS_POINTER = b"version https://git-lfs"
 _OTHER_CONTENT = (
     (LFS_POINTER, "a Git LFS pointer, not the file itself"),
+    (b"/annex/objects/", "a git-annex pointer, not the file itself"),
     (b"<!doctype html", "a web page (of a login or an error?)"),
     (b"<html", "a web page (of a login or an error?)"),
     (b"<?xml", "an XML document (an error of an object store?)"),
