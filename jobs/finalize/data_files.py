@@ -29,6 +29,7 @@ class FirstRecord(NamedTuple):
 
     names_images: bool = False  # of this dataset, perhaps
     likely: tuple[str, str] | None = None  # see ``records.likely_field``
+    error: str = ""  # why it is not read: what it is or has
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class OtherFiles:
                 largest = " or ".join(quoted(file.path) for file in usable[:_SHOWN])
                 fact += f"; if the records are in {largest}, run `resume` with --records-file"
             else:
-                fact += f"; the first record of {quoted(files[0].path)} names no image"
+                path, error = files[0].path, first[files[0].path].error
+                names_none = f"the first record of {quoted(path)} names no image"
+                fact += f"; {quoted(path)} {error}" if error else f"; {names_none}"
                 hints = (_field_hint(file, first[file.path].likely) for file in files)
                 fact += next(filter(None, hints), "")
         elif self._compressed:

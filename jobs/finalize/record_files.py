@@ -393,9 +393,13 @@ def _first_record(context: FinalizeContext, file: DataFile) -> FirstRecord:
             lines = records.lines(file_of_lines)
             first, is_one = next(lines, b""), next(lines, None) is None
         named = records.parse(first, options.layout.image_field).images
-    except (FileNotFoundError, record_forms.FormError):
+    except FileNotFoundError:
         return FirstRecord()
-    except records.BadLineError:
+    except record_forms.FormError as error:
+        return FirstRecord(error=str(error))
+    except records.BadLineError as error:
+        if str(error).startswith("not "):
+            return FirstRecord(error=f"is {error}")
         named = ()
     if any(may_be_named(image.path) for image in named):
         return FirstRecord(names_images=True)

@@ -512,6 +512,10 @@ TWO = {"train.jsonl": LINES.encode(), "test.jsonl": LINES.encode()}
         ({**TWO, "config.json": CONFIG}, "in 'test.jsonl' or 'train.jsonl', run"),
         ({"config.json": CONFIG}, "the first record of 'config.json' names no image"),
         ({"instances.json": COCO}, "the first record of 'instances.json' names no image; to"),
+        ({"a.csv": b"image,x\n000.png,1,2\n"}, "'a.csv' has 3 fields in line 2, but 2 columns"),
+        ({"a.csv": b"image,x\n000.png,\xba\xba\n"}, "'a.csv' is not UTF-8 at byte"),
+        ({"a.csv": b"image,x\n000.png,\xba\xba\n"}, "give it with --records-encoding, such as"),
+        ({"a.json": b'[{"image": "0.png"},]'}, "'a.json' is damaged "),
         (
             {"chat.jsonl": CHAT_LINES, "config.json": CONFIG},
             "its field messages.content.image, such as 'images/000.png', run `resume` with --image",
