@@ -18,7 +18,7 @@ from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.model import Cut, Digest
 from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
-from jobs.storage.safe_paths import SampleEnds, junk_kind, quoted
+from jobs.storage.safe_paths import MAX_DEPTH, SampleEnds, junk_kind, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes added to each file's size, so that many small files are work too
@@ -73,8 +73,8 @@ def walk(root: Path, leave: Leave) -> Iterator[ListedEntry]:
     """Everything below ``root``, sorted by name, each folder before its content.
 
     A relative link to a file within ``root`` is yielded as a link; any other link as what it points
-    to. Raises ``SourceError`` for dangling links, devices, pipes and sockets, ``StorageError`` for
-    errors of the file system.
+    to. Raises ``SourceError`` for dangling links, devices, pipes, sockets and too many levels,
+    ``StorageError`` for errors of the file system.
     """
     base = os.path.realpath(os.fsencode(root))
     yield from _walk(base, b"", leave, frozenset({base}))
@@ -106,6 +106,11 @@ def _walk(
             real = os.path.realpath(entry.path)
             if real in above:
                 raise SourceError(f"{quoted(entry.path)} is a link to a folder above it")
+            if path.count(b"/") >= MAX_DEPTH:
+                raise SourceError(
+                    f"{quoted(entry.path)} is more than {MAX_DEPTH} folders deep, and such paths "
+                    "are not published; move it, or exclude it with --exclude"
+                )
             yield ListedEntry(FOLDER, path, 0, mode, mtime_ns)
             yield from _walk(base, path + b"/", leave, above | {real})
         else:

@@ -37,3 +37,16 @@ def test_a_link_that_leads_nowhere_is_named_and_can_be_left_out(
     with pytest.raises(SourceError, match=f"link' is a {fact}(.* get .`.)?, or exclude"):
         list(walk(tmp_path, lambda path, is_folder: False))
     assert list(walk(tmp_path, lambda path, is_folder: path == b"link")) == []
+
+
+def test_a_folder_below_too_many_others_is_refused_and_can_be_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "top"
+    folder.mkdir()
+    for _ in range(6):
+        folder = folder.joinpath(*["a"] * 100)
+        folder.mkdir(parents=True)
+    with pytest.raises(SourceError, match="is more than 256 folders deep"):
+        list(walk(tmp_path, lambda path, is_folder: False))
+    assert [each.path for each in walk(tmp_path, lambda path, is_folder: path == b"top/a")] == [
+        b"top"
+    ]
