@@ -366,7 +366,8 @@ def check_digest(file: SourceFile, found: Hashes) -> None:
     if wanted not in (None, found.same):
         raise DigestError(
             f"{quoted(file.name)}: the published digest is {wanted}, but the file has "
-            f"{found.same}; the file is damaged or the list of digests is outdated; get both again"
+            f"{found.same}; if the file is damaged, get it again and run `resume`; if the list of "
+            "digests is wrong, correct it or leave it out (--exclude), and launch again"
         )
 
 

@@ -133,6 +133,14 @@ class LocalSource(LocalFiles):
                 f"{quoted(where)} contains no file{globs}; is it the right folder?",
                 cause=Cause.NOT_FOUND,
             )
+        snapshots = sorted((self._root / "snapshots").glob("*/"))
+        if snapshots and all((self._root / name).is_dir() for name in ("blobs", "refs")):
+            raise SourceError(
+                f"{quoted(where)} is a folder of the Hub client's cache, with every file twice; "
+                "launch with --local-path on a snapshot in it, such as "
+                f"{quoted(str(snapshots[-1]))}",
+                cause=Cause.USAGE,
+            )
         found = sort_out(files, request, _look(self._root), where=where)
         if not found.groups:
             left = {n: kind for n, kind in found.extras.items() if kind == file_names.LEFTOVERS}

@@ -19,7 +19,7 @@ from jobs.archives.limits import FLOOR
 from jobs.archives.zip.archive import ZipArchive
 from jobs.archives.zip.entry import XZ, ZSTD
 from jobs.download.stage import run_download
-from jobs.errors import ArchiveError, Cause
+from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extras import zstd
 from jobs.model import Layout, Options, Output
 from jobs.runtime.progress import Progress
@@ -82,6 +82,25 @@ def test_records_in_a_copied_folder_may_be_links_and_have_links(
     assert brought.files["metadata.jsonl"] == line("train/0.png") + line("train/1.png")
     assert brought.files["latest"] == brought.files["lists/first"] == line("0.png") + line("1.png")
     assert (tmp_path / "data" / "train" / "2.png").readlink() == Path("0.png")
+
+
+def test_the_cache_of_the_hubs_client_is_refused_with_the_snapshot(tmp_path: Path) -> None:
+    repo = tmp_path / "datasets--org--name"
+    source = put(repo / "blobs" / "0123", b"a").parent
+    put(repo / "refs" / "main", b"abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "a.txt").symlink_to("../../blobs/0123")
+    with pytest.raises(SourceError, match=r"such as '.*/snapshots/abc'"):
+        complete_run(tmp_path, source, "--layout", "files")
+    brought = complete_run(tmp_path, repo / "snapshots" / "abc", "--layout", "files")
+    assert brought.files == {"a.txt": b"a"}
+
+
+def test_that_a_name_is_not_utf8_is_said_where_no_record_can_name_it(tmp_path: Path) -> None:
+    members = [member("images/真.png".encode("gbk"), png(0))]
+    members.append(member(b"prompts.jsonl", line("images/真.png")))
+    source = put(tmp_path / "source" / "d.tar", b"".join(members) + END)
+    assert "not UTF-8, so no record names it" in complete_run(tmp_path, source).text
 
 
 def test_a_link_in_a_copied_folder_to_a_leftover_of_a_desktop_is_copied_as_a_file(
@@ -500,6 +519,7 @@ def test_a_damaged_archive_without_the_published_digest_is_reported_as_a_bad_cop
     source = put(tmp_path / "source" / "d.tar.gz", good[:-8] + bytes(8))
     brought = complete_run(tmp_path, source, "--layout", "files")
     assert "the published digest is md5:" in brought.text
+    assert "leave it out (--exclude), and launch again" in brought.text
     assert "contact its publisher" not in brought.text
 
 
