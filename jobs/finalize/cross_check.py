@@ -28,7 +28,7 @@ from jobs.finalize.join import (
     folded,
 )
 from jobs.finalize.record_paths import as_named, differences, unified
-from jobs.finalize.scan import Audit, AuditShare, counts_as_image
+from jobs.finalize.scan import Audit, AuditShare, counts_as_image, orphan_fact
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.storage import presence
@@ -37,11 +37,6 @@ from jobs.storage.safe_paths import quoted
 
 _Row = tuple[Any, ...]
 _JOIN_KEY, _KEY, _SIZE, _PROBLEM = 0, 1, 3, 6  # values of a row of ``JoinRow.FILE``
-
-_NOT_UTF8 = (
-    "its name is not UTF-8, so no record names it; unpack the archive, convert the names (convmv), "
-    "and launch with --local-path on the folder"
-)
 
 
 class Conflict(NamedTuple):
@@ -389,7 +384,7 @@ class _Bucket:
             self._found.absent.add(self._context.part_index(file.number))
             report(FindingKind.ABSENT, "was extracted, but is no longer on disk")
         if file.named_by is None and self._is_orphan(key, file):
-            report(FindingKind.ORPHAN, _NOT_UTF8 if "\0" in key else "no record names it")
+            report(FindingKind.ORPHAN, orphan_fact(key))
         return True
 
     def _is_confused(self, key: str) -> bool:

@@ -413,3 +413,13 @@ def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
         and is_image_name(key.partition("\0")[0], layout.images)
         and not is_no_image(problem)
     )
+
+
+def orphan_fact(key: str) -> str:
+    """What the finding says of an image that no record names."""
+    if "\0" not in key:
+        return "no record names it"
+    return (
+        "its name is not UTF-8, so no record names it; unpack the archive, convert the names "
+        "(convmv), and launch with --local-path on the folder"
+    )

@@ -134,7 +134,7 @@ class LocalSource(LocalFiles):
                 cause=Cause.NOT_FOUND,
             )
         snapshots = sorted((self._root / "snapshots").glob("*/"))
-        if snapshots and all((self._root / name).is_dir() for name in ("blobs", "refs")):
+        if snapshots and all(presence.is_folder(self._root / name) for name in ("blobs", "refs")):
             raise SourceError(
                 f"{quoted(where)} is a folder of the Hub client's cache, with every file twice; "
                 "launch with --local-path on a snapshot in it, such as "
