@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from examples import samples
+from tests.support import memory
 from tests.support.cli import Cli
 from tests.support.cluster.sites import Pages, Site
 from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available, version
@@ -83,6 +84,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()  # otherwise collections look through all tests, an eighth of the suite's CPU time
     gc.enable()
+    memory.compact_if_grown()
+
+
+def pytest_runtest_logfinish() -> None:
+    memory.compact_if_grown()
 
 
 def pytest_report_header() -> list[str]:
