@@ -53,6 +53,7 @@ class Case:
         return path
 
 
+@functools.cache
 def cases() -> list[Case]:
     """All of them; ids are unique."""
     return [
