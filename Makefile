@@ -74,7 +74,7 @@ format: $(VENV)/.installed-test ## Format the code and apply the linter's fixes
 	$(BIN)/ruff format .
 
 clean: ## Remove the demo and the caches of tools
-	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache build dist
 
 # Installed again only when the metadata has changed. An environment whose Python is gone is created
 # again; if the available Python cannot create it, the message says how to get it.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jobs.errors import UsageError
 from orchestrator import units
@@ -117,9 +115,9 @@ def test_nobody_asks_for_more_than_a_year(text: str) -> None:
     assert parse_limit("UNLIMITED") == 0
 
 
-@given(st.integers(0, 10**6))
-def test_a_time_that_was_formatted_is_read_as_the_same(minutes: int) -> None:
-    assert parse_time(format_time(minutes)) == minutes
+def test_a_time_that_was_formatted_is_read_as_the_same() -> None:
+    for minutes in (*range(3000), *range(3000, 10**6, 997)):
+        assert parse_time(format_time(minutes)) == minutes
 
 
 @pytest.mark.parametrize(

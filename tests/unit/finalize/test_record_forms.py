@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from jobs.checks import records
 from jobs.finalize import record_forms
 
-# With all of Unicode, hypothesis would look at each character first, which takes ten seconds.
-_TEXTS = st.text('ab"\\{}[]:, \n\t\0é\u2028€😀')
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | _TEXTS, lambda inner: st.lists(inner, max_size=3)
-)
-_OBJECTS = st.dictionaries(_TEXTS, _VALUES, min_size=1, max_size=3)
+
+def text(numbers: random.Random) -> str:
+    return "".join(numbers.choices('ab"\\{}[]:, \n\t\0é\u2028€😀', k=numbers.randint(0, 6)))
+
+
+def value(numbers: random.Random) -> Any:
+    if numbers.random() < 0.3:
+        return [value(numbers) for _ in range(numbers.randint(0, 3))]
+    return numbers.choice([None, True, numbers.randint(-(10**20), 10**20), text(numbers)])
 
 
 def read(
@@ -41,17 +44,23 @@ def separate(objects: list[dict[str, Any]]) -> bytes:
     return "\n\n".join(json.dumps(value, indent=1) for value in objects).encode()
 
 
-@pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(objects=st.lists(_OBJECTS, min_size=1, max_size=4), chunk=st.integers(1, 9))
+@pytest.mark.parametrize("dump", [compact, indented, separate])
+@pytest.mark.parametrize("chunk", range(1, 10))
 def test_values_are_found_wherever_a_block_ends(
-    tmp_path: Path, objects: list[dict[str, Any]], chunk: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    dump: Callable[[list[dict[str, Any]]], bytes],
 ) -> None:
-    for dump in (compact, indented, separate):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(record_forms, "_CHUNK", chunk)
-            form, lines = read(tmp_path, dump(objects))
-        assert [json.loads(line) for line in lines if line] == objects, dump
+    monkeypatch.setattr(record_forms, "_CHUNK", chunk)
+    numbers = random.Random(chunk)
+    for _ in range(20):
+        objects = [
+            {text(numbers): value(numbers) for _ in range(numbers.randint(1, 3))}
+            for _ in range(numbers.randint(1, 4))
+        ]
+        form, lines = read(tmp_path, dump(objects))
+        assert [json.loads(line) for line in lines if line] == objects
         assert form is not record_forms.Form.LINES or dump is not indented
 
 
