@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import resource
 import signal
 import time
@@ -22,7 +21,7 @@ from jobs.runtime.progress import Progress
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
 from jobs.transfer import scheduler
-from tests.support.builders.contents import tarred
+from tests.support.builders.contents import noise, tarred
 from tests.support.builders.runs import RunBuilder
 from tests.support.cli import Cli
 from tests.support.cluster.guard import descendants_of
@@ -37,17 +36,10 @@ MB = 1 << 20
 NAME = "pages-7.tar"
 
 
-def make_tar(seed: int, *, size: int = 12 * MB) -> bytes:
-    return tarred(
-        {
-            f"notes/{number}.bin": random.Random(seed + number).randbytes(size // 4)
-            for number in range(4)
-        }
-    )
-
-
-DATA = make_tar(1)
-OTHER = make_tar(9)
+DATA, OTHER = (
+    tarred({f"notes/{n}.bin": noise(seed)[3 * n * MB :][: 3 * MB] for n in range(4)})
+    for seed in range(2)
+)
 HASH, OTHER_HASH = (hashlib.sha256(data).hexdigest() for data in (DATA, OTHER))
 
 
@@ -237,7 +229,7 @@ def test_a_limit_of_file_size_ends_the_download_at_once_and_what_is_here_stays(
 def test_a_killed_download_continues_where_it_was_and_shows_no_secret(
     origins: Origins, cli: Cli, tmp_path: Path
 ) -> None:
-    data = make_tar(3, size=32 * MB)
+    data = tarred({f"notes/{n}.bin": noise(n % 2)[n * MB :][: 8 * MB] for n in range(4)})
     words = origins.words(origins.put(NAME, data), tmp_path)
     origins.forget_requests()
     shell = cli.having(**origins.env)

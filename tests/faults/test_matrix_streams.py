@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,13 @@ FILES = {
 LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--layout", "files")
 
 
-def _zip(times: int) -> bytes:
+@cache
+def zip_of(times: int) -> bytes:
     """3 MB, so many times; from 10 MB on it is fetched in ranges."""
     return contents.zipped({name: data * times for name, data in FILES.items()})
 
 
 ARCHIVE = gzip.compress(contents.tarred(FILES), 1)
-ZIP = _zip(5)
 
 
 class Streaming:
@@ -111,7 +112,7 @@ def stream(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
 
 @pytest.fixture
 def zipped(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
-    streaming = Streaming(cli, web, tmp_path / "data", "a.zip", ZIP, 5)
+    streaming = Streaming(cli, web, tmp_path / "data", "a.zip", zip_of(5), 5)
     streaming.words += ("--connections", "2")
     return streaming
 
@@ -174,13 +175,13 @@ def test_a_run_killed_while_a_zip_arrives_goes_on_with_the_parts_that_are_left(
     zipped.begin(parts=2, rate=1_000_000, kills=True)
     sent = zipped.web.bytes_sent("/a.zip")
     zipped.check_resumed()
-    assert zipped.web.bytes_sent("/a.zip") - sent < len(ZIP)
+    assert zipped.web.bytes_sent("/a.zip") - sent < len(zip_of(5))
 
 
 def test_a_run_killed_while_a_zip_arrives_that_is_not_stored_writes_no_finished_part_again(
     cli: Cli, web: FaultyServer, tmp_path: Path
 ) -> None:
-    archive = _zip(12)
+    archive = zip_of(12)
     large = Streaming(cli, web, tmp_path / "data", "a.zip", archive, 12)
     large.words += ("--temp-limit", "16M", "--connections", "2")
     large.begin(parts=2, rate=4_000_000, kills=True)
@@ -194,7 +195,7 @@ def test_a_wrong_byte_of_a_zip_takes_back_all_that_was_extracted_and_the_right_b
     zipped.web.fail("/a.zip", faults.fine(1), faults.corrupt_byte(10, 1))
     zipped.cli.run(*zipped.words)
     zipped.check_complete()
-    assert zipped.web.bytes_sent("/a.zip") > len(ZIP)
+    assert zipped.web.bytes_sent("/a.zip") > len(zip_of(5))
 
 
 def test_a_zip_from_a_server_without_ranges_is_extracted_once_it_is_complete(

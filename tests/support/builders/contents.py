@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import random
 import struct
 import tarfile
 import zipfile
@@ -13,6 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.model import ShardKind
+
+
+@functools.cache
+def noise(seed: int = 0) -> bytes:
+    """12 MiB of random bytes, the same ones for everybody: to make them takes time and memory."""
+    return random.Random(seed).randbytes(12 << 20)
 
 
 def png(seed: int = 0) -> bytes:

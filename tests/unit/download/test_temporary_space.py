@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import random
 import stat
 import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
 from jobs.transfer.partial_file import PartialFile
-from tests.support.builders.contents import tarred, zipped
+from tests.support.builders.contents import noise, tarred, zipped
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
@@ -389,10 +388,15 @@ def test_a_shard_that_is_larger_than_the_limit_is_refused_at_once(run: Run) -> N
 # An archive that is larger than the limit ------------------------------------------------------
 
 WINDOW = 16 << 20  # bytes
-LARGE = {
-    f"notes/{n}.bin": random.Random(n).randbytes((6 << 20) if n in (1, 9) else (3 << 19))
-    for n in range(10)
-}
+
+
+@cache
+def large() -> dict[str, bytes]:
+    """Ten files: two of 6 MiB, the others of 1.5 MiB."""
+    return {
+        f"notes/{n}.bin": noise()[n << 19 :][: (6 << 20) if n in (1, 9) else (3 << 19)]
+        for n in range(10)
+    }
 
 
 def _large(*, kind: str = "tar", first: str = "", link: str = "") -> bytes:
@@ -403,7 +407,7 @@ def _large(*, kind: str = "tar", first: str = "", link: str = "") -> bytes:
     with tarfile.open(fileobj=out, mode="w") as archive:
         if first:
             archive.addfile(tarfile.TarInfo(first))
-        for name, data in LARGE.items():
+        for name, data in large().items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -483,7 +487,7 @@ def test_an_archive_larger_than_the_limit_is_extracted_without_being_stored(
     assert item.outcome is Outcome.OK, item
     run.assert_extracted()
     assert max(stored) <= WINDOW < len(data)
-    assert _tree(run) == LARGE
+    assert _tree(run) == large()
     fetched = run.folder.load_fetched(run.plan.shards[0].id)
     assert fetched is not None and fetched.digests[0].hex == hashlib.sha256(data).hexdigest()
     before = run.sent
@@ -506,7 +510,7 @@ def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_ag
     assert run.download(WINDOW, attempt=2)[0].outcome is Outcome.OK
     run.assert_extracted()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert _tree(run) == LARGE
+    assert _tree(run) == large()
 
 
 @pytest.mark.slow
@@ -521,7 +525,7 @@ def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
     web.fail(f"/a.{kind}", *ends, faults.corrupt_byte(at, 1))
     assert run.download(WINDOW)[0].outcome is Outcome.OK
     run.assert_extracted()
-    assert _tree(run) == LARGE
+    assert _tree(run) == large()
     assert run.sent >= 2 * len(_large(kind=kind))
 
 
@@ -538,10 +542,10 @@ class _Unseekable(io.BytesIO):
 
 
 def _large_zip(link: str = "") -> bytes:
-    """``LARGE`` with a symbolic link at the end; its last member is read in several pieces."""
+    """``large`` with a symbolic link at the end; its last member is read in several pieces."""
     out = _Unseekable()
     with zipfile.ZipFile(out, "w") as archive:
-        for name, data in LARGE.items():
+        for name, data in large().items():
             archive.writestr(name, data)
         if link:
             member = zipfile.ZipInfo("notes/link.bin")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import random
 import socket
 import struct
 import sys
@@ -44,6 +43,7 @@ from jobs.transfer.responses import (
 )
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
+from tests.support.builders.contents import noise
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
 from tests.support.servers.webserver import FaultyServer
@@ -52,7 +52,7 @@ from tests.support.servers.wire import Answer, Request, file_answer
 MB = 1 << 20
 
 
-DATA = random.Random(11).randbytes(12 * MB)
+DATA = noise()
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 
 

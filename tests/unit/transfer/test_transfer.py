@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import hashlib
-import random
 import re
 import socket
 import threading
@@ -22,14 +21,15 @@ from jobs.transfer.connection import is_trusted
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.target import Target, origin_of, redact
 from jobs.transfer.transfer import Transfer
+from tests.support.builders.contents import noise
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
 from tests.support.servers.webserver import FaultyServer
 
 MB = 1 << 20
-DATA = random.Random(7).randbytes(12 * MB)
+DATA = noise()
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
-OTHER = random.Random(8).randbytes(12 * MB)
+OTHER = noise(1)
 PATH = "/a/shard.bin"
 
 

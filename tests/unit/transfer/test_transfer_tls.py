@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import random
 import shutil
 import ssl
 import subprocess
@@ -22,13 +21,14 @@ from jobs.transfer.connection import connection_error
 from jobs.transfer.responses import RetryLater
 from jobs.transfer.target import Target
 from jobs.transfer.transfer import Transfer
+from tests.support.builders.contents import noise
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
 from tests.support.servers.webserver import FaultyServer
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
 MB = 1 << 20
-DATA = random.Random(7).randbytes(6 * MB)
+DATA = noise()[: 6 * MB]
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 PATH = "/a/shard.bin"
 
