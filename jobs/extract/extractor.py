@@ -89,12 +89,6 @@ class Extractor:
         self._kill_at: float | None = None  # on the monotonic clock, after an order to stop
         self._status = 0  # exit status of the last child
 
-    def __enter__(self) -> Extractor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def extract(self, parts: Sequence[Part]) -> dict[str, ItemResult]:
         """Extract ``parts``, whose shards are downloaded; returns their results by id."""
         results: dict[str, ItemResult] = {}

@@ -93,39 +93,21 @@ class _Bound:
     link: Pending
 
 
+@dataclass(frozen=True)
 class Resolver:
-    """Writes the content of links: from files that the part wrote, or else from the archive.
+    """Writes the content of links: from files that the part wrote, or else from the archive."""
 
-    ``locate`` maps a safe path of the archive to the place of its file, None if it has none;
-    ``read`` returns the bytes of a written file; ``write`` is called with the link
-    and the member with its content, and returns whether that became a file; ``last`` returns
-    the file that was written last, which can be read then. ``in_one_pass``: the archive's members
-    can be read only once. ``shares``: a file of another name may have overwritten a target's file
-    without failing the dataset.
-    """
-
-    def __init__(
-        self,
-        archive: Archive,
-        part: Part,
-        *,
-        label: str,
-        in_one_pass: bool,
-        shares: bool,
-        locate: Callable[[bytes], Place | None],
-        read: Callable[[Entry], Iterator[memoryview]],
-        write: Callable[[Pending, Member], bool],
-        last: Callable[[], Entry | None],
-    ) -> None:
-        self._archive = archive
-        self._part = part
-        self._locate = locate
-        self._read = read
-        self._label = label
-        self._in_one_pass = in_one_pass
-        self._shares = shares
-        self._write = write
-        self._last = last
+    archive: Archive
+    part: Part
+    label: str  # of the archive in messages
+    in_one_pass: bool  # whether the archive's members can be read only once
+    shares: bool  # a file of another name may have overwritten a target's, without an error
+    # The place of the file with a safe path of the archive; None if it has none.
+    locate: Callable[[bytes], Place | None]
+    read: Callable[[Entry], Iterator[memoryview]]  # the bytes of a written file
+    # Writes the member with the content of a link; returns whether that became a file.
+    write: Callable[[Pending, Member], bool]
+    last: Callable[[], Entry | None]  # the file that was written last, which can be read then
 
     def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
         """Write every link of ``links``; ``entries``: what the part has written of the archive."""
@@ -142,7 +124,7 @@ class Resolver:
             if here is None or here is not written[target][-1] or not self._is_unchanged(here):
                 rest.setdefault(target, []).append(_Bound(before, link))
             else:
-                self._write(link, self._copy_of(link, here))
+                self.write(link, self._copy_of(link, here))
         if rest:
             self._from_archive(rest)
 
@@ -161,7 +143,7 @@ class Resolver:
             if hop is None or (file is not None and file.member > hop.ordinal):
                 return target, before
             target, before = hop.target, _bound(hop)
-        raise unsafe(self._label, link.raw, "is part of a loop of links")
+        raise unsafe(self.label, link.raw, "is part of a loop of links")
 
     def _look(
         self, entries: Iterator[Entry], links: list[Pending]
@@ -169,7 +151,7 @@ class Resolver:
         """The entries of each target in their order, and the last ordinal of each link's place."""
         wanted: dict[Place, bytes] = {}  # place -> target
         for target in {link.target for link in links}:
-            place = self._locate(target)
+            place = self.locate(target)
             if place is not None:
                 wanted[place] = target
         own = {link.place for link in links}
@@ -185,19 +167,19 @@ class Resolver:
 
     def _is_unchanged(self, entry: Entry) -> bool:
         """Whether the file on disk has the content that the entry describes."""
-        if not self._shares:
+        if not self.shares:
             return True
-        sums = Sums.of("crc32", self._read(entry))
+        sums = Sums.of("crc32", self.read(entry))
         return (sums.size, sums.crc32) == (entry.size, entry.crc32)
 
     def _copy_of(self, link: Pending, entry: Entry) -> Member:
         return Member(
             link.raw, MemberKind.FILE, entry.size, link.mode, link.mtime, link.ordinal,
-            chunks=self._read(entry),
+            chunks=self.read(entry),
         )  # fmt: skip
 
     def _from_archive(self, rest: dict[bytes, list[_Bound]]) -> None:
-        if self._in_one_pass or len(rest) <= _FEW:
+        if self.in_one_pass or len(rest) <= _FEW:
             for target, links in rest.items():
                 self._find(target, links)
             return
@@ -205,10 +187,10 @@ class Resolver:
         # far is a file.
         early: set[bytes] = set()
         found: set[bytes] = set()
-        for index in range(self._part.count):
-            for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
+        for index in range(self.part.count):
+            for member in self.archive.members(Part(self.part.shard, index, self.part.count)):
                 if member.kind is not MemberKind.FOLDER and member.name:
-                    target = safe_path(member.name, archive=self._label)
+                    target = safe_path(member.name, archive=self.label)
                     of_target = rest.get(target, ())
                     early.update(one.link.raw for one in of_target if member.ordinal < one.before)
                     mine = [
@@ -228,7 +210,7 @@ class Resolver:
         """Write links to one target; more than one search only if it was replaced among them."""
         while links:
             before = max(one.before for one in links)
-            held = self._archive.find(target, before) or self._archive.find(target)
+            held = self.archive.find(target, before) or self.archive.find(target)
             if held is None:
                 raise self._missing(links[0].link)
             at = -1 if held.ordinal >= before else held.ordinal
@@ -241,12 +223,12 @@ class Resolver:
         for _ in range(_MOST_HOPS):
             if member.kind is not MemberKind.LINK:
                 return path, member
-            path = _target_path(member, safe_path(member.name, archive=self._label), self._label)
-            found = self._archive.find(path)
+            path = _target_path(member, safe_path(member.name, archive=self.label), self.label)
+            found = self.archive.find(path)
             if found is None:
                 raise self._missing(link)
             member = found
-        raise unsafe(self._label, link.raw, "is part of a loop of links")
+        raise unsafe(self.label, link.raw, "is part of a loop of links")
 
     def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
         """Write several links to one target: the first gets ``member``, the others its copy."""
@@ -254,17 +236,17 @@ class Resolver:
         ordinal = member.ordinal
         for number, link in enumerate(links):
             if copy is not None:
-                member.chunks = self._read(copy)
+                member.chunks = self.read(copy)
             elif number:
-                member = self._archive.find(target, ordinal + 1) or member
-            is_file = self._write(link, member)
+                member = self.archive.find(target, ordinal + 1) or member
+            is_file = self.write(link, member)
             if is_file and copy is None and len(links) > 1:
-                copy = self._last()
+                copy = self.last()
 
     def _missing(self, link: Pending) -> Exception:
         what = "hard link" if link.hard else "symbolic link"
         return unsupported(
-            self._label,
+            self.label,
             f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive; "
             f"{UNPACK}",
             member=link.raw,

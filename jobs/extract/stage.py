@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 
 from jobs.errors import Cause, RunFolderError
 from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
@@ -42,7 +43,7 @@ def run_extract(
     from jobs.extract.extractor import Extractor  # takes longer to import than all of the above
 
     left.sort(key=lambda part: (part.shard, part.index))  # each archive is opened once
-    with Extractor(folder, progress) as extractor:
+    with closing(Extractor(folder, progress)) as extractor:
         results.update(extractor.extract(left))
     return tuple(results[part.id] for part in parts)
 
