@@ -135,6 +135,11 @@ def notes(
             "old; on a file system that removes old files, as many scratch file systems do, "
             "launch without it"
         )
+    if plan.options.strip_components and any(s.kind is ShardKind.TREE for s in plan.shards):
+        found.append(
+            "--strip-components is for archives: the files of a dataset folder keep their paths; "
+            "to remove its top folders, launch with --local-path on a folder in it"
+        )
     if not on_slurm or download_here or not any("--propagate" in a for a in sbatch_args):
         found += _limited(plan)
     return found

@@ -387,3 +387,12 @@ def test_times_that_archives_keep_are_said_at_launch(tmp_path: Path) -> None:
     (said,) = preflight.notes(structs.replace(made, options=options), on_slurm=False)
     assert said.startswith("--preserve-times keeps") and "removes old files" in said
     assert preflight.notes(made, on_slurm=False) == []
+
+
+def test_that_a_folder_keeps_its_top_folders_is_said_at_launch(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d")
+    made = structs.replace(made, options=structs.replace(made.options, strip_components=1))
+    assert preflight.notes(made, on_slurm=False) == []
+    folder = structs.replace(made.shards[0], kind=ShardKind.TREE)
+    (said,) = preflight.notes(structs.replace(made, shards=(folder,)), on_slurm=False)
+    assert said.startswith("--strip-components is for archives")
