@@ -101,14 +101,14 @@ class GcsClient:
 
     def _headers(self) -> Mapping[str, str]:
         """The headers with a valid access token and the project that pays."""
-        from google.auth.exceptions import GoogleAuthError, TransportError
-        from google.auth.transport.requests import Request
-
         # The variable is GDAL's: https://gdal.org/en/stable/user/virtual_file_systems.html
         payer = os.environ.get("GS_USER_PROJECT")
         headers = {"x-goog-user-project": payer} if payer else {}
         if self._credentials is None:
             return headers
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.transport.requests import Request
+
         with self._lock:
             try:
                 if not self._credentials.valid:

@@ -109,7 +109,7 @@ class ObjectStoreSource(RemoteSource):
         try:
             self._client.describe(url)
         except SourceError as reason:
-            if reason.cause is Cause.AUTHENTICATION:
+            if reason.cause in (Cause.AUTHENTICATION, Cause.BAD_SOURCE):
                 return reason
         if error.cause is Cause.AUTHENTICATION:
             return denied(url, self._client)

@@ -37,7 +37,8 @@ _WRONG_KEYS = {
     "RequestExpired": "the clock of this machine is wrong",
     "RequestTimeTooSkewed": "the clock of this machine is wrong",
 }
-_ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+# Storage classes, and tiers of the class that finds one for each object.
+_ARCHIVED = ("GLACIER", "DEEP_ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE_ACCESS")
 
 
 def _payer() -> dict[str, str]:
@@ -119,11 +120,10 @@ class S3Client:
             except ClientError:
                 client.get_object(**names, Range="bytes=0-0")  # its refusal gives the reason
                 raise
-        if found.get("StorageClass") in _ARCHIVED and 'request="false"' not in found.get(
-            "Restore", ""
-        ):
+        stored = found.get("ArchiveStatus") or found.get("StorageClass")
+        if stored in _ARCHIVED and 'request="false"' not in found.get("Restore", ""):
             raise SourceError(
-                f"{url} is in the storage class {found['StorageClass']}, which cannot be read "
+                f"{url} is in the storage class {stored}, which cannot be read "
                 "directly; restore it (`aws s3api restore-object`), then launch again"
             )
         headers = CaseInsensitiveDict(found["ResponseMetadata"]["HTTPHeaders"])

@@ -264,6 +264,27 @@ def test_an_object_that_may_not_be_read_is_found_at_launch(s3: S3Server) -> None
     assert "s3://pages/one.tar.gz: access is denied" in error.message
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-amz-storage-class": "GLACIER"}, {"x-amz-archive-status": "ARCHIVE_ACCESS"}],
+)
+def test_an_object_on_a_slow_medium_is_named_as_that(
+    s3: S3Server, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    s3.put("one.tar.gz", GZ)
+    restored = {**headers, "x-amz-restore": 'ongoing-request="false", expiry-date="x"'}
+    s3.fail("/pages/one.tar.gz", faults.Fault(2, None, headers=restored))
+    source = opened("s3://pages/one.tar.gz")
+    source.shards()
+    s3.faults.clear()
+    body = b"<Error><Code>InvalidObjectState</Code></Error>"
+    s3.fail("/pages/one.tar.gz", faults.Fault(None, "GET", status=403, body=body))
+    s3.fail("/pages/one.tar.gz", faults.Fault(None, "HEAD", headers=headers))
+    with pytest.raises(SourceError, match=r"storage class .*restore it"):
+        fetch(source, tmp_path / "out")
+    assert "restore it" in refused("s3://pages/one.tar.gz").message
+
+
 def test_the_region_of_a_bucket_at_aws_is_looked_up(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,9 +424,12 @@ def test_public_objects_at_google_need_no_credentials(
     gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     set_env(monkeypatch, gcs.anonymous_env)
+    monkeypatch.setitem(sys.modules, "google.auth.exceptions", None)  # not installed
     assert "no credentials were found" in refused("gs://pages/one.tar.gz").message
     gcs.is_public = True
     assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
+    monkeypatch.undo()
+    set_env(monkeypatch, gcs.anonymous_env)
     assert "has no bucket 'elsewhere'" in refused("gs://elsewhere/").message
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
     error = refused("gs://pages/")
