@@ -13,7 +13,7 @@ from jobs.errors import Cause, SourceError
 from jobs.extract.messages import Arrived, Consumed, Wanted
 from jobs.formats import magic
 from jobs.model import Shard
-from jobs.transfer.ordered_bytes import OrderedBytes, prefix_of
+from jobs.transfer.ordered_bytes import Listener, OrderedBytes, prefix_of
 from jobs.transfer.ranges import Range, Window
 
 _STEP = 1 << 20  # bytes that a message reports, at least
@@ -30,12 +30,11 @@ class AbandonedError(SourceError):
     """The receiver of a file that is not stored has ended, so the download ends too."""
 
 
-class Feed:
+class Feed(Listener):
     """Collects a transfer's progress on one file, and sends it to the receivers attached.
 
-    Has the methods of ``OrderedBytes`` that a transfer calls. ``tail_first``: the file's end is
-    fetched first, because the directory of a zip or parquet file is there. ``window``: see
-    ``Listener``.
+    ``tail_first``: the file's end is fetched first, because the directory of a zip or parquet file
+    is there. ``window``: see ``Listener``.
     """
 
     def __init__(
@@ -74,7 +73,6 @@ class Feed:
             self._wanted = (*self._wanted, (start, stop))
 
     def wanted(self, size: int) -> tuple[Range, ...]:
-        """See ``OrderedBytes.wanted``."""
         tail = (size - max(_STEP, size // _TAIL_SHARE), size)
         if self.window is not None and self.window.kept_from is not None:
             tail = (self.window.kept_from, size)
@@ -91,19 +89,18 @@ class Feed:
         self._abandoned = True
 
     def consumed(self) -> int:
-        """See ``Listener.consumed``."""
         if self._abandoned:
             raise AbandonedError("the extraction ended early", cause=Cause.INTERNAL)
         return self._consumed
 
     def begin(self, fd: int) -> None:
-        """See ``OrderedBytes.begin``; the reader opens the file by its name."""
+        """See ``Listener.begin``; the reader opens the file by its name."""
         with self._lock:
             self._wanted, self._consumed = (), 0
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
-        """See ``OrderedBytes.advance``.
+        """See ``Listener.advance``.
 
         A few bytes that close a gap are reported at once: a receiver that waits for them would
         consume nothing, and a transfer into a window waits for that.
@@ -116,12 +113,10 @@ class Feed:
                 self._put(self._state)
 
     def finish(self) -> None:
-        """See ``OrderedBytes.finish``."""
         with self._lock:
             self._put(structs.replace(self._state, complete=True))
 
     def fail(self) -> None:
-        """See ``OrderedBytes.fail``."""
         with self._lock:
             if not self._state.complete:
                 self._put(structs.replace(self._state, failed=True))

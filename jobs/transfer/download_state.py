@@ -67,12 +67,12 @@ class DownloadState:
         self.ranged = True  # whether the server supports ranges, as far as known
         self.ranges_work = False  # whether the server has returned one
         self.may_be_page = magic.is_page_name(name)
-        self._window = None if arrivals is None else arrivals.window
+        self._arrivals = arrivals or Listener()
+        self._window = self._arrivals.window
         self.partial = PartialFile(out, self._window)
         self._progress = progress
         self._published = digest
         self._expect = expect
-        self._arrivals = arrivals
         self._most = most
         self._is_checked = False  # whether the first bytes were accepted
         self._starts = 0
@@ -96,8 +96,7 @@ class DownloadState:
             except StartOver:
                 self.partial.start_over()
             self._progress.add(bytes=self.partial.total)
-        if self._arrivals is not None:
-            self._arrivals.begin(self.partial.fd)
+        self._arrivals.begin(self.partial.fd)
         self._report()
 
     def check_head(self, *, is_complete: bool = False) -> None:
@@ -164,7 +163,7 @@ class DownloadState:
 
         Raises ``SourceError`` if nobody reads any more.
         """
-        if self._window is None or self._arrivals is None:
+        if self._window is None:
             return True
         done = min(self._arrivals.consumed(), self.hashing().hashed)
         return self._window.has_room(start, stop, done=done)
@@ -179,15 +178,13 @@ class DownloadState:
             )
 
     def _report(self) -> None:
-        if self._arrivals is not None and self._is_checked:
+        if self._is_checked:
             self._arrivals.advance(self.partial.ranges, self.size)
 
     @property
     def wanted(self) -> Sequence[Range]:
         """The bytes that a reader needs before all others."""
-        if self._arrivals is None or self.size is None:
-            return ()
-        return self._arrivals.wanted(self.size)
+        return () if self.size is None else self._arrivals.wanted(self.size)
 
     def hashing(self) -> RunningHash:
         """The hash of the file, created once its size and digest are known."""
@@ -222,8 +219,7 @@ class DownloadState:
                     "since (launch again), or a proxy modifies it"
                 )
             )
-        if self._arrivals is not None:
-            self._arrivals.finish()  # readers need not wait until it is durable
+        self._arrivals.finish()  # readers need not wait until it is durable
         self.partial.finish(self.size)
         return Received(self.size, digests["sha256"], verified=want is not None)
 
@@ -244,14 +240,12 @@ class DownloadState:
             # none, all bytes come in one response.
             self.trusts_validators = self._published is None
             self.ranged = self.ranged and (self._published is not None or self.keeps_tail)
-        if self._arrivals is not None:
-            self._arrivals.begin(self.partial.fd)
+        self._arrivals.begin(self.partial.fd)
 
     def close(self) -> None:
         """Release resources; after an error the partial file stays for another attempt."""
         self._stop_hashing()
-        if self._arrivals is not None:
-            self._arrivals.fail()
+        self._arrivals.fail()
         self.partial.close()
 
     def _stop_hashing(self) -> None:

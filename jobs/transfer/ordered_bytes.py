@@ -6,7 +6,6 @@ import io
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer.ranges import NotStored, Range, Window
@@ -27,44 +26,36 @@ def _ended_early() -> SourceError:
     return SourceError("the transfer ended early", cause=Cause.NETWORK)
 
 
-class Listener(Protocol):
-    """Receives a transfer's reports on a file.
+class Listener:
+    """Receives a transfer's reports on a file; this one needs none of them."""
 
-    ``window``: which bytes of the file are stored at a time; None: all.
-    """
-
-    @property
-    def window(self) -> Window | None: ...
+    window: Window | None = None  # which bytes of the file are stored at a time; None: all
 
     def consumed(self) -> int:
         """How many bytes from the start were read and are not needed any more.
 
         Raises ``SourceError`` if nobody reads any more.
         """
-        ...
+        return 0
 
     def begin(self, fd: int) -> None:
         """The file has this descriptor from now on; bytes of an earlier one are invalid."""
-        ...
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
         """These ranges, in order, have arrived of a file of ``size`` bytes, if that is known."""
-        ...
 
     def wanted(self, size: int) -> Sequence[Range]:
         """Ranges of the file, which has ``size`` bytes, to fetch before all others."""
-        ...
+        return ()
 
     def finish(self) -> None:
         """The file is complete and verified."""
-        ...
 
     def fail(self) -> None:
         """The transfer has failed."""
-        ...
 
 
-class OrderedBytes:
+class OrderedBytes(Listener):
     """Lets readers read a file during its download, through the partial file.
 
     A reader reaches the end of file only after the complete file was verified, so everything read
@@ -117,7 +108,7 @@ class OrderedBytes:
     # Called by the transfer ---------------------------------------------------------------
 
     def begin(self, fd: int) -> None:
-        """The file has this descriptor (a copy stays open until ``begin`` is called again)."""
+        """See ``Listener.begin``; a copy of the descriptor stays open until the next call."""
         with self._changed:
             old, self._fd = self._fd, os.dup(fd)
             self._arrived, self._size, self._consumed = (), None, 0
@@ -128,27 +119,19 @@ class OrderedBytes:
                 os.close(old)
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
-        """See ``Listener.advance``."""
         with self._changed:
             self._arrived, self._size = arrived, size
             self._changed.notify_all()
 
-    def wanted(self, size: int) -> Sequence[Range]:
-        """See ``Listener.wanted``: ``want`` is called with what a reader waits for."""
-        return ()
-
     def consumed(self) -> int:
-        """See ``Listener.consumed``."""
         return self._consumed
 
     def finish(self) -> None:
-        """The file is complete and verified."""
         with self._changed:
             self._complete = True
             self._changed.notify_all()
 
     def fail(self) -> None:
-        """The transfer has failed."""
         with self._changed:
             self._failed = True
             self._changed.notify_all()

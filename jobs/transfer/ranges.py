@@ -75,15 +75,9 @@ class Ranges:
         """The number of bytes from the file's start without a gap."""
         return self._stops[0] if self._starts and self._starts[0] == 0 else 0
 
-    def missing(self, size: int) -> list[Range]:
-        """The missing ranges of a file of ``size`` bytes."""
-        edges = [0, *(edge for piece in self for edge in piece), size]
-        pairs = zip(edges[::2], edges[1::2], strict=True)
-        return [(start, stop) for start, stop in pairs if start < stop]
-
     def outside(self, start: int, stop: int) -> list[Range]:
         """The missing parts of a range."""
-        gaps = self.missing(max(stop, self._stops[-1] if self._stops else 0))
+        gaps = zip([0, *self._stops], [*self._starts, stop], strict=True)
         cut = [(max(a, start), min(b, stop)) for a, b in gaps]
         return [(a, b) for a, b in cut if a < b]
 
