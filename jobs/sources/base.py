@@ -141,7 +141,13 @@ class Source(ABC):
 
 
 class RemoteSource(Source):
-    """A source whose files are downloaded."""
+    """A source whose files are downloaded.
+
+    First bytes of at most ``most_heads`` files are read at launch, ``at_once`` at a time.
+    """
+
+    most_heads = 256
+    at_once = 16
 
     @abstractmethod
     def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:

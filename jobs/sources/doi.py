@@ -12,13 +12,9 @@ from jobs.model import Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import doi_records, file_names, http_probe
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.doi_records import DoiRecord
-from jobs.sources.http_probe import Connections
-from jobs.sources.shard_selection import Look, select
+from jobs.sources.shard_selection import select_remote
 from jobs.sources.url_lists import last_name
 from jobs.transfer.target import Target, origin_of
-
-_MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
-_AT_ONCE = 8
 
 
 class DoiSource(RemoteSource):
@@ -30,6 +26,8 @@ class DoiSource(RemoteSource):
     """
 
     has_revisions = True
+    most_heads = 64  # repositories limit requests
+    at_once = 8
 
     def __init__(self, request: SourceRequest, ref: SourceRef | None = None) -> None:
         self._request = request
@@ -61,14 +59,12 @@ class DoiSource(RemoteSource):
         return self._ref
 
     def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
-        target = Target(file.locator, self._headers_for(file.locator))
-        return lambda: target
-
-    def _headers_for(self, url: str) -> Mapping[str, str]:
-        """The user's headers if ``url`` is the repository's own; otherwise none."""
+        """See ``RemoteSource.resolver``; the user's headers are for the repository only."""
         headers = http_probe.header_values(self._request.header_env)
         api = self.describe().endpoint
-        return headers if api is not None and origin_of(api) == origin_of(url) else {}
+        is_own = api is not None and origin_of(api) == origin_of(file.locator)
+        target = Target(file.locator, headers if is_own else {})
+        return lambda: target
 
     # At launch ------------------------------------------------------------------------------
 
@@ -87,10 +83,7 @@ class DoiSource(RemoteSource):
         record = self._read()
         files = file_names.chosen_files(_distinct(record.files), self._request)
         self._check_open(record, files)
-        addresses = {file.name: file.locator for file in files}
-        with http_probe.connections(_AT_ONCE) as wire:
-            look = Look(lambda name: self._head(addresses[name], wire), _MOST_HEADS, _AT_ONCE)
-            return select(files, self._request, look, where=record.page)
+        return select_remote(self, files, self._request, where=record.page)
 
     def _check_open(self, record: DoiRecord, files: Sequence[SourceFile]) -> None:
         """Raise ``SourceError`` (``GATED``) for files that need a login, if none is given."""
@@ -102,9 +95,6 @@ class DoiSource(RemoteSource):
                 "these files out with --exclude",
                 cause=Cause.GATED,
             )
-
-    def _head(self, url: str, wire: Connections) -> bytes:
-        return http_probe.probe(url, self._headers_for(url), wire).head
 
 
 def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:

@@ -12,11 +12,10 @@ from msgspec import structs
 
 from jobs.errors import Cause, SourceError, UsageError, with_message
 from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
-from jobs.sources import file_names, http_probe, hub_client, url_lists
+from jobs.sources import file_names, hub_client, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
-from jobs.sources.http_probe import Connections
 from jobs.sources.hub_client import Repo
-from jobs.sources.shard_selection import Look, select
+from jobs.sources.shard_selection import select_remote
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
@@ -33,8 +32,6 @@ _PAGE = re.compile(
     r"(?:(?P<kind>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
 )
-_MOST_HEADS = 256  # files examined at launch, at most; the Hub limits requests
-_AT_ONCE = 16  # requests
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,9 @@ class HubSource(RemoteSource):
         # The client's `endpoint=` only knows the endpoint at the time of its import.
         return self._repo.address + url.removeprefix(constants.ENDPOINT)
 
+    def explained(self, error: SourceError, file: SourceFile) -> SourceError:
+        return hub_client.gated(self._repo) if error.cause is Cause.GATED else error
+
     # At launch ------------------------------------------------------------------------------
 
     def _pinned(self) -> SourceRef:
@@ -186,9 +186,7 @@ class HubSource(RemoteSource):
         files = file_names.chosen_files(listed, self._request)
         if meant is not None:
             meant &= {file.name for file in files}
-        with http_probe.connections(_AT_ONCE) as wire:
-            look = Look(lambda path: self._head(path, wire), _MOST_HEADS, _AT_ONCE)
-            return select(files, self._request, look, where=str(self._repo), meant=meant)
+        return select_remote(self, files, self._request, where=str(self._repo), meant=meant)
 
     def _listed(self) -> list[SourceFile]:
         """All files at the commit with size and digest, in one request for each page."""
@@ -220,16 +218,6 @@ class HubSource(RemoteSource):
                 )
             meant.update(found)
         return meant
-
-    def _head(self, path: str, wire: Connections) -> bytes:
-        """The first bytes of a file; raises ``SourceError``."""
-        hub_client.check_online()
-        try:
-            return http_probe.probe(self._url(path), hub_client.headers(), wire).head
-        except SourceError as error:
-            if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
-                raise hub_client.gated(self._repo) from None
-            raise
 
 
 def _source_file(item: RepoFile) -> SourceFile:

@@ -290,7 +290,7 @@ def gated(repo: Repo) -> SourceError:
     first = "" if token() else "log in with `hf auth login` or set HF_TOKEN, then "
     return SourceError(
         f"{repo} is gated: {first}accept its terms at {repo.page}, wait for approval if it is "
-        "required, and launch again",
+        "required, and try again",
         cause=Cause.GATED,
     )
 

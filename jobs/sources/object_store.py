@@ -12,18 +12,15 @@ from msgspec import structs
 from jobs.errors import Cause, SourceError, UsageError
 from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
-from jobs.sources import file_names, http_probe, url_lists
+from jobs.sources import file_names, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
-from jobs.sources.http_probe import Connections
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
-from jobs.sources.shard_selection import Look, select
+from jobs.sources.shard_selection import select_remote
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
 # Ends of the keys of empty objects that stand for folders: those of consoles, and of Hadoop.
 _MARKERS = ("/", "_$folder$")
-_MOST_HEADS = 256  # files examined at launch, at most
-_AT_ONCE = 16
 _MOST_NEAR = 1000  # objects among which a similar name is searched, at most
 _FRESH_S = 60.0  # a refusal of a URL that was signed less than this ago is not due to its age
 
@@ -126,15 +123,10 @@ class ObjectStoreSource(RemoteSource):
     def select(self) -> ShardSelection:
         listed, meant = self._listed()
         files = self._described(file_names.chosen_files(listed.values(), self._request))
-        by_name = {file.name: file for file in files}
-        with http_probe.connections(_AT_ONCE) as wire:
-            return select(
-                files,
-                self._request,
-                Look(lambda name: self._head(by_name[name], wire), _MOST_HEADS, _AT_ONCE),
-                where=self.describe().locator,
-                meant=None if meant is None else meant & by_name.keys(),
-            )
+        if meant is not None:
+            meant &= {file.name for file in files}
+        where = self.describe().locator
+        return select_remote(self, files, self._request, where=where, meant=meant)
 
     def _listed(self) -> tuple[dict[str, SourceFile], set[str] | None]:
         """The files by name, and the names of those that were given as single objects.
@@ -197,7 +189,7 @@ class ObjectStoreSource(RemoteSource):
             digest = file.digest or found.digest
             return structs.replace(found, name=file.name, digest=digest)
 
-        answers = background.map_interruptible(describe, files, _AT_ONCE)
+        answers = background.map_interruptible(describe, files, self.at_once)
         for answer in answers:
             if isinstance(answer, SourceError):
                 raise answer
@@ -214,15 +206,6 @@ class ObjectStoreSource(RemoteSource):
             return f"; for all archives of this folder write {url}/"
         near = file_names.similar_names(name, (key.removeprefix(folder + slash) for key in keys))
         return near or "; check the URL"
-
-    def _head(self, file: SourceFile, wire: Connections) -> bytes:
-        """The first bytes of a file; raises ``SourceError``."""
-        url = ObjectUrl.of_locator(file.locator)
-        target = self._client.target(url, file.version)
-        try:
-            return http_probe.probe(target.url, target.headers, wire).head
-        except SourceError as error:
-            raise self.explained(error, file) from None
 
 
 class _Signed:

@@ -13,8 +13,8 @@ from jobs.formats import magic
 from jobs.formats.magic import Packing
 from jobs.model import Layout, Shard, ShardKind, SourceFile
 from jobs.runtime import background
-from jobs.sources import file_names, split_archives
-from jobs.sources.base import ShardSelection, SourceRequest
+from jobs.sources import file_names, http_probe, split_archives
+from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest
 from jobs.sources.families import Family, families
 from jobs.storage.safe_paths import quoted, quoted_few
 
@@ -75,6 +75,29 @@ def select(
     if shards and not found.was_read:
         look.read(shards[0].files[0].name)  # find out now, not in the job, whether that is allowed
     return ShardSelection(shards, notes_of(found, request, where))
+
+
+def select_remote(
+    source: RemoteSource,
+    files: Sequence[SourceFile],
+    request: SourceRequest,
+    *,
+    where: str,
+    meant: Set[str] | None = None,
+) -> ShardSelection:
+    """``select``, with first bytes from the addresses of ``source``."""
+    by_name = {file.name: file for file in files}
+
+    def read(name: str) -> bytes:
+        try:
+            target = source.resolver(by_name[name], "")()
+            return http_probe.probe(target.url, target.headers, wire).head
+        except SourceError as error:
+            raise source.explained(error, by_name[name]) from None
+
+    with http_probe.connections(source.at_once) as wire:
+        look = Look(read, source.most_heads, source.at_once)
+        return select(files, request, look, where=where, meant=meant)
 
 
 def sort_out(

@@ -294,7 +294,7 @@ def test_the_hub_is_asked_for_few_first_bytes(
         monkeypatch.setenv(name, value)
     texts = {f"t/{number}": b"text" for number in range(200)}
     hub.add_repo("org/d", {**{f"s-{n}.tar": TAR for n in range(50)}, **texts})
-    monkeypatch.setattr("jobs.sources.hub._MOST_HEADS", 40)
+    monkeypatch.setattr("jobs.sources.hub.HubSource.most_heads", 40)
     planned(tmp_path, ("--hf-repo", "org/d"), *FILES)
     assert len(hub.asked("/datasets/org/d/resolve/*")) <= 40
 
