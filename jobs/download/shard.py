@@ -208,9 +208,14 @@ class ShardDownloader:
         )
         if streaming is None:
             return fetched
-        if windowed:
-            return streaming.result().applied(fetched)
-        return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
+        try:
+            streamed = streaming.result()
+        except DamagedError:
+            if windowed:
+                raise
+            # Another pass, over the complete files.
+            streamed = self._pool.stream(shard, outs, (), extracts=extracts).result()
+        return streamed.applied(fetched)
 
     def _received(
         self,
@@ -225,45 +230,24 @@ class ShardDownloader:
 
         ``most``: bytes that all of them together may have.
         """
+        assert isinstance(self._source, RemoteSource)  # the other kind is read in place
         left = None if most is None else most - sum(one.size for one in there if one is not None)
         files: list[Received] = []
-        for index, (out, received) in enumerate(zip(outs, there, strict=True)):
+        for index, (file, out, received) in enumerate(zip(shard.files, outs, there, strict=True)):
             if received is None:
-                arrivals = feeds[index] if feeds else None
-                received = self._one_file(shard, index, out, arrivals, left)
+                received = self._source.fetch(
+                    file,
+                    key_of(shard.id, index),
+                    self._transfer,
+                    out,
+                    expect=_expected(shard, file) if index == 0 else None,
+                    arrivals=feeds[index] if feeds else None,
+                    most=left,
+                    is_piece=len(shard.files) > 1,
+                )
                 left = None if left is None else left - received.size
             files.append(received)
         return files
-
-    def _streamed(
-        self,
-        streaming: Future[Streamed],
-        shard: Shard,
-        outs: Sequence[Path],
-        *,
-        extracts: bool,
-    ) -> Streamed:
-        """The result of the pass; after damage, that of another pass over the complete files."""
-        try:
-            return streaming.result()
-        except DamagedError:
-            return self._pool.stream(shard, outs, (), extracts=extracts).result()
-
-    def _one_file(
-        self, shard: Shard, index: int, out: Path, arrivals: Feed | None, most: int | None
-    ) -> Received:
-        file = shard.files[index]
-        assert isinstance(self._source, RemoteSource)  # the other kind is read in place
-        return self._source.fetch(
-            file,
-            key_of(shard.id, index),
-            self._transfer,
-            out,
-            expect=_expected(shard, file) if index == 0 else None,
-            arrivals=arrivals,
-            most=most,
-            is_piece=len(shard.files) > 1,
-        )
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:
         """A complete file of an earlier attempt that wrote no ``Fetched``; None if damaged."""

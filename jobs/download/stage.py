@@ -192,7 +192,7 @@ class _Downloads:
             return size
         elif before is not None and not before.in_place:
             self._put_away(shard)  # a missing archive must not look downloaded meanwhile
-        before = before or self._replaced_evidence(shard)
+        before = before or atomic.json_or_none(self._before(shard), Fetched)
         most = self._space.reserve(shard)
         window = window_of(shard, most)
         streams = self._streams(shard, window is not None)
@@ -282,12 +282,8 @@ class _Downloads:
             path.unlink(missing_ok=True)
 
     def _before(self, shard: Shard) -> Path:
-        """Path of the former ``Fetched`` while the archive is downloaded again."""
+        """Path of the former ``Fetched``, from ``_put_away``, while the archive comes again."""
         return self._folder.shards / f"{shard.id}.before"
-
-    def _replaced_evidence(self, shard: Shard) -> Fetched | None:
-        """The ``Fetched`` that ``_put_away`` has moved."""
-        return atomic.json_or_none(self._before(shard), Fetched)
 
     def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
         """``fetched``, with the cuts of ``before`` if the bytes are the same.

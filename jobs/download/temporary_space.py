@@ -93,7 +93,7 @@ class TemporarySpace:
         if self._limit is None:
             return list(shards)
         mine = {shard.id for shard in shards}
-        names = self._names_here()
+        names = {entry.name for entry in presence.entries_of(self._staging.archives)}
         whole: list[Shard] = []
         for shard in self._plan.shards:
             if not any(path.name in names for path in self._staging.files_of(shard)):
@@ -217,9 +217,6 @@ class TemporarySpace:
         )
 
     # Files ------------------------------------------------------------------------------------
-
-    def _names_here(self) -> set[str]:
-        return {entry.name for entry in presence.entries_of(self._staging.archives)}
 
     def _size_here(self, shard: Shard) -> int:
         total = 0

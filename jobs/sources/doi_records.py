@@ -276,7 +276,15 @@ def _figshare(
         version=reply["doi"],
         page=page,
         api=_origin(api),
-        files=tuple(_figshare_file(file) for file in listed),
+        files=tuple(
+            SourceFile(
+                file["name"],
+                redact(file["download_url"]),
+                file["size"],
+                _digest("md5", file.get("computed_md5") or file.get("supplied_md5") or ""),
+            )
+            for file in listed
+        ),
         license=_license(reply.get("license")),
     )
 
@@ -292,11 +300,6 @@ def _figshare_files(address: str, headers: Mapping[str, str]) -> Iterator[Json]:
         if not new:  # a server may list fewer on a page than were requested
             return
         page += 1
-
-
-def _figshare_file(file: Json) -> SourceFile:
-    md5 = file.get("computed_md5") or file.get("supplied_md5") or ""
-    return SourceFile(file["name"], redact(file["download_url"]), file["size"], _digest("md5", md5))
 
 
 # Dataverse -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.utils import collapse_rfc2231_value
@@ -57,9 +57,10 @@ class Probe:
 
 
 class Connections:
-    """Connections of many requests, which are kept from one to the next; thread-safe.
+    """Connections of ``most`` requests at a time, at most, which are kept until the end of a block.
 
     If a server is busy, fewer requests are sent at a time, and none in a pause that it requests.
+    Thread-safe.
     """
 
     def __init__(self, most: int) -> None:
@@ -71,8 +72,25 @@ class Connections:
         self._under_way = 0
         self._free = threading.Condition()
 
+    def __enter__(self) -> Connections:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
     def ask(self, url: str, request: Callable[[ConnectionPool], T]) -> T:
-        """The result of ``request``, which may raise ``RetryLater``, to the server of ``url``."""
+        """The result of ``request`` to the server of ``url``.
+
+        It is sent again after a growing pause at ``RetryLater``, whose error is raised in the end.
+        """
+        return until_answered(
+            lambda: self._ask(url, request),
+            attempts=_ATTEMPTS,
+            pause_s=1.0,
+            most_wait_s=_MOST_WAIT_S,
+        )
+
+    def _ask(self, url: str, request: Callable[[ConnectionPool], T]) -> T:
         site = urllib.parse.urlsplit(url).netloc
         time.sleep(self._pauses.left_s(site))
         with self._free:
@@ -90,19 +108,6 @@ class Connections:
             with self._free:
                 self._under_way -= 1
                 self._free.notify_all()
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-@contextlib.contextmanager
-def connections(most: int) -> Iterator[Connections]:
-    """``most`` connections at a time, at most, which are closed at the end."""
-    wire = Connections(most)
-    try:
-        yield wire
-    finally:
-        wire.close()
 
 
 def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -126,47 +131,31 @@ def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
     return headers
 
 
-def probe(url: str, headers: Mapping[str, str], wire: Connections | None = None) -> Probe:
+def probe(url: str, headers: Mapping[str, str], wire: Connections) -> Probe:
     """Request the first bytes of ``url``: more reliable than HEAD, and valid for signed addresses.
 
     Headers are sent to the origin of ``url`` only. Waits and tries again if the server is busy or
-    unreachable, or if it returns a web page instead of the file. ``wire``: the connections of
-    several requests; None: one of its own. Raises ``SourceError``.
+    unreachable, or if it returns a web page instead of the file. Raises ``SourceError``.
     """
-    return _probed(url, headers, magic.HEAD, lambda found: _refuse_page(url, found), wire)
 
-
-def _probed(
-    url: str,
-    headers: Mapping[str, str],
-    most: int,
-    check: Callable[[Probe], None],
-    wire: Connections | None,
-) -> Probe:
     def request(pool: ConnectionPool) -> Probe:
-        found = _request(pool, Target(url, headers), most)
-        check(found)
+        found = _request(pool, Target(url, headers), magic.HEAD)
+        name = found.name or url_lists.last_name(url)
+        if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
+            raise RetryLater(SourceError(url_lists.page_message(url)))
         return found
 
-    return _with_retries(url, request, wire)
+    return wire.ask(url, request)
 
 
-def _refuse_page(url: str, found: Probe) -> None:
-    name = found.name or url_lists.last_name(url)
-    if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
-        raise RetryLater(SourceError(url_lists.page_message(url)))
-
-
-def fetch_text(
-    url: str, headers: Mapping[str, str], most: int, wire: Connections | None = None
-) -> str | None:
+def fetch_text(url: str, headers: Mapping[str, str], most: int, wire: Connections) -> str | None:
     """A small text; None if the server has none, or refuses it: signatures are for single files.
 
-    ``wire``: as in ``probe``. Raises ``SourceError`` as ``probe`` does if the server is busy or
-    unreachable, because then it is unknown whether there is a text.
+    Raises ``SourceError`` as ``probe`` does if the server is busy or unreachable, because then it
+    is unknown whether there is a text.
     """
     try:
-        found = _probed(url, headers, most, lambda _: None, wire)
+        found = wire.ask(url, lambda pool: _request(pool, Target(url, headers), most))
     except SourceError as error:
         if error.cause in (Cause.NETWORK, Cause.RATE_LIMITED):
             raise
@@ -195,7 +184,8 @@ def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
                 )
             ) from None
 
-    return _with_retries(url, request)
+    with Connections(1) as wire:
+        return wire.ask(url, request)
 
 
 def final_address(url: str) -> str:
@@ -206,19 +196,8 @@ def final_address(url: str) -> str:
         reply.close()
         return reply.url
 
-    return _with_retries(url, request)
-
-
-def _with_retries(
-    url: str, request: Callable[[ConnectionPool], T], wire: Connections | None = None
-) -> T:
-    with contextlib.nullcontext(wire) if wire is not None else connections(1) as used:
-        return until_answered(
-            lambda: used.ask(url, request),
-            attempts=_ATTEMPTS,
-            pause_s=1.0,
-            most_wait_s=_MOST_WAIT_S,
-        )
+    with Connections(1) as wire:
+        return wire.ask(url, request)
 
 
 def _request(pool: ConnectionPool, target: Target, most: int) -> Probe:

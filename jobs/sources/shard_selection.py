@@ -95,7 +95,7 @@ def select_remote(
         except SourceError as error:
             raise source.explained(error, by_name[name]) from None
 
-    with http_probe.connections(source.at_once) as wire:
+    with http_probe.Connections(source.at_once) as wire:
         look = Look(read, source.most_heads, source.at_once)
         return select(files, request, look, where=where, meant=meant)
 

@@ -99,7 +99,7 @@ class UrlSource(RemoteSource):
 
     def select(self) -> ShardSelection:
         headers = self._headers()
-        with http_probe.connections(_PARALLEL) as wire:
+        with http_probe.Connections(_PARALLEL) as wire:
             listed = background.started(lambda: self._digests(headers, wire))
             probes = self._probed(headers, wire)  # its errors say more than those of the digests
             digests = listed.result()

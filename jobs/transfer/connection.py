@@ -192,18 +192,6 @@ class _Session(requests.Session):
         return None
 
 
-class _NoLogin(requests.auth.AuthBase):
-    """An empty login, so that requests does not replace our header by one from the address."""
-
-    @classmethod
-    def for_headers(cls, headers: Mapping[str, str]) -> _NoLogin | None:
-        """The login to pass to requests with ``headers``; None: any other may be used."""
-        return cls() if any(key.lower() == "authorization" for key in headers) else None
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        return request
-
-
 class _OfEnvironment(NamedTuple):
     """What the environment says of an origin."""
 
@@ -287,7 +275,9 @@ class ConnectionPool:
             known = self._of_environment.get(origin)
             if known is None:
                 known = self._of_environment[origin] = _OfEnvironment.of(url)
-            auth = _NoLogin.for_headers(headers) or known.login_for(url)
+            auth: Any = known.login_for(url)
+            if any(key.lower() == "authorization" for key in headers):
+                auth = _unchanged  # otherwise requests replaces it by a login in the address
             request = requests.Request("GET", url, headers=dict(headers), auth=auth)
             return self._session.send(
                 self._session.prepare_request(request),
@@ -316,6 +306,10 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _unchanged(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 def _first_to_answer(addresses: Sequence[Any], options: Sequence[Any]) -> socket.socket:

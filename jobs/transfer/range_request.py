@@ -137,15 +137,12 @@ class RangeRequest:
                 log.info("%s: %s allows no further requests for %.0f s", name, site, wait_s)
         if target is self._resolved and isinstance(error, SourceError):
             raise RetryLater(error)  # the signed address may have expired: get a new one
-        if isinstance(error, SourceError | RetryLater) and self._may_refuse_range(reply):
+        # A request without Range may succeed, unless others have succeeded with it.
+        may_work = self._asks_range and not self._state.ranges_work
+        if error is not None and may_work and may_refuse_range(reply.status, reply.headers):
             raise WrongRange(error.error if isinstance(error, RetryLater) else error)
         if error is not None:
             raise error
-
-    def _may_refuse_range(self, reply: HttpResponse) -> bool:
-        """Whether a request without Range may succeed; not where others have succeeded with it."""
-        may_work = self._asks_range and not self._state.ranges_work
-        return may_work and may_refuse_range(reply.status, reply.headers)
 
     def _refuse_page(self, reply: HttpResponse) -> None:
         """Raise ``RetryLater`` for a web page instead of the file: a login, a proxy's notice.

@@ -196,7 +196,7 @@ def may_refuse_range(status: int, headers: Mapping[str, str]) -> bool:
 
 def refused(
     status: int, headers: Mapping[str, str], *, name: str, site: str, elsewhere: bool
-) -> Exception | None:
+) -> SourceError | RetryLater | None:
     """The error for a status: ``RetryLater``, or a permanent one; None for 200 and 206.
 
     ``elsewhere``: a new address can be requested, because this one was signed for a limited time.

@@ -33,7 +33,7 @@ class RangeScheduler:
         self.state = state
         self.partial = state.partial
         self._streaming = streaming
-        self._file = shared.next_file()
+        self._file = next(shared.files)
         self._todo = Ranges()
         self._working = 0
         self._changed = threading.Condition()
@@ -56,12 +56,9 @@ class RangeScheduler:
                     self._todo.add(*piece)
                 self._work(leads=True)
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        self._ended = True
-        for helper in self._helpers:
-            helper.join()
+            self._ended = True
+            for helper in self._helpers:
+                helper.join()
 
     def is_done(self) -> bool:
         """Whether the file is complete or has failed."""
@@ -178,15 +175,11 @@ class RangeScheduler:
         except RetryLater as error:
             self._target = None  # request a new address
             if isinstance(error, WrongRange) and piece is not None:
-                self._retry_range(error)
+                with self._changed:
+                    self._wrong_ranges += 1
+                    if self._wrong_ranges >= _MOST_WRONG_RANGES:
+                        raise NoRanges from error
             raise
-
-    def _retry_range(self, error: WrongRange) -> None:
-        """Handle a wrong response to Range: try again, or stop using ranges."""
-        with self._changed:
-            self._wrong_ranges += 1
-            if self._wrong_ranges >= _MOST_WRONG_RANGES:
-                raise NoRanges from error
 
     def _stream(self) -> None:
         """Fetch the complete file over one connection; existing bytes are not written again."""

@@ -98,7 +98,7 @@ class TransferSession:
         self.pauses = SitePauses()
         self.answered = False  # whether any server has responded
         self._slots = ConnectionSlots(self.connections)
-        self._files = itertools.count()
+        self.files = itertools.count()  # a number for each file, in the order of their beginning
         self._lock = threading.Lock()
         self._wire: ConnectionPool | None = None
         self._open: dict[HttpResponse, Callable[[], bool]] = {}
@@ -113,10 +113,6 @@ class TransferSession:
             if self._wire is None:
                 self._wire = ConnectionPool(self.connections, self.stall_s)
             return self._wire
-
-    def next_file(self) -> int:
-        """A number for a file that is begun now."""
-        return next(self._files)
 
     @contextlib.contextmanager
     def slot(self, file: int, is_done: Callable[[], bool]) -> Iterator[None]:

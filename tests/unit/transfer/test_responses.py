@@ -27,7 +27,7 @@ from jobs.archives.detect import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.sources.http_probe import probe
+from jobs.sources.http_probe import Connections, probe
 from jobs.transfer import connection, ranges
 from jobs.transfer.connection import MOST_REDIRECTS
 from jobs.transfer.ordered_bytes import OrderedBytes
@@ -185,7 +185,8 @@ def test_a_server_that_refuses_all_ranges_is_asked_for_the_complete_file(
         url = (front if redirected else web).url(PATH)
         assert fetch(url, tmp_path / "out").sha256 == SHA
         assert fetch(url, tmp_path / "known", size=len(DATA)).sha256 == SHA
-        found = probe(url, {})
+        with Connections(1) as wire:
+            found = probe(url, {}, wire)
         assert found.size == len(DATA)
         assert DATA.startswith(found.head)
         assert found.head

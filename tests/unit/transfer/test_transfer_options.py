@@ -123,7 +123,7 @@ def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
         assert fetch(web.url("/z"), tmp_path / "z").size == len(DATA)
         assert all(each.headers.get("authorization") == basic for each in web.asked("/z"))
         assert not any("authorization" in each.headers for each in away.asked("/z"))
-    with http_probe.connections(1) as wire:
+    with http_probe.Connections(1) as wire:
         for left in (True, False):  # it is read once for each server
             assert http_probe.probe(web.url("/x.tar.gz"), {}, wire).size == len(DATA)
             if left:
