@@ -68,13 +68,10 @@ class HttpResponse:
         self.target = target  # what was requested at last
         self.redirected = redirected
         self._response = response
-        raw: Any = response.raw
-        # read1 returns the data of one recv(): no bytes are lost if the connection breaks.
-        self._read1 = getattr(raw, "read1", None)
-        self._raw = raw
+        self._raw: Any = response.raw
         self._ended = False
         self._broken: Exception | None = None  # raised by the next read
-        sock = getattr(getattr(raw, "connection", None), "sock", None)
+        sock = getattr(self._raw.connection, "sock", None)
         self.address: Any = None  # that of the machine, as in ``getaddrinfo``
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -113,20 +110,15 @@ class HttpResponse:
         return b"".join(pieces)
 
     def _read_some(self, count: int) -> bytes:
-        if self._read1 is not None:
-            data: bytes = self._read1(count, decode_content=False)
-        else:
-            data = self._raw.read(min(count, 1 << 16), decode_content=False)
+        # The data of one recv(): no bytes are lost if the connection breaks.
+        data: bytes = self._raw.read1(count, decode_content=False)
         self._ended = not data
         return data
 
     def interrupt(self) -> None:
         """End a read in another thread at once."""
-        with contextlib.suppress(OSError, AttributeError, ValueError, RuntimeError):
-            if hasattr(self._raw, "shutdown"):
-                self._raw.shutdown()
-            elif self._raw.connection.sock is not None:
-                socket.socket.shutdown(self._raw.connection.sock, socket.SHUT_RDWR)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            self._raw.shutdown()
 
     def close(self, *, is_complete: bool = False) -> None:
         """Return the connection to the pool if the body was read completely, otherwise close it."""
