@@ -88,7 +88,7 @@ def take(
 ) -> Claim:
     """Claim the destination for the plan's run; returns the valid claim.
 
-    A run that owns it already keeps it. An owner for which ``why_held`` returns None is replaced;
+    A run that owns it already keeps it, with the present path of its folder. An owner for which ``why_held`` returns None is replaced;
     of several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
     other owner, ``PreflightError`` if a file is in place of the destination, ``StorageError`` if it
     cannot be written to.
@@ -107,9 +107,11 @@ def take(
             held = holder(staging)
             if held is None:
                 continue
-            if held.run_id == mine.run_id:
+            is_own = held.run_id == mine.run_id
+            if is_own and held.run_dir == mine.run_dir:
                 return held
-            reason = why_held(held)
+            # A run whose folder was moved says where it is now.
+            reason = None if is_own else why_held(held)
             if reason is not None:
                 raise _refusal(staging, held, reason)
             if _take_over(staging, held, mine):

@@ -66,6 +66,15 @@ def test_a_run_that_holds_its_destination_keeps_holding_it(tmp_path: Path) -> No
     assert take(tmp_path / "data", "run-a") == first
 
 
+def test_a_run_whose_folder_was_moved_holds_its_destination_from_there(tmp_path: Path) -> None:
+    take(tmp_path / "data", "run-a")
+    moved, mine = tmp_path / "moved" / "run-a", staging(tmp_path / "data", "run-a")
+    assert claim.take(mine, moved).run_dir == str(moved)
+    held = claim.holder(mine)
+    assert held is not None and held.run_dir == str(moved)
+    assert names(tmp_path / "data") == ["claim.json"]
+
+
 def test_a_holder_that_is_given_up_is_replaced(tmp_path: Path) -> None:
     take(tmp_path / "data", "run-a")
     second = take(tmp_path / "data", "run-b", None)
