@@ -280,6 +280,8 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         cluster=planned.cluster,
         most=request.tasks,
     )
+    if request.tasks and planned.state.plan.parallel is None and not planned.is_local:
+        draft = structs.replace(draft, parallel=max(draft.parallel, request.tasks))
     if any(map(planned.state.has_followed, planned.state.submissions)):
         draft = structs.replace(draft, then=None)  # a repair does not start it again
     if step.shards and _downloads_here(planned.state):

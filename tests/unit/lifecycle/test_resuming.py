@@ -197,6 +197,27 @@ def test_a_repair_does_not_start_the_users_job_again(
     assert engine.cancelled == ["900"] * starts
 
 
+@pytest.mark.parametrize(
+    ("parallel", "tasks", "throttle"),
+    [
+        pytest.param(None, 65, 65, id="more than at launch"),
+        pytest.param(None, 3, 64, id="fewer than at launch"),
+        pytest.param(64, 65, 64, id="--parallel at launch"),
+    ],
+)
+def test_all_tasks_of_a_resume_run_at_a_time_unless_the_launch_has_limited_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int | None, tasks: int, throttle: int
+) -> None:
+    run = RunBuilder(shard("a", parts=70), parallel=parallel).submitted()
+    run = run.result(Stage.DOWNLOAD)
+    engine = FakeEngine(seen={})
+    for module in (evidence, resuming, submitting):
+        monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
+    resume(plan_resume(run.on_disk(tmp_path).folder, tasks=tasks))
+    assert [len(spec.tasks) for spec, _ in engine.submitted] == [tasks, 1]
+    assert engine.submitted[0][0].parallel == throttle
+
+
 def test_new_addresses_are_stored_for_jobs_that_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
