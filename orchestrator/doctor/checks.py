@@ -384,12 +384,12 @@ class _TestJob:
 
 
 def _unended(fact: str, state: TaskState) -> CheckResult:
-    """The result for a job that has not ended: a problem if it will never start."""
+    """The result for a job that has not ended, so that its node was not checked."""
     why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
-    if pending_reasons.will_never_start(state.reason):
-        return CheckResult("test job", False, f"{fact}: {why}", _RESOURCE_OPTIONS)
     remedy = "the queue may be long; wait longer (--wait-s), or try another --partition"
-    return CheckResult("test job", None, f"{fact}: {why}", remedy)
+    if pending_reasons.will_never_start(state.reason):
+        remedy = _RESOURCE_OPTIONS
+    return CheckResult("test job", False, f"{fact}: {why}", remedy)
 
 
 def _ended_by(state: TaskState) -> tuple[str, str] | None:

@@ -38,14 +38,16 @@ def test_a_partition_that_is_not_there_is_said_in_slurms_words(
 
 
 @pytest.mark.parametrize(
-    ("word", "reason", "rc"), [("--begin=now+1hour", "BeginTime", 0), ("--hold", "JobHeldUser", 3)]
+    ("word", "reason", "remedy"),
+    [("--begin=now+1hour", "BeginTime", "--wait-s"), ("--hold", "JobHeldUser", "--partition")],
 )
-def test_a_job_that_only_waits_is_taken_back_and_is_a_problem_if_it_will_never_start(
-    slurm_plain: PrivateSlurm, tmp_path: Path, word: str, reason: str, rc: int
+def test_a_job_that_only_waits_is_taken_back_and_is_a_problem_as_no_node_was_checked(
+    slurm_plain: PrivateSlurm, tmp_path: Path, word: str, reason: str, remedy: str
 ) -> None:
     shell = Cli(tmp_path, slurm_plain.env)
-    done = shell.run("doctor", "--dest", "data", "--wait-s", "2", f"--sbatch-arg={word}", rc=rc)
-    assert "did not end within" in done.out and f"({reason})" in done.out
+    done = shell.run("doctor", "--dest", "data", "--wait-s", "2", f"--sbatch-arg={word}", rc=3)
+    found, after = done.out.split("✗ test job: ")[1].splitlines()[:2]
+    assert "did not end within" in found and f"({reason})" in found and remedy in after
     assert not [row for row in slurm_plain.squeue() if "doctor" in row.name]
 
 
