@@ -144,13 +144,20 @@ def follow(
     look_at: Callable[[], RunState],
     show_line: Callable[[str], object],
     *,
+    lines: int,
     poll_every_s: float = POLL_EVERY_S,
 ) -> TaskView:
-    """Call ``show_line`` with each line of a task's log until the task has ended; returns its end.
+    """Call ``show_line`` with the last ``lines`` lines of a task's log, and each one after them.
 
-    A task that was cancelled or lost has no result, so ``look_at`` queries whether it still runs.
+    Returns the task once it has ended. One that was cancelled or lost has no result, so ``look_at``
+    queries whether it still runs.
     """
-    followers: dict[str, task_logs.LogFollower] = {}
+    logs = task_logs.of_tasks(folder, [view]).get(view.key)
+    followers = {
+        path: task_logs.LogFollower(path, task_logs.start_of_last(path, lines))
+        for path in ((logs.out, logs.err) if logs else ())
+        if path is not None
+    }
     polled = time.monotonic()
     while True:
         if view.status.live and time.monotonic() - polled >= poll_every_s:
@@ -159,7 +166,7 @@ def follow(
         log = task_logs.of_tasks(folder, [view]).get(view.key)
         for path in (log.out, log.err) if log else ():
             if path is not None:
-                follower = followers.setdefault(str(path), task_logs.LogFollower(path))
+                follower = followers.setdefault(path, task_logs.LogFollower(path))
                 for line in follower.read(last=not view.status.live):
                     show_line(line)
         if not view.status.live:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,15 +101,24 @@ def clean(line: str) -> str:
 
 def tail(path: Path, lines: int) -> list[str]:
     """The last ``lines`` lines of a log, cleaned; empty if it cannot be read."""
+    return list(LogFollower(path, start_of_last(path, lines)).read(last=True))
+
+
+def start_of_last(path: Path, lines: int) -> int:
+    """Where the last ``lines`` lines of a log begin, in bytes; 0 if it cannot be read."""
     try:
         with open(path, "rb", opener=atomic.opener) as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "backslashreplace")
+            data = file.read()
     except OSError:
-        return []
-    last = min(lines, _TAIL_BYTES)
-    return list(deque((clean(line) for line in text.splitlines()), maxlen=last))
+        return 0
+    at = len(data)
+    for _ in range(lines):
+        at = data.rfind(b"\n", 0, max(0, at - 1)) + 1
+        if not at:
+            break
+    return end - len(data) + at
 
 
 def reason(path: Path) -> str:

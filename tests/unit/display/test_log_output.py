@@ -141,7 +141,7 @@ def test_following_ends_with_the_task_however_it_ends(
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     log = place / f"101_{number}_0_log.out"
-    log.write_text("begun\nand")
+    log.write_text("old\nbegun\nand")
     (view,) = log_output.select(state, str(number))
     ended_as = RunBuilder(8).submitted()
     if not cause:
@@ -149,11 +149,11 @@ def test_following_ends_with_the_task_however_it_ends(
     ended_as = ended_as.seen(TaskState(EngineState.ENDED, cause=cause), Stage.EXTRACT, number)
 
     def look_at() -> RunState:
-        log.write_text("begun\nand ended")
+        log.write_text("old\nbegun\nand ended")
         return ended_as.state()
 
     reported: list[str] = []
-    ended = log_output.follow(folder, view, look_at, reported.append, poll_every_s=0)
+    ended = log_output.follow(folder, view, look_at, reported.append, lines=2, poll_every_s=0)
     assert reported == ["begun", "and ended"]
     assert ending in log_output.describe(ended)
 

@@ -75,6 +75,9 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
     path.write_text("".join(f"line {n}\n" for n in range(100_000)))
     assert task_logs.tail(path, 2) == ["line 99998", "line 99999"]
     assert task_logs.tail(tmp_path / "none", 5) == []
+    path.write_text("one\n\nthree")
+    last = [task_logs.tail(path, lines) for lines in (0, 1, 2, 10**20)]
+    assert last == [[], ["three"], ["", "three"], ["one", "", "three"]]
 
 
 def test_a_follower_returns_complete_lines_as_they_are_written(tmp_path: Path) -> None:
