@@ -14,11 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs.errors import Cause
+from jobs.errors import Cause, EngineError
 from jobs.model import Stage, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.engines.local import engine as local_engine
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.engine import LocalEngine
 from orchestrator.engines.local.process_records import EngineFiles, JobId, ProcessRecord
@@ -302,6 +303,19 @@ def test_a_pool_on_another_machine_whose_heartbeat_is_old_is_gone(folder: RunFol
     assert files.look(record.task_id).cause is Cause.KILLED
     files.write(replace(record, ended=utc_now(), returncode=0))
     assert files.look(record.task_id).cause is None
+
+
+def test_a_cancel_from_another_machine_waits_until_the_tasks_have_ended(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, record = elsewhere(folder)
+    files.record_heartbeat(ELSEWHERE.pool)
+    monkeypatch.setattr(local_engine, "_ELSEWHERE_S", 0.1)
+    with pytest.raises(EngineError, match="node-of-old was asked to stop its tasks"):
+        LocalEngine().cancel(folder, [str(ELSEWHERE)])
+    assert files.is_cancelled(ELSEWHERE)
+    files.write(replace(record, ended=utc_now(), cause=Cause.CANCELLED))
+    LocalEngine().cancel(folder, [str(ELSEWHERE)])
 
 
 def test_what_waits_for_the_job_of_another_machine_does_not_start_before_it_has_ended(

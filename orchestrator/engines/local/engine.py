@@ -30,6 +30,9 @@ from orchestrator.engines.local.process_records import EngineFiles, JobId
 from orchestrator.engines.task_entry import Entry
 
 _numbers = itertools.count()  # of the jobs of this process
+# A pool on another host sees a request once the attribute caches of a network file system are old:
+# 60 s at most by default (nfs(5), acdirmax).
+_ELSEWHERE_S = 60 + GRACE_S + 2 * CANCEL_CHECK_S
 
 
 class LocalEngine:
@@ -114,7 +117,7 @@ class LocalEngine:
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
         """See ``base.Engine``: requests it from the pool, and ends what a dead pool left running.
 
-        Returns when the tasks of this host have ended.
+        Raises ``EngineError`` if a pool on another host does not end its tasks.
         """
         files = EngineFiles(folder)
         wanted = {job for job in map(JobId.parse, job_ids) if job is not None}
@@ -125,6 +128,7 @@ class LocalEngine:
             if mine is not None and not mine.running:
                 self._pool.cancel(mine)
         _end_orphans(files, wanted)
+        _await_other_hosts(files, wanted)
 
 
 def _new_id() -> JobId:
@@ -157,3 +161,15 @@ def _end_orphans(files: EngineFiles, jobs: Iterable[JobId]) -> None:
         left = files.running(jobs)
     for record in left:
         signal_group(record.pid, signal.SIGKILL)
+
+
+def _await_other_hosts(files: EngineFiles, jobs: Iterable[JobId]) -> None:
+    """Wait until the pools of other hosts have ended their tasks; ``EngineError`` if not."""
+    deadline = time.monotonic() + _ELSEWHERE_S
+    while left := sorted({job.host for job in jobs if not job.is_here and files.is_live(job)}):
+        if time.monotonic() > deadline:
+            raise EngineError(
+                f"the launcher on {', '.join(left)} was asked to stop its tasks, but they have not "
+                "ended"
+            )
+        time.sleep(CANCEL_CHECK_S)
