@@ -290,7 +290,7 @@ def task_status(
         status is TaskStatus.MISSING
         and engine.cause is None
         and engine.ended is not None
-        and 0 <= (now - engine.ended).total_seconds() < late_s
+        and abs((now - engine.ended).total_seconds()) < late_s  # clocks may differ a little
     ):
         return TaskStatus.RUNNING  # it has just succeeded: its result will become visible
     return status

@@ -33,6 +33,12 @@ FAILED_EARLIER = SUBMITTED.result(Stage.EXTRACT, 0, cause=Cause.CANCELLED).resul
         pytest.param(None, JUST_NOW, TaskStatus.RUNNING, id="its result may still be on its way"),
         pytest.param(
             None,
+            replace(ended(), ended=NOW + timedelta(seconds=5)),
+            TaskStatus.RUNNING,
+            id="likewise, where the scheduler's clock is a little ahead",
+        ),
+        pytest.param(
+            None,
             replace(JUST_NOW, cause=Cause.OUT_OF_MEMORY),
             TaskStatus.MISSING,
             id="killed just now: no result will come",
@@ -41,7 +47,7 @@ FAILED_EARLIER = SUBMITTED.result(Stage.EXTRACT, 0, cause=Cause.CANCELLED).resul
             None,
             replace(ended(), ended=NOW + timedelta(minutes=10)),
             TaskStatus.MISSING,
-            id="the scheduler's clock is ahead",
+            id="the scheduler's clock is wrong",
         ),
         pytest.param(
             None, TaskState(EngineState.UNKNOWN), TaskStatus.UNKNOWN, id="the scheduler is silent"
