@@ -62,9 +62,7 @@ def command(
             raise UsageError(f"run {folder.run_id} has no task yet; see `status`")
         if view.status.live:
             click.echo(log_output.describe(view), err=True)
-        view = log_output.follow(
-            folder, view, lambda: api.status(folder), click.echo, lines=lines
-        )
+        view = log_output.follow(folder, view, lambda: api.status(folder), click.echo, lines=lines)
         click.echo(log_output.describe(view), err=True)
         return 0
     views = log_output.select(state, task, failed=failed)

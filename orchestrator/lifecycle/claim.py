@@ -88,10 +88,10 @@ def take(
 ) -> Claim:
     """Claim the destination for the plan's run; returns the valid claim.
 
-    A run that owns it already keeps it, with the present path of its folder. An owner for which ``why_held`` returns None is replaced;
-    of several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
-    other owner, ``PreflightError`` if a file is in place of the destination, ``StorageError`` if it
-    cannot be written to.
+    A run that owns it already keeps it, with the present path of its folder. An owner for which
+    ``why_held`` returns None is replaced; of several processes that try, one wins. Raises
+    ``ClaimedError`` with run, host and time of any other owner, ``PreflightError`` if a file is in
+    place of the destination, ``StorageError`` if it cannot be written to.
     """
     mine = _mine(staging, run_dir)
     try:
