@@ -211,7 +211,8 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
         print_lines([_HINTS.format(run=run_list.run_word(folder))])
         code = exit_codes.INTERRUPTED
     if mode.parsable:
-        show([_finalize_id(state) or ""])
+        finals = [job for each in state.submissions for job in each.job_ids(Stage.FINALIZE)]
+        show(["", *finals][-1:])
     elif mode.as_json:
         print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
@@ -249,13 +250,6 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
             size = f" [{units.plural(count, 'task')}]" if is_array else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
     return [f"Submitted {' → '.join(jobs)}", _HINTS.format(run=run_list.run_word(folder))]
-
-
-def _finalize_id(state: RunState) -> str | None:
-    for submission in reversed(state.submissions):
-        for task in submission.of_stage(Stage.FINALIZE):
-            return task.job_id
-    return None
 
 
 def update_lines(update: PlannedUpdate) -> list[str]:

@@ -188,11 +188,10 @@ class _Bars:
         from tqdm import tqdm
 
         size = sum(shard.size or 0 for shard in state.plan.shards) or None
-        for stage, rate in metrics.stage_rates(state, utc_now()).items():
+        for stage, count in metrics.count_stages(state, utc_now()).items():
             if stage in (Stage.PACK, Stage.FINALIZE):
                 continue
-            _, done = metrics.moved(state, stage)
-            done = done if size is None else round(size * rate.fraction)
+            done = count.bytes if size is None else round(size * count.rate.fraction)
             if stage not in self._bars:
                 self._bars[stage] = tqdm(
                     desc=f"{stage.value:8}",

@@ -75,25 +75,6 @@ class ProblemGroup:
         return tuple(dict.fromkeys(open_problem.message for open_problem in self.problems))
 
 
-def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
-    """The progress of each stage, and the rate of the latest submission."""
-    weights = model.part_weights(state.plan)
-    weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
-    left = set(state.parts_left) | set(state.shards_left)
-    if extracted_while_downloading(state):
-        left -= state.unverified
-    total = {
-        Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
-        Stage.EXTRACT: [part.id for part in state.plan.parts()],
-    }
-    return {
-        stage: _stage_rate(state.of_stage(stage), total[stage], weights, left, now)
-        if stage in total
-        else StageRate(_share_done(state, stage))
-        for stage in state.stages
-    }
-
-
 def _share_done(state: RunState, stage: Stage) -> float:
     """The progress of a stage without items, by its tasks."""
     if state.status is RunStatus.DONE:
@@ -419,7 +400,21 @@ class StageCount:
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
     """Numbers of the run's stages."""
-    rates = stage_rates(state, now)
+    weights = model.part_weights(state.plan)
+    weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
+    left = set(state.parts_left) | set(state.shards_left)
+    if extracted_while_downloading(state):
+        left -= state.unverified
+    items = {
+        Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
+        Stage.EXTRACT: [part.id for part in state.plan.parts()],
+    }
+    rates = {
+        stage: _stage_rate(state.of_stage(stage), items[stage], weights, left, now)
+        if stage in items
+        else StageRate(_share_done(state, stage))
+        for stage in state.stages
+    }
     return {stage: _count(state, stage, rate, now) for stage, rate in rates.items()}
 
 

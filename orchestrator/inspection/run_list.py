@@ -134,10 +134,6 @@ class _PlanHead(msgspec.Struct):
     shards: list[msgspec.Raw]
 
 
-class _Created(msgspec.Struct):
-    created: datetime
-
-
 @dataclass(frozen=True)
 class RunSummary:
     """One line of the list; ``problem``: why the folder cannot be read."""
@@ -174,7 +170,7 @@ def run_ids(log_dir: Path) -> list[str]:
 
 def _created(folder: Path) -> float:
     """When a run was planned, to the microsecond; 0 if its plan cannot be read."""
-    plan = atomic.json_or_none(RunFolder(folder).plan, _Created)
+    plan = atomic.json_or_none(RunFolder(folder).plan, _PlanHead)
     return plan.created.timestamp() if plan is not None else 0.0
 
 

@@ -38,9 +38,6 @@ _SECRETS = (
 class TaskLog:
     """The log files of one task: standard error and standard output."""
 
-    stage: Stage
-    attempt: int
-    job_id: str
     err: Path | None = None
     out: Path | None = None
 
@@ -69,10 +66,7 @@ def find(folder: RunFolder) -> Logs:
             if name is not None:
                 key = (int(place["attempt"]), stages[place["stage"]], name["job"])
                 found.setdefault(key, {})[name["kind"]] = Path(entry.path)
-    return {
-        key: TaskLog(key[1], key[0], key[2], paths.get("err"), paths.get("out"))
-        for key, paths in found.items()
-    }
+    return {key: TaskLog(**paths) for key, paths in found.items()}
 
 
 def of_tasks(folder: RunFolder, views: Iterable[TaskView]) -> dict[TaskKey, TaskLog]:

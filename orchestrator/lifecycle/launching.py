@@ -161,19 +161,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)
     now = utc_now()
-    planned = planning.plan_run(
-        source.describe(),
-        shards,
-        request.options,
-        dest=str(request.dest.expanduser().absolute()),
-        temp=str(request.temp_dir.expanduser().absolute()) if request.temp_dir else None,
-        run_id=planning.new_run_id(now),
-        now=now,
-        engine=request.engine,
-        download_on=request.download_on,
-        download_tasks=request.download_tasks,
-        parallel=request.parallel,
-    )
+    planned = planning.plan_run(source.describe(), shards, request, planning.new_run_id(now), now)
     jobs = request.resources
     if choice.is_local or not (jobs.python or jobs.launcher or jobs.container_image):
         preflight.check_packages(planned)

@@ -11,10 +11,11 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import UsageError
-from jobs.model import Options, Plan, Shard, SourceRef, Stage, Task, part_weights
+from jobs.model import Plan, Shard, SourceRef, Stage, Task, part_weights
 from jobs.outputs import registry
 from jobs.storage.staging import INCOMING
 from orchestrator import units
+from orchestrator.lifecycle.request import LaunchRequest
 
 # More tasks have no use: sites allow fewer at a time, and each task writes files to the run folder.
 DEFAULT_TASKS = 256
@@ -26,8 +27,6 @@ _WORTH_A_TASK = 64 << 20
 # the audit that each of them makes takes as long as the packing.
 _WORTH_PACKING = 32 << 30
 _MOST_PACK_TASKS = 16
-# A smaller number is probably missing its unit; smaller parts have no use.
-LEAST_PART_SIZE = 1 << 10
 # Each part has a manifest; a run folder should not have more files.
 MOST_PARTS = 100_000
 
@@ -38,50 +37,32 @@ def new_run_id(now: datetime) -> str:
 
 
 def plan_run(
-    source: SourceRef,
-    shards: Sequence[Shard],
-    options: Options,
-    *,
-    dest: str,
-    temp: str | None = None,
-    run_id: str,
-    now: datetime,
-    engine: str = "auto",
-    download_on: str = "cluster",
-    download_tasks: int = 1,
-    parallel: int | None = None,
+    source: SourceRef, shards: Sequence[Shard], request: LaunchRequest, run_id: str, now: datetime
 ) -> Plan:
-    """The plan for ``shards``; ``UsageError`` if there are none, or too many parts.
-
-    ``dest``, ``temp``: folders, as absolute paths; see ``temp_folder``.
-    """
+    """The plan for ``shards``; ``UsageError`` if there are none, or too many parts."""
     if not shards:
         raise UsageError(
             f"{source.locator} contains neither an archive nor a dataset; check the name, "
             "--include and --exclude"
         )
-    check_parts(shards, options.part_size)
+    part_size = request.options.part_size
+    check_parts(shards, part_size)
+    dest, temp = request.dest.expanduser().absolute(), request.temp_dir
+    archives = dest / INCOMING / run_id / "archives"
     return Plan(
         run_id=run_id,
         source=source,
-        dest=dest,
-        temp=temp_folder(dest, temp, run_id),
-        shards=tuple(
-            structs.replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards
-        ),
-        options=options,
+        dest=str(dest),
+        temp=str(temp.expanduser().absolute() / run_id if temp else archives),
+        shards=tuple(structs.replace(each, parts=parts_of(each, part_size)) for each in shards),
+        options=request.options,
         version=__version__,
         created=now,
-        engine=engine,
-        download_on=download_on,
-        download_tasks=download_tasks,
-        parallel=parallel,
+        engine=request.engine,
+        download_on=request.download_on,
+        download_tasks=request.download_tasks,
+        parallel=request.parallel,
     )
-
-
-def temp_folder(dest: str, temp: str | None, run_id: str) -> str:
-    """The folder for a run's archives: in ``temp`` (``--temp-dir``), or beside its data."""
-    return f"{temp}/{run_id}" if temp is not None else f"{dest}/{INCOMING}/{run_id}/archives"
 
 
 def parts_of(shard: Shard, part_size: int) -> int:

@@ -18,9 +18,10 @@ from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.engines.slurm import arguments
 from orchestrator.lifecycle import space
-from orchestrator.lifecycle.planning import LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
+# A smaller number is probably missing its unit; smaller parts have no use.
+LEAST_PART_SIZE = 1 << 10  # bytes
 _LEAST_RATE = 1 << 10  # bytes a second
 _LEAST_LIMIT = 1 << 10  # bytes
 

@@ -58,12 +58,13 @@ from jobs.model import (
     Task,
     TaskResult,
 )
-from jobs.sources.base import Source
+from jobs.sources.base import Source, SourceRequest
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import Evidence, RunState, TaskKey, compute_state
 from orchestrator.lifecycle import planning
+from orchestrator.lifecycle.request import LaunchRequest
 from tests.support.archives.one_pass import read_through
 from tests.support.builders.contents import Content
 from tests.support.builders.made_run import Run
@@ -145,14 +146,10 @@ class RunBuilder:
     def over(cls, source: Source, *, options: Options | None = None) -> RunBuilder:
         """A run that is planned as `launch` plans it."""
         made = cls(options=options)
-        made.plan = planning.plan_run(
-            source.describe(),
-            source.shards(),
-            made.plan.options,
-            dest=DEST,
-            run_id=RUN_ID,
-            now=START,
+        asked = LaunchRequest(
+            source=SourceRequest(HUB.kind, ()), dest=Path(DEST), options=made.plan.options
         )
+        made.plan = planning.plan_run(source.describe(), source.shards(), asked, RUN_ID, START)
         made._private = source.private()
         return made
 

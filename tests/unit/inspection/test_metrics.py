@@ -15,23 +15,23 @@ from tests.support.builders.runs import RunBuilder
 
 
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
-    paces = metrics.stage_rates(runs.under_way().state(), runs.NOW)
-    assert paces[Stage.DOWNLOAD].fraction == 1.0
+    counts = metrics.count_stages(runs.under_way().state(), runs.NOW)
+    assert counts[Stage.DOWNLOAD].rate.fraction == 1.0
     # Three of eight parts are done, two more are a quarter through.
-    assert paces[Stage.EXTRACT].fraction == pytest.approx(3.5 / 8, abs=0.001)
-    assert paces[Stage.FINALIZE].fraction == 0.0
+    assert counts[Stage.EXTRACT].rate.fraction == pytest.approx(3.5 / 8, abs=0.001)
+    assert counts[Stage.FINALIZE].rate.fraction == 0.0
 
 
 def test_what_the_download_task_extracts_is_progress_of_the_extraction() -> None:
     state = runs.downloading().state()
-    assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.25
+    assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].rate.fraction == 0.25
     assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].files == 1_234
     assert len(state.parts_left) == 4  # it is not finished before its archive is verified
 
 
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
-    pace = metrics.stage_rates(runs.under_way().state(), runs.NOW)[Stage.EXTRACT]
+    pace = metrics.count_stages(runs.under_way().state(), runs.NOW)[Stage.EXTRACT].rate
     assert pace.eta_s == pytest.approx(600 * 3.5 / 3.5, rel=0.01)
     assert pace.bytes_s is not None and pace.files_s is not None
 
@@ -40,12 +40,12 @@ def test_a_stage_that_just_began_has_no_rate_yet() -> None:
     run = RunBuilder(2).submitted().beat(Stage.EXTRACT, 0)
     state = run.seen(runs.running(), Stage.EXTRACT, 0).state()
     soon = runs.NOW - timedelta(seconds=58)  # two after it began
-    assert metrics.stage_rates(state, soon)[Stage.EXTRACT].bytes_s is None
+    assert metrics.count_stages(state, soon)[Stage.EXTRACT].rate.bytes_s is None
 
 
 def test_no_size_no_task_and_no_division_by_zero() -> None:
     state = RunBuilder(1).state()
-    assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
+    assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].rate.fraction == 0.0
     assert metrics.nodes(state, runs.NOW) == ()
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs import model
 from jobs.errors import UsageError
-from jobs.model import Options, Output, SourceKind, SourceRef, Stage
+from jobs.model import Options, Output, Plan, Shard, SourceKind, SourceRef, Stage
+from jobs.sources.base import SourceRequest
 from orchestrator.lifecycle import planning
+from orchestrator.lifecycle.request import LEAST_PART_SIZE, LaunchRequest
 from tests.support.builders.runs import RunBuilder, shard
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
 SOURCE = SourceRef(SourceKind.URL, "https://host/")
+
+
+def planned(shards: Sequence[Shard], **options: Any) -> Plan:
+    asked = SourceRequest(SourceKind.URL, ("https://host/",))
+    request = LaunchRequest(asked, dest=Path("/d"), options=Options(**options))
+    return planning.plan_run(SOURCE, shards, request, "r", HOUR)
 
 
 @pytest.mark.parametrize(
@@ -36,25 +47,27 @@ def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
 
 def test_nothing_to_do_is_said() -> None:
     with pytest.raises(UsageError, match="contains neither an archive"):
-        planning.plan_run(SOURCE, [], Options(), dest="/dest", run_id="r", now=HOUR)
+        planned([])
 
 
 def test_parts_without_end_are_refused_before_one_is_made() -> None:
     shards = [shard("s", size=15 * 10**9)]
     with pytest.raises(UsageError, match=r"3,662,110 parts.*use 1M or more"):
-        planning.plan_run(
-            SOURCE, shards, Options(part_size=4096), dest="/dest", run_id="r", now=HOUR
-        )
+        planned(shards, part_size=4096)
 
 
 def test_small_shards_may_be_many() -> None:
     shards = [shard(f"s{i}", size=1) for i in range(planning.MOST_PARTS + 2)]
-    planning.check_parts(shards, planning.LEAST_PART_SIZE)
+    planning.check_parts(shards, LEAST_PART_SIZE)
 
 
 def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
-    assert planning.temp_folder("/d", None, "r") == "/d/.incoming/r/archives"
-    assert planning.temp_folder("/d", "/scratch", "r") == "/scratch/r"
+    beside = planned([shard("s")])
+    assert beside.temp == "/d/.incoming/r/archives"
+    request = LaunchRequest(
+        SourceRequest(SourceKind.URL, ()), dest=Path("/d"), temp_dir=Path("/scratch")
+    )
+    assert planning.plan_run(SOURCE, [shard("s")], request, "r", HOUR).temp == "/scratch/r"
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -64,9 +77,7 @@ def test_every_part_is_given_to_exactly_one_task(seed: int) -> None:
     sizes = [numbers.randint(0, largest) for _ in range(numbers.randint(1, 30))]
     most, part_size = numbers.randint(1, 12), numbers.randint(200, 4000)
     shards = [shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
-    plan = planning.plan_run(
-        SOURCE, shards, Options(part_size=part_size), dest="/dest", run_id="r", now=HOUR
-    )
+    plan = planned(shards, part_size=part_size)
     parts = [part.id for part in plan.parts()]
     tasks = planning.tasks_for(plan, [], parts, most=most)
     extract = [task for task in tasks if task.stage is Stage.EXTRACT]
@@ -82,7 +93,7 @@ def test_every_part_is_given_to_exactly_one_task(seed: int) -> None:
 @pytest.mark.parametrize("downloads", [1, 2, 9])
 def test_every_shard_is_given_to_exactly_one_download_task(downloads: int) -> None:
     shards = [shard(f"s{i}", size=100 << i) for i in range(5)]
-    plan = planning.plan_run(SOURCE, shards, Options(), dest="/d", run_id="r", now=HOUR)
+    plan = planned(shards)
     ids = [shard.id for shard in plan.shards]
     tasks = planning.tasks_for(plan, ids, [], most=4, downloads=downloads)
     found = [task for task in tasks if task.stage is Stage.DOWNLOAD]
