@@ -118,7 +118,8 @@ def _download(
 
     items = run_download(
         folder,
-        _share(plan, len(submission.of_stage(Stage.DOWNLOAD))),
+        # Numbers that the submission has left out are those of downloads that run beside it.
+        _share(plan, 1 + max(each.number for each in submission.of_stage(Stage.DOWNLOAD))),
         task.items,
         progress,
         refetch=frozenset(submission.refetch),

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -63,11 +64,14 @@ def test_a_file_system_that_fails_for_a_moment_costs_no_result(
     check_extracts(run.folder)
 
 
+@pytest.mark.parametrize(
+    "numbers", [pytest.param(range(4), id="of one attempt"), pytest.param((2, 3), id="beside two")]
+)
 def test_several_download_tasks_share_connections_and_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: Sequence[int]
 ) -> None:
     options = Options(connections=9, max_rate=8_000_000)
-    downloads = [(Stage.DOWNLOAD, number, ["x"]) for number in range(4)]
+    downloads = [(Stage.DOWNLOAD, number, ["x"]) for number in numbers]
     run = submitted(tmp_path, *downloads, options=options)
     seen: list[Options] = []
 
