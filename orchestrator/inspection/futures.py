@@ -11,9 +11,8 @@ from jobs.errors import UsageError
 from jobs.model import Stage, Task, TaskResult
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import task_entry
-from orchestrator.engines.registry import engine_named
-from orchestrator.inspection import evidence
-from orchestrator.inspection.state import RunState, TaskView, all_tasks, compute_state
+from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.state import RunState, TaskView, all_tasks
 
 POLL_S = 2.0  # least interval of queries to the engine, for all futures together
 
@@ -29,7 +28,7 @@ class _Run:
     def state(self, *, fresh: bool = False) -> RunState:
         now = time.monotonic()
         if self._state is None or fresh or now - self._polled >= POLL_S:
-            self._state = compute_state(evidence.gather(self.folder, engine_named))
+            self._state = state_of(self.folder)
             self._polled = now
         return self._state
 
