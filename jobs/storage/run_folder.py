@@ -172,7 +172,8 @@ class RunFolder:
     def load_plan(self) -> Plan:
         """The plan with the run's present options.
 
-        Raises ``RunFolderError`` if it is missing, damaged or newer than this tool.
+        Raises ``RunFolderError`` if it is missing, damaged or newer than this tool, or if the
+        folder was renamed: jobs, the claim and the receipt have the run's id.
         """
         if not self._has_begun():
             raise self._no_run_folder()
@@ -181,6 +182,12 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.plan} was written by version {plan.version} of this tool, "
                 "which is newer than this one; use that version"
+            )
+        if plan.run_id != self.run_id:
+            old, new = (shlex.quote(str(p)) for p in (self.path, self.path.parent / plan.run_id))
+            raise RunFolderError(
+                f"{self.path} is the folder of run {plan.run_id} under another name, by which its "
+                f"jobs and its dataset cannot be found; rename it: mv {old} {new}"
             )
         if presence.exists(self.options):
             plan = structs.replace(plan, options=self._load(self.options, Options))

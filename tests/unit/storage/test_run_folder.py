@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import PreflightError
+from jobs.errors import PreflightError, RunFolderError
 from jobs.storage import presence
 from jobs.storage.run_folder import RunFolder
 from tests.support.builders.runs import RunBuilder
@@ -80,3 +80,10 @@ def test_a_file_system_without_permissions_is_refused_before_anything_is_made(
     with pytest.raises(PreflightError, match="choose another --log-dir"):
         RunFolder(tmp_path / plan.run_id).create(plan)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_looked_for_under_the_name_that_its_folder_was_given(tmp_path: Path) -> None:
+    folder = RunBuilder().on_disk(tmp_path).folder
+    other = folder.path.rename(folder.path.with_name("my run"))
+    with pytest.raises(RunFolderError, match=rf"rename it: mv '{other}' {folder.path}$"):
+        RunFolder(other).load_plan()
