@@ -156,7 +156,7 @@ class RemoteSource(Source):
         ``key``: from ``key_of``.
         """
 
-    def required_version(self, file: SourceFile) -> str | None:
+    def required_version(self, file: SourceFile, *, is_piece: bool) -> str | None:
         """The version that responses must have, where no request can ask for it."""
         return None
 
@@ -191,7 +191,7 @@ class RemoteSource(Source):
                 expect=expect,
                 arrivals=arrivals,
                 most=most,
-                version=self.required_version(file) if is_piece else None,
+                version=self.required_version(file, is_piece=is_piece),
             )
         except SourceError as error:
             raise self.explained(error, file) from None

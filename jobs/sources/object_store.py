@@ -93,7 +93,7 @@ class ObjectStoreSource(RemoteSource):
         url = ObjectUrl.of_locator(file.locator)
         return _Signed(lambda: self._client.target(url, file.version))
 
-    def required_version(self, file: SourceFile) -> str | None:
+    def required_version(self, file: SourceFile, *, is_piece: bool) -> str | None:
         """See ``RemoteSource``: some stores with the protocol of S3 ignore If-Match."""
         is_etag = ObjectUrl.of_locator(file.locator).scheme != "gs"  # there it is the generation
         return file.version if is_etag else None

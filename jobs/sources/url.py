@@ -77,8 +77,8 @@ class UrlSource(RemoteSource):
         target = Target(self._secrets.get(key, file.locator), self._headers())
         return lambda: target
 
-    def required_version(self, file: SourceFile) -> str | None:
-        return file.version
+    def required_version(self, file: SourceFile, *, is_piece: bool) -> str | None:
+        return file.version if is_piece else None
 
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
         """See ``RemoteSource.explained``: a signature in the query may have expired.

@@ -33,9 +33,8 @@ def changing(name: str) -> SourceError:
 def replaced(name: str) -> SourceError:
     """The error for a file that is not the one of the launch."""
     return SourceError(
-        f"{name}: the file was replaced after the launch, so the other pieces of its archive may "
-        "be of another version; launch again, or, if only the ETags of its servers differ, launch "
-        "with its digest (--sha256)",
+        f"{name}: the file was replaced after the launch; launch again, or, if only the ETags of "
+        "its servers differ, launch with its digest (--sha256)",
         cause=Cause.CHANGED,
     )
 

@@ -68,12 +68,12 @@ def refused(*urls: str, **more: object) -> SourceError:
     return error.value
 
 
-def fetch(source: Source, out: Path, *, is_piece: bool = False) -> bytes:
+def fetch(source: Source, out: Path) -> bytes:
     """The bytes of the only shard, as a compute node gets them."""
     transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
     there = reopen(source.describe(), None, {})  # type: ignore[arg-type]
     assert isinstance(there, RemoteSource)
-    there.fetch(source.shards()[0].files[0], "", transfer, out, is_piece=is_piece)
+    there.fetch(source.shards()[0].files[0], "", transfer, out)
     return out.read_bytes()
 
 
@@ -346,18 +346,17 @@ def test_an_object_that_changed_after_the_launch_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_piece_that_was_replaced_is_an_error_although_the_store_ignores_if_match(
+def test_an_object_that_was_replaced_is_an_error_although_the_store_ignores_if_match(
     s3: S3Server, tmp_path: Path
 ) -> None:
-    """The bytes of the other pieces are of the version before."""
     s3.ignores_if_match = True
     s3.put_in_parts("one.tar", [archive(6 * MB)])
     source = opened("s3://pages/one.tar")
     source.shards()
-    assert fetch(source, tmp_path / "first", is_piece=True) == archive(6 * MB)
+    assert fetch(source, tmp_path / "first") == archive(6 * MB)
     s3.put_in_parts("one.tar", [archive(6 * MB, b"2")])
     with pytest.raises(SourceError, match="was replaced after the launch") as error:
-        fetch(source, tmp_path / "out", is_piece=True)
+        fetch(source, tmp_path / "out")
     assert error.value.cause is Cause.CHANGED
 
 
