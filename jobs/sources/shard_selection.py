@@ -157,6 +157,12 @@ def notes_of(found: SortedFiles, request: SourceRequest, where: str) -> tuple[st
     unused = [glob for glob in request.include if not file_names.chosen(found.files, (glob,), ())]
     if unused:
         notes.append(f"{where}: --include {quoted_few(unused, _SHOWN_SETS)} matches no file")
+    for folder in (glob.strip("/") for glob in request.exclude):
+        if any(f"/{folder}/" in f"/{name}" for name in found.files):
+            notes.append(
+                f"{where}: --exclude {quoted(folder)} is the name of a folder, whose files are not "
+                f"excluded; if they should be, write {quoted(f'{folder}/*')}"
+            )
     if sets:
         count = sum(len(group.names) for group in sets)
         what = f"{len(sets)} archives" if len(sets) > 1 else "one archive"

@@ -662,6 +662,26 @@ def test_of_several_lists_the_one_with_the_longest_digests_and_not_excluded_coun
 
 
 @pytest.mark.parametrize(
+    ("glob", "left"),
+    [
+        ("b", "b/*"),
+        ("b/", "b/*"),
+        ("d/b", "d/b/*"),
+        ("a.tar.gz", ""),
+        ("b/*", ""),
+        ("c.tar.gz", ""),
+    ],
+)
+def test_a_folder_that_excludes_no_file_is_noted(tmp_path: Path, glob: str, left: str) -> None:
+    files = {"a.tar.gz": GZ + b"a", "b/c.tar.gz": GZ + b"c", "d/b/e.tar.gz": GZ + b"e"}
+    with FaultyServer({f"/{name}": data for name, data in files.items()}) as web:
+        urls = (f"{name}\t{web.url(f'/{name}')}" for name in files)
+        source = opened(SourceKind.URL, *urls, exclude=(glob,))
+        noted = [note for note in source.notes() if "the name of a folder" in note]
+    assert [f"write '{left}'" in note for note in noted] == [True] * bool(left)
+
+
+@pytest.mark.parametrize(
     ("text", "algorithms"),
     [
         (listed("md5", "{}  {}"), ["md5", None]),
