@@ -100,10 +100,11 @@ def below(
         name = waiting.pop()
         try:
             entries = os.scandir(root + b"/" + name)
-        except FileNotFoundError:
-            continue  # nothing was written
-        except NotADirectoryError:
-            yield name
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                yield name
+            elif error.errno != errno.ENOENT:  # otherwise nothing was written
+                raise
             continue
         folder = name + b"/" if name else b""
         with entries:
@@ -112,7 +113,8 @@ def below(
                     waiting.append(folder + entry.name)
                     continue
                 path = folder + entry.name
-                is_usual = entry.is_file(follow_symlinks=False) or entry.is_symlink()
-                if odd is not None and not is_usual:
+                if odd is not None and not (
+                    entry.is_file(follow_symlinks=False) or entry.is_symlink()
+                ):
                     odd.add(path)
                 yield path

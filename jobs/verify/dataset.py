@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,21 +78,16 @@ def verify_dataset(
     count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
     algorithm = receipt.manifest.digest if deep else None
     children = _start(path, range(count), count, deep=algorithm, workers=workers)
-    # In the meantime, the checks that one process does.
-    try:
-        fault = _manifest_fault(path, receipt)
-        sums = None if fault else _sums_damage(path, receipt, deep=deep)
+    with ExitStack() as ends:
+        for child in children:
+            ends.callback(child.end)
+        # In the meantime, the checks that one process does.
+        if fault := _manifest_fault(path, receipt):
+            return _refused(path, fault, deep=deep, run_id=receipt.run_id)
+        sums = _sums_damage(path, receipt, deep=deep)
         on_disk = _count_files(path, receipt)
-    except BaseException:
-        for child in children:
-            child.end()
-        raise
-    if fault is not None:
-        for child in children:
-            child.end()
-        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    found = _merged(children, progress)
-    return _report(path, receipt, found, on_disk, sums, deep=deep)
+        ends.pop_all()
+    return _report(path, receipt, _merged(children, progress), on_disk, sums, deep=deep)
 
 
 def verify_slice(
@@ -111,27 +107,18 @@ def verify_slice(
     return _merged(children, progress)
 
 
-def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyReport:
-    """The report of all shares of the work."""
-    receipt = _sound_receipt(path, deep=deep)
-    if isinstance(receipt, VerifyReport):
-        return receipt
+def conclude(path: Path, shares: Iterable[SliceReport], *, deep: bool) -> VerifyReport:
+    """The report of all shares of the work; they are not used if the proof is damaged."""
+    receipt = _read_receipt(path)
+    if isinstance(receipt, str):
+        return _refused(path, receipt, deep=deep)
+    if fault := _manifest_fault(path, receipt):
+        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
     merged = SliceReport()
     for share in shares:
         merged.merge(share)
     sums = _sums_damage(path, receipt, deep=deep)
     return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
-
-
-def _sound_receipt(path: Path, *, deep: bool) -> Receipt | VerifyReport:
-    """The receipt, if the manifest is that of it, or else the report that refuses the dataset."""
-    receipt = _read_receipt(path)
-    if isinstance(receipt, str):
-        return _refused(path, receipt, deep=deep)
-    fault = _manifest_fault(path, receipt)
-    if fault is not None:
-        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    return receipt
 
 
 def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
@@ -200,28 +187,8 @@ def _sums_damage(path: Path, receipt: Receipt, *, deep: bool) -> Damage | None:
 def _count_files(path: Path, receipt: Receipt) -> int:
     """Files below the dataset's own names; other files of the user are not counted."""
     ours = {RECEIPT, MANIFEST, receipt.sums}
-    count = 0
-    for key in receipt.entries:
-        place = os.fsencode(path) + b"/" + bytes_of(key)
-        if presence.is_folder(place):
-            count += _count_below(place)
-        elif key not in ours:
-            count += presence.is_there(place)
-    return count
-
-
-def _count_below(folder: bytes) -> int:
-    """All entries in the folder and its subfolders that are not folders."""
-    waiting = [folder]
-    count = 0
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                else:
-                    count += 1
-    return count
+    names = [bytes_of(key) for key in receipt.entries if key not in ours]
+    return sum(1 for _ in presence.below(os.fsencode(path), names))
 
 
 def _refused(path: Path, fact: str, *, deep: bool, run_id: str | None = None) -> VerifyReport:
@@ -264,7 +231,7 @@ def _report(
         found.bytes,
         found.bad,
         tuple(found.damaged),
-        tuple(sorted(part for part in found.parts if part)),
+        tuple(sorted(found.parts - {""})),
         "" in found.parts,
         extra,
     )
@@ -421,16 +388,15 @@ def run_array_task(run_dir: str, stage: str, number: int, attempt: int) -> int:
 
 def collect_array(folder: Path, request: ArrayRequest) -> VerifyReport:
     """The report of all tasks; ``VerificationError`` if one of them wrote none without a reason."""
-    path, shares = Path(request.path), []
-    for number in range(request.count):
+
+    def share(number: int) -> SliceReport:
         try:
-            shares.append(atomic.read_json(_report_path(folder, number), SliceReport))
+            return atomic.read_json(_report_path(folder, number), SliceReport)
         except FileNotFoundError as error:
-            refused = _sound_receipt(path, deep=request.deep)
-            if isinstance(refused, VerifyReport):
-                return refused  # tasks cannot read a damaged manifest
             raise VerificationError(
                 f"task {number} of the verification ended without a report; see its log in "
                 f"{folder}/submitit, then run `verify` again"
             ) from error
-    return conclude(path, shares, deep=request.deep)
+
+    # Tasks cannot read a damaged manifest: then that is the reason.
+    return conclude(Path(request.path), map(share, range(request.count)), deep=request.deep)

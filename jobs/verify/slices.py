@@ -44,12 +44,11 @@ class SliceReport(msgspec.Struct):
     bytes: int = 0
     bad: int = 0
     damaged: list[Damage] = []  # the first ones
-    parts: dict[str, int] = {}  # damaged files by part; "" for those without a part
+    parts: set[str] = set()  # of all damaged files; "" for those without a part
 
     def add(self, damage: Damage) -> None:
         self.bad += 1
-        key = damage.part or ""
-        self.parts[key] = self.parts.get(key, 0) + 1
+        self.parts.add(damage.part or "")
         if len(self.damaged) < LISTED:
             self.damaged.append(damage)
 
@@ -59,8 +58,7 @@ class SliceReport(msgspec.Struct):
         self.bytes += other.bytes
         self.bad += other.bad
         self.damaged += other.damaged[: LISTED - len(self.damaged)]
-        for part, count in other.parts.items():
-            self.parts[part] = self.parts.get(part, 0) + count
+        self.parts |= other.parts
 
 
 class _Line(msgspec.Struct):
