@@ -23,14 +23,13 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.join import Rewrites
 from jobs.finalize.record_paths import placed
-from jobs.model import Entry, OnCollision, Part
+from jobs.model import Entry, OnCollision
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import (
     PublishedFile,
     entry_blocks,
     last_sum_line,
-    read_manifest,
     sum_lines,
 )
 from jobs.storage.staging import MANIFEST, SUMS
@@ -224,16 +223,21 @@ def _may_be_in_folder(path: str) -> bool:
     return records.problem_of_path(path) is None and "://" not in path
 
 
-def extracted_files(
-    context: FinalizeContext, skipped: array[int]
-) -> Iterator[tuple[int, Part, Entry]]:
-    """Every file that is published, with its number and part, in plan order."""
-    number = -1
-    for part in context.parts:
-        for entry in read_manifest(context.folder.manifest(part)):
-            number += 1
-            if not _holds(skipped, number):
-                yield number, part, entry
+def published_entries(
+    context: FinalizeContext, skipped: array[int], place: int
+) -> Iterator[tuple[Sequence[int], list[Entry]]]:
+    """The files of a part except the ``skipped`` ones, some thousands at a time.
+
+    With their numbers (see ``FinalizeContext``), of which ``skipped`` is sorted.
+    """
+    stop = context.part_starts[place]
+    for entries in entry_blocks(context.folder.manifest(context.parts[place])):
+        start, stop = stop, stop + len(entries)
+        numbers: Sequence[int] = range(start, stop)
+        if left_out := skipped[bisect_left(skipped, start) : bisect_left(skipped, stop)]:
+            numbers = sorted(set(numbers).difference(left_out))
+            entries = [entries[number - start] for number in numbers]
+        yield numbers, entries
 
 
 # The manifest and the sums ------------------------------------------------------------------------
@@ -300,24 +304,16 @@ def sections_of_files(context: FinalizeContext, skipped: array[int]) -> Iterator
 
 
 def _section_of_parts(context: FinalizeContext, skipped: array[int], places: range) -> Section:
-    parts = (_published(context, skipped, place) for place in places)
-    return _section(context, str(places.start), (lines for part in parts for lines in part))
+    def published() -> Iterator[list[PublishedFile]]:
+        for place in places:
+            part_id = context.parts[place].id
+            for _, entries in published_entries(context, skipped, place):
+                yield [
+                    PublishedFile(e.path, e.size, e.crc32, part_id, e.digest, e.raw)
+                    for e in entries
+                ]
 
-
-def _published(
-    context: FinalizeContext, skipped: array[int], place: int
-) -> Iterator[list[PublishedFile]]:
-    part, number = context.parts[place], context.part_starts[place]
-    part_id = part.id
-    for entries in entry_blocks(context.folder.manifest(part)):
-        end = number + len(entries)
-        for left_out in reversed(skipped[bisect_left(skipped, number) : bisect_left(skipped, end)]):
-            del entries[left_out - number]
-        yield [
-            PublishedFile(entry.path, entry.size, entry.crc32, part_id, entry.digest, entry.raw)
-            for entry in entries
-        ]
-        number = end
+    return _section(context, str(places.start), published())
 
 
 def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> WrittenManifest:

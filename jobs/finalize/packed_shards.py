@@ -25,7 +25,7 @@ import msgspec
 
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.join import Placement, Placements
-from jobs.finalize.merge import extracted_files
+from jobs.finalize.merge import published_entries
 from jobs.formats import pictures
 from jobs.model import Options, Part
 from jobs.storage import atomic, digest, presence
@@ -86,14 +86,14 @@ def files(
     context: FinalizeContext, skipped: array[int], in_samples: bytearray | None = None
 ) -> Iterator[list[PackedMember]]:
     """Each file that is published and in no sample, under its path, in the order of the plan."""
-    for number, part, entry in extracted_files(context, skipped):
-        if in_samples is None or not in_samples[number]:
-            key, digest = key_of(entry), entry.digest or entry.crc32
-            assert entry.offset is not None
-            name = bytes_of(key)
-            yield [
-                PackedMember(name, entry.size, None, part, entry.offset, entry.crc32, digest, key)
-            ]
+    for place, part in enumerate(context.parts):
+        for numbers, entries in published_entries(context, skipped, place):
+            for number, entry in zip(numbers, entries, strict=True):
+                if in_samples is None or not in_samples[number]:
+                    key, digest = key_of(entry), entry.digest or entry.crc32
+                    assert entry.offset is not None
+                    content = (part, entry.offset, entry.crc32, digest, key)
+                    yield [PackedMember(bytes_of(key), entry.size, None, *content)]
 
 
 def records_file(line: PublishedFile) -> PackedMember:
