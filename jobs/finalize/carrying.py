@@ -462,7 +462,7 @@ def _cuts(path: Path, old: Plan, receipt: Receipt, shard_ids: Sequence[str]) -> 
         return []
     if len(counts) == 1:
         return [0, path.stat().st_size]
-    if not record_forms.is_plain_lines(path, path.name):
+    if not record_forms.beginning(path, path.name).is_plain_lines:
         return []
     is_mixed = receipt.findings.get(FindingKind.FORM.value)
     if is_mixed and record_forms.form_of(path.name) is not record_forms.Form.LINES:

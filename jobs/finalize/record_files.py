@@ -67,14 +67,7 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
         context.progress.current = source.shard.id
         out = context.scratch / f"lines-{number}"
         try:
-            lines = record_forms.as_lines(
-                source.path,
-                context.records_path or "",
-                out,
-                context.progress.check,
-                encoding=context.plan.options.records_encoding,
-                begun=begins,
-            )
+            lines = record_forms.as_lines(source.path, begins, out, context.progress.check)
         except record_forms.FormError as error:
             context.findings.add(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
             continue
@@ -382,13 +375,9 @@ def _first_record(context: FinalizeContext, file: DataFile) -> FirstRecord:
         place = context.scratch / "candidate"
         _copy(context, file, place)
     try:
-        found = record_forms.as_lines(
-            place,
-            file.path,
-            context.scratch / "look",
-            context.progress.check,
-            encoding=options.records_encoding,
-        )
+        begun = record_forms.beginning(place, file.path, encoding=options.records_encoding)
+        look = context.scratch / "look"
+        found = record_forms.as_lines(place, begun, look, context.progress.check)
         with found.path.open("rb") as file_of_lines:
             lines = records.lines(file_of_lines)
             first, is_one = next(lines, b""), next(lines, None) is None

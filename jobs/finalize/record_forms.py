@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -66,58 +67,38 @@ def form_of(name: str) -> Form | None:
     return Form.LINES if lower.endswith((".jsonl", ".ndjson")) else None
 
 
-def is_plain_lines(path: Path, name: str) -> bool:
-    """Whether a records file holds JSON lines in UTF-8, which ``as_lines`` does not convert."""
-    begun = beginning(path, name)
-    return begun.form is Form.LINES and begun.encoding in _UTF_8
-
-
 class Beginning(NamedTuple):
     """What the beginning of a records file says about all of it."""
 
+    name: str  # of the file; its ending marks a table
     encoding: str  # Python's name
-    form: Form | None  # None: it is not in that encoding
+    form: Form
+
+    @property
+    def is_plain_lines(self) -> bool:
+        """Whether these are JSON lines in UTF-8, which are not converted."""
+        return self.form is Form.LINES and self.encoding in _UTF_8
 
 
 def beginning(path: Path, name: str, *, encoding: str | None = None) -> Beginning:
-    """The encoding and form of the records in ``path``; parameters as in ``as_lines``."""
+    """What the records file ``name``, in ``path``, begins like; ``encoding`` None: detected."""
     encoding = _encoding_of(path) if encoding is None else codecs.lookup(encoding).name
-    if form_of(name) is Form.TABLE:
-        return Beginning(encoding, Form.TABLE)
-    try:
-        return Beginning(encoding, _form(path, name, encoding))
-    except UnicodeDecodeError:
-        return Beginning(encoding, None)
+    form = form_of(name)
+    if form is not Form.TABLE:
+        form = Form.LINES
+        with suppress(UnicodeDecodeError):  # if all lines are read, that is an error
+            form = _form(path, name, encoding)
+    return Beginning(name, encoding, form)
 
 
-def as_lines(
-    path: Path,
-    name: str,
-    out: Path,
-    check: Callable[[], object],
-    *,
-    encoding: str | None = None,
-    begun: Beginning | None = None,
-) -> FoundRecords:
+def as_lines(path: Path, begun: Beginning, out: Path, check: Callable[[], object]) -> FoundRecords:
     """The records in ``path`` as JSON lines: that file, or ``out`` if they have another form.
 
-    ``name``: of the records file, whose ending marks a table. ``encoding`` None: detected from the
-    bytes. ``begun``: its ``beginning``, if that is known. ``check`` is called regularly and may
-    raise. Memory holds one record. Raises ``FormError``.
+    ``begun``: its ``beginning``. ``check`` is called regularly and may raise. Memory holds one
+    record. Raises ``FormError``.
     """
-    if begun is None:
-        begun = beginning(path, name, encoding=encoding)
-    try:
-        form = begun.form or _form(path, name, begun.encoding)
-        return _as_lines(path, name, out, check, begun.encoding, form)
-    except UnicodeDecodeError as error:
-        raise FormError(f"is not entirely {begun.encoding.upper()}: {error.reason}") from error
-
-
-def _as_lines(
-    path: Path, name: str, out: Path, check: Callable[[], object], encoding: str, form: Form
-) -> FoundRecords:
-    if form is Form.LINES and encoding in _UTF_8:
+    name, encoding, form = begun
+    if begun.is_plain_lines:
         return FoundRecords(path, form, encoding)
     found = FoundRecords(out, form, encoding, source=path)
     try:
@@ -137,6 +118,8 @@ def _as_lines(
                 if number % 1000 == 0:
                     check()
                 lines.write(value.encode("utf-8", "surrogateescape"))
+    except UnicodeDecodeError as error:
+        raise FormError(f"is not entirely {encoding.upper()}: {error.reason}") from error
     except FormError:
         if form is Form.VALUES and encoding in _UTF_8:
             return FoundRecords(path)  # lines; the first one is damaged

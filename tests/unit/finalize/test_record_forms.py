@@ -28,7 +28,8 @@ def read(
     folder: Path, data: bytes, name: str = "records.json"
 ) -> tuple[record_forms.Form, list[bytes]]:
     (folder / name).write_bytes(data)
-    found = record_forms.as_lines(folder / name, name, folder / "lines", lambda: None)
+    begun = record_forms.beginning(folder / name, name)
+    found = record_forms.as_lines(folder / name, begun, folder / "lines", lambda: None)
     return found.form, found.path.read_bytes().splitlines()
 
 
