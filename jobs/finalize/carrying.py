@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from jobs.model import (
     OnBadRecord,
     OnCollision,
     Part,
+    PartSummary,
     Plan,
     RecordsRange,
     Shard,
@@ -163,26 +163,15 @@ def plan_carry(
         if not repairs:
             raise VerificationError(fault)
         return CarryPlan()
-    choice = _Choice(
-        folder,
-        old,
-        same,
-        _record_ranges(folder, old, receipt, repairs=repairs),
-        find_replaced(folder, old, receipt) if replaces else ReplacedFiles(),
-        has_dropped=_has_dropped(old, receipt),
-        has_replaced=replaces,
-        has_moved=_has_moved(old, receipt),
-        had_loose_records=has_loose_records(old),
-        has_loose_records=has_loose_records(new or old),
-        repairs=repairs,
-    )
+    choice = _Choice(folder, old, receipt, same, new or old, repairs=repairs)
     evidence, manifests, reasons = {}, {}, {}
     for new_id, shard in same.items():
-        if reason := choice.against(new_id, shard):
-            reasons[new_id] = reason
+        found = choice.of(new_id, shard)
+        if isinstance(found, str):
+            reasons[new_id] = found
             continue
         evidence[new_id] = structs.replace(
-            _evidence(folder, shard),
+            found,
             shard=new_id,
             plain=None,
             plain_start=0,
@@ -195,87 +184,198 @@ def plan_carry(
     return CarryPlan(evidence, manifests, packed, choice.replaced.files, reasons)
 
 
-@dataclass(frozen=True)
 class _Choice:
-    """What decides whether a new launch would publish an unchanged shard as it is published."""
+    """Decides whether a new launch would publish an unchanged shard as it is published."""
 
-    folder: RunFolder  # of the run that published
-    old: Plan
-    same: Mapping[str, Shard]
-    ranges: Mapping[str, RecordsRange | None]
-    replaced: ReplacedFiles
-    has_dropped: bool
-    has_replaced: bool
-    has_moved: bool
-    had_loose_records: bool  # in the old plan
-    has_loose_records: bool  # in the new one
-    repairs: bool  # the old plan is the new one
+    def __init__(
+        self,
+        folder: RunFolder,
+        old: Plan,
+        receipt: Receipt,
+        same: Mapping[str, Shard],
+        new: Plan,
+        *,
+        repairs: bool,
+    ) -> None:
+        """``folder``, ``old``, ``receipt``: of the run that published; ``repairs``: ``old`` is
+        ``new``."""
+        self._folder, self._old, self._receipt, self._repairs = folder, old, receipt, repairs
+        self._has_loose_records = [has_loose_records(plan) for plan in (old, new)]
+        # The new ids of the unchanged shards by their ids in the earlier run.
+        self._new_ids: Mapping[str | None, str] = {each.id: new_id for new_id, each in same.items()}
+        self._replaces = self._found(FindingKind.KEPT_FIRST)
+        self.replaced = find_replaced(folder, old, receipt) if self._replaces else ReplacedFiles()
+        # Shards of which a manifest is missing or damaged are omitted; they are not reused.
+        self._summaries: dict[str, list[PartSummary]] = {}
+        for shard in old.shards:
+            with suppress(RunFolderError):
+                parts = [read_summary(folder.manifest(part)) for part in shard.each_part()]
+                self._summaries[shard.id] = parts
+        # Of each shard's records in the records file; None: it has none. Those are omitted whose
+        # records cannot be separated from those of others.
+        self.ranges: Mapping[str, RecordsRange | None] = self._record_ranges()
 
-    def against(self, new_id: str, shard: Shard) -> str | None:
-        """Why the shard is not reused, as the end of a sentence on several; None if it is."""
-        reads_all = self.old.options.packs or self.has_dropped or self.has_replaced
-        if not _is_known(self.folder, shard, reads_all=reads_all):
-            return "the folder of the run that published them does not describe them completely"
-        if new_id != shard.id and self._has_id_in_paths(shard):
+    def _found(self, *kinds: FindingKind) -> bool:
+        return any(self._receipt.findings.get(kind.value) for kind in kinds)
+
+    def of(self, new_id: str, shard: Shard) -> Fetched | str:
+        """The shard's evidence if it is reused, or why not, as the end of a sentence on several."""
+        try:
+            fetched = self._folder.load_fetched(shard.id)
+            if fetched is not None and shard.id in self._summaries:
+                return self._against(new_id, shard, fetched) or fetched
+        except RunFolderError:
+            pass
+        return "the folder of the run that published them does not describe them completely"
+
+    def _against(self, new_id: str, shard: Shard, fetched: Fetched) -> str | None:
+        """Why the shard is not reused; raises ``RunFolderError`` if that cannot be read.
+
+        Damaged manifests are noticed by an extract task, too, but not if they are needed before.
+        """
+        if self._old.options.packs or self._replaces:
+            for part in shard.each_part():
+                for _ in entry_blocks(self._folder.manifest(part)):
+                    pass
+        per_shard = self._old.options.on_collision is OnCollision.PER_SHARD
+        # Of files, or of pictures that were made from a table.
+        has_id = per_shard and shard.kind is not ShardKind.FILE
+        if new_id != shard.id and (has_id or fetched.format is Format.PARQUET):
             return "the paths of their files contain their numbers, which have changed"
-        if self._may_change_kind(shard):
+        if fetched.format in TARS and self._may_change_kind(shard):
             return "whether their files are samples depends on records beside the archives"
         if shard.id not in self.ranges:
             return "their records cannot be separated from those of other shards"
         ranged = self.ranges[shard.id]
-        per_shard = self.old.options.on_collision is OnCollision.PER_SHARD
-        if per_shard and self.has_moved and ranged is not None:
+        if per_shard and ranged is not None and self._has_moved():
             return "which files their records mean depends on the folders of all shards"
-        if not self.repairs and self._names_others(shard, ranged):
+        if ranged is not None and not self._repairs and self._names_others(shard, ranged):
             return "their records were changed, and name images of other shards"
-        if self.has_dropped and not _is_whole(self.folder, self.old, shard, ranged):
+        if self._has_dropped() and not self._is_whole(shard, ranged):
             return "some of their records or files were not published"
-        if not self._keeps_replaced(new_id, shard):
+        # They would be replaced in a new launch too if the shards of the other files are unchanged,
+        # and do not come later.
+        known, winners = self._new_ids, self.replaced.winners.get(shard.id, ())
+        if not all(winner in known and known[winner] <= new_id for winner in winners):
             return "other shards' files were published in place of theirs, and may not be any more"
         return None
-
-    def _has_id_in_paths(self, shard: Shard) -> bool:
-        """Whether paths of files, or of pictures made from a table, contain the shard's id."""
-        options = self.old.options
-        own_folder = options.on_collision is OnCollision.PER_SHARD
-        return (own_folder and shard.kind is not ShardKind.FILE) or (
-            _evidence(self.folder, shard).format is Format.PARQUET
-        )
 
     def _may_change_kind(self, shard: Shard) -> bool:
         """Whether the files of a tar may have become samples, and would be none any more, or would
         be samples now."""
-        if self.had_loose_records == self.has_loose_records:
+        had, has = self._has_loose_records
+        if had == has or self._old.options.layout.name != "auto":
             return False
-        is_tar = _evidence(self.folder, shard).format in TARS
-        if self.old.options.layout.name != "auto" or not is_tar:
-            return False
-        parts = (read_summary(self.folder.manifest(part)) for part in shard.each_part())
-        return self.had_loose_records or any(summary.samples for summary in parts)
+        return had or any(summary.samples for summary in self._summaries[shard.id])
 
-    def _names_others(self, shard: Shard, ranged: RecordsRange | None) -> bool:
+    def _has_moved(self) -> bool:
+        """Whether a record may mean a file by another path than its own, or none."""
+        return self._old.options.verify is Verify.NONE or self._found(
+            FindingKind.MOVED, FindingKind.SPELLED, FindingKind.MISSING_IMAGE, FindingKind.OUTSIDE
+        )
+
+    def _has_dropped(self) -> bool:
+        """Whether records or images of some shard were not published."""
+        dropped = self._receipt.counts.get("records_dropped") or self._found(FindingKind.BAD_IMAGE)
+        return self._old.options.on_bad_record is OnBadRecord.DROP and bool(dropped)
+
+    def _names_others(self, shard: Shard, ranged: RecordsRange) -> bool:
         """Whether a shard has no image, and records that are published with other paths than its
         own: those of images that may have moved.
         """
-        if ranged is None:
-            return False
-        paths = (entry.path for entry in _entries(self.folder, shard))
-        if any(is_image_name(path, self.old.options.layout.images) for path in paths):
-            return False
-        return not _is_unchanged(self.folder, self.old, shard, ranged)
+        layout = self._old.options.layout
+        crc32s = []
+        for entry in _entries(self._folder, shard):
+            if is_image_name(entry.path, layout.images):
+                return False
+            if entry.path == layout.records:
+                crc32s.append(entry.crc32)
+        return crc32s != [ranged.crc32]
 
-    def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
-        """Whether each file that is not published would be replaced in a new launch too.
+    def _is_whole(self, shard: Shard, ranged: RecordsRange | None) -> bool:
+        """Whether none of a shard's records and images was dropped.
 
-        That is certain if the shard of the other file is unchanged, and does not come later.
+        Its published records are those of its archive, to the byte, and no file is damaged.
         """
-        known, winners = self._new_ids, self.replaced.winners.get(shard.id, ())
-        return all(winner in known and known[winner] <= new_id for winner in winners)
+        layout = self._old.options.layout
+        crc32s = []
+        for entry in _entries(self._folder, shard):
+            if layout.has_records and entry.path == layout.records:
+                crc32s.append(entry.crc32)
+            elif entry.problem is not None and not is_warning(entry.problem):
+                return False
+        return crc32s == ([] if ranged is None else [ranged.crc32])
 
-    @cached_property
-    def _new_ids(self) -> Mapping[str | None, str]:
-        """The new ids of the unchanged shards by their ids in the earlier run."""
-        return {before.id: after for after, before in self.same.items()}
+    # Records -------------------------------------------------------------------------------
+
+    def _record_ranges(self) -> dict[str, RecordsRange | None]:
+        receipt, published = self._receipt, self._receipt.records
+        # By shard: the first part with records outside its data files.
+        parts = {
+            shard_id: next((i for i, each in enumerate(summaries) if each.has_records), None)
+            for shard_id, summaries in self._summaries.items()
+        }
+        ranges: dict[str, RecordsRange | None]
+        ranges = {shard_id: None for shard_id, part in parts.items() if part is None}
+        if receipt.records_among_data:  # a records file is one of the shard's data files
+            for part_id in receipt.records_among_data:
+                ranges.pop(shard_of(part_id), None)
+            return ranges
+        having = {shard_id: part for shard_id, part in parts.items() if part is not None}
+        if not having or len(parts) < len(self._old.shards) or published is None:
+            return ranges
+        path = Path(self._old.dest, published.path)
+        if fault := _records_fault(path, published):
+            if not self._repairs:
+                raise VerificationError(fault)
+            return ranges
+        if not (cuts := self._cuts(path, list(having))):
+            return ranges
+        is_odd = not self._repairs and self._found(*_ODD_RECORDS)
+        for (shard_id, part), (start, stop) in zip(having.items(), pairwise(cuts), strict=True):
+            archived = self._archived(shard_id) if is_odd else None
+            if archived is not None:
+                stop = start + archived.size
+            crc32 = _digest("crc32", path, start, stop)
+            if archived is None or archived.crc32 == crc32:
+                ranges[shard_id] = RecordsRange(published.path, start, stop, crc32, part)
+        return ranges
+
+    def _archived(self, shard_id: str) -> Entry | None:
+        """The shard's records file; None if its records are not those of one file."""
+        shard, name = self._old.shard(shard_id), self._old.options.layout.records
+        with suppress(RunFolderError):  # then an extract task notices it
+            found = records_entries(self._folder, shard, name)
+            return found[0] if len(found) == 1 else None
+        return None
+
+    def _cuts(self, path: Path, shard_ids: Sequence[str]) -> list[int]:
+        """Byte offsets at which the records of each of these shards begin, and the file's size.
+
+        Empty if the records cannot be separated, or are not those of the archives to the byte.
+        """
+        by_shard = {shard.id: shard.records for shard in self._receipt.shards}
+        counts = [by_shard.get(shard_id, 0) for shard_id in shard_ids]
+        # Of several copies of one list, only the first counts.
+        if not all(counts) or self._old.options.records_encoding is not None:
+            return []
+        if len(counts) == 1:
+            return [0, path.stat().st_size]
+        if not record_forms.beginning(path, path.name).is_plain_lines:
+            return []
+        is_lines = record_forms.form_of(path.name) is record_forms.Form.LINES
+        if self._found(FindingKind.FORM) and not is_lines:
+            return []  # the form depends on the forms of all shards
+        return _offsets(path, counts)
+
+
+def records_entries(folder: RunFolder, shard: Shard, name: str) -> list[Entry]:
+    """The records files of a shard, and of archives in it; raises ``RunFolderError``."""
+    return [entry for entry in _entries(folder, shard) if entry.path == name]
+
+
+def _entries(folder: RunFolder, shard: Shard) -> Iterator[Entry]:
+    return chain.from_iterable(read_manifest(folder.manifest(part)) for part in shard.each_part())
 
 
 def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:
@@ -293,147 +393,6 @@ def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:
     )
 
 
-def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
-    found = folder.load_fetched(shard.id)
-    assert found is not None  # `_is_known`
-    return found
-
-
-def _is_known(folder: RunFolder, shard: Shard, *, reads_all: bool) -> bool:
-    """Whether the run folder has the evidence of a shard and the manifests of its parts.
-
-    ``reads_all``: their entries are needed now; otherwise an extract task notices damaged ones.
-    """
-    try:
-        for part in shard.each_part():
-            read_summary(folder.manifest(part))
-            for _ in entry_blocks(folder.manifest(part)) if reads_all else ():
-                pass
-        return folder.load_fetched(shard.id) is not None
-    except RunFolderError:
-        return False
-
-
-def _has_moved(old: Plan, receipt: Receipt) -> bool:
-    """Whether a record may mean a file by another path than its own, or none."""
-    kinds = (
-        FindingKind.MOVED,
-        FindingKind.SPELLED,
-        FindingKind.MISSING_IMAGE,
-        FindingKind.OUTSIDE,
-    )
-    unverified = old.options.verify is Verify.NONE
-    return unverified or any(receipt.findings.get(kind.value) for kind in kinds)
-
-
-def _has_dropped(old: Plan, receipt: Receipt) -> bool:
-    """Whether records or images of some shard were not published."""
-    return old.options.on_bad_record is OnBadRecord.DROP and bool(
-        receipt.counts.get("records_dropped") or receipt.findings.get(FindingKind.BAD_IMAGE.value)
-    )
-
-
-def _is_whole(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange | None) -> bool:
-    """Whether none of a shard's records and images was dropped.
-
-    Its published records are those of its archive, to the byte, and no file is damaged.
-    """
-    return _is_unchanged(folder, old, shard, ranged) and all(
-        entry.problem is None or is_warning(entry.problem)
-        for entry in _entries(folder, shard)
-        if entry.path != old.options.layout.records or not old.options.layout.has_records
-    )
-
-
-def _is_unchanged(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange | None) -> bool:
-    """Whether a shard's records are published as its archive has them."""
-    layout = old.options.layout
-    found = records_entries(folder, shard, layout.records) if layout.has_records else []
-    return [entry.crc32 for entry in found] == ([] if ranged is None else [ranged.crc32])
-
-
-# Records -----------------------------------------------------------------------------------------
-
-
-def _record_ranges(
-    folder: RunFolder, old: Plan, receipt: Receipt, *, repairs: bool
-) -> dict[str, RecordsRange | None]:
-    """The range of each shard's records in the records file; None for a shard without records.
-
-    Shards are omitted if their records cannot be separated from those of others.
-    """
-    parts = _parts_with_records(folder, old)
-    ranges: dict[str, RecordsRange | None] = {
-        shard_id: None for shard_id, part in parts.items() if part is None
-    }
-    if receipt.records_among_data:  # a records file is one of the shard's data files
-        for part_id in receipt.records_among_data:
-            ranges.pop(shard_of(part_id), None)
-        return ranges
-    having = {shard_id: part for shard_id, part in parts.items() if part is not None}
-    if not having or len(parts) < len(old.shards) or receipt.records is None:
-        return ranges
-    path = Path(old.dest, receipt.records.path)
-    if fault := _records_fault(path, receipt.records):
-        if not repairs:
-            raise VerificationError(fault)
-        return ranges
-    cuts = _cuts(path, old, receipt, list(having))
-    if not cuts:
-        return ranges
-    is_odd = not repairs and any(receipt.findings.get(kind.value) for kind in _ODD_RECORDS)
-    for (shard_id, part), (start, stop) in zip(having.items(), pairwise(cuts), strict=True):
-        if is_odd:
-            archived = _archived_size(folder, old, shard_id, path, start)
-            if archived is None:
-                continue
-            stop = start + archived if archived else stop
-        crc32 = _digest("crc32", path, start, stop)
-        ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
-    return ranges
-
-
-def _archived_size(
-    folder: RunFolder, old: Plan, shard_id: str, path: Path, start: int
-) -> int | None:
-    """The size of a shard's records file, which is in the published one from ``start`` on.
-
-    None if it is not there, to the byte; 0 if the records are not those of one file.
-    """
-    try:
-        found = records_entries(folder, old.shard(shard_id), old.options.layout.records)
-    except RunFolderError:
-        return None
-    if len(found) != 1:
-        return 0
-    size = found[0].size
-    is_there = _digest("crc32", path, start, start + size) == found[0].crc32
-    return size if is_there else None
-
-
-def records_entries(folder: RunFolder, shard: Shard, name: str) -> list[Entry]:
-    """The records files of a shard, and of archives in it; raises ``RunFolderError``."""
-    return [entry for entry in _entries(folder, shard) if entry.path == name]
-
-
-def _entries(folder: RunFolder, shard: Shard) -> Iterator[Entry]:
-    return chain.from_iterable(read_manifest(folder.manifest(part)) for part in shard.each_part())
-
-
-def _parts_with_records(folder: RunFolder, old: Plan) -> dict[str, int | None]:
-    """By shard: the index of the first part with records outside its data files, if there is one.
-
-    Shards of which a manifest is missing or damaged are omitted; they are not reused.
-    """
-    first: dict[str, int | None] = {}
-    for shard in old.shards:
-        with suppress(RunFolderError):
-            summaries = [read_summary(folder.manifest(part)) for part in shard.each_part()]
-            having = (index for index, each in enumerate(summaries) if each.has_records)
-            first[shard.id] = next(having, None)
-    return first
-
-
 def _records_fault(path: Path, published: PublishedFile) -> str | None:
     """Why the published records cannot be used; None if they can."""
     try:
@@ -447,27 +406,6 @@ def _records_fault(path: Path, published: PublishedFile) -> str | None:
         f"{path} does not match the manifest, so its records cannot be reused; repair the "
         "dataset first with `resume --deep`, or launch again with --overwrite"
     )
-
-
-def _cuts(path: Path, old: Plan, receipt: Receipt, shard_ids: Sequence[str]) -> list[int]:
-    """Byte offsets at which the records of each of these shards begin, and the size of the file.
-
-    Empty if the records cannot be separated, or are not those of the archives to the byte.
-    """
-    by_shard = {shard.id: shard.records for shard in receipt.shards}
-    counts = [by_shard.get(shard_id, 0) for shard_id in shard_ids]
-    if not all(counts):  # of several copies of one list, only the first counts
-        return []
-    if old.options.records_encoding is not None:
-        return []
-    if len(counts) == 1:
-        return [0, path.stat().st_size]
-    if not record_forms.beginning(path, path.name).is_plain_lines:
-        return []
-    is_mixed = receipt.findings.get(FindingKind.FORM.value)
-    if is_mixed and record_forms.form_of(path.name) is not record_forms.Form.LINES:
-        return []  # the form depends on the forms of all shards
-    return _offsets(path, counts)
 
 
 def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
