@@ -54,12 +54,6 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
     return array("Q", (number for number, _ in groupby(sorted(numbers))))
 
 
-def _holds(numbers: array[int], number: int) -> bool:
-    """Whether ``number`` is among sorted ``numbers``."""
-    place = bisect_left(numbers, number)
-    return place < len(numbers) and numbers[place] == number
-
-
 def merge_records(
     context: FinalizeContext, dropped: array[int], rewrites: Rewrites
 ) -> Merged | None:
@@ -159,10 +153,13 @@ class _PublishedLines:
 
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """The lines with their numbers among all lines of all pieces; can be iterated once."""
+        dropped = iter(self._dropped)
+        left_out = next(dropped, None)
         for number, piece, line in _lines(self._context):
             if number % 1000 == 0:
                 self._context.progress.check()
-            if _holds(self._dropped, number):
+            if number == left_out:
+                left_out = next(dropped, None)
                 continue
             if not records.is_blank(line):
                 placed = _placed(self._context, piece, line, self._rewrites.of(number))

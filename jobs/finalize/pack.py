@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,10 +68,6 @@ class Share(NamedTuple):
     task: int
     tasks: int
 
-    def has(self, number: int) -> bool:
-        """Whether the shard with this number is one of them."""
-        return number % self.tasks == self.task
-
 
 ALL = Share(0, 1)
 
@@ -93,21 +89,18 @@ class _Shard(NamedTuple):
         return cls(name, units, members, work, memory)
 
 
-@dataclass
 class _Names:
-    """What the files are called that packing makes."""
+    """What the files are called that packing makes.
 
-    base: str
-    others: str
-    output: PackedOutput
+    They are named after the destination, and none as the records file or one of ours.
+    """
 
-    @classmethod
-    def of(cls, context: FinalizeContext, output: PackedOutput) -> _Names:
-        """Names after the destination, none of which is the records file's or one of ours."""
+    def __init__(self, context: FinalizeContext, output: PackedOutput) -> None:
         taken = {(context.records_path or "").partition("/")[0], RECEIPT, MANIFEST, *SUMS.values()}
         clean = _unfit.sub("-", context.staging.dest.name).lstrip(".-")[:_BASE]
-        base = clean or "dataset"
-        return cls(_free(base, taken, suffix=".json"), _free("other", taken), output)
+        self.base = _free(clean or "dataset", taken, suffix=".json")
+        self.others = _free("other", taken)
+        self.output = output
 
     @property
     def index(self) -> str:
@@ -176,7 +169,7 @@ def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, Iterator
     ``OSError``.
     """
     output = registry.packed(context.plan.options.output)
-    names = _Names.of(context, output)
+    names = _Names(context, output)
     shards, others = _write_shards(context, contents, names, ALL)
     FinishedShards(context).remove_others(
         {line.path for found in (shards, others) if found for line in found.shards}
@@ -200,7 +193,7 @@ def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, Iterator
 
 def pack_share(context: FinalizeContext, contents: Contents, share: Share) -> None:
     """Write the shards of ``share``, which finalize then need not write; raises as ``pack``."""
-    names = _Names.of(context, registry.packed(context.plan.options.output))
+    names = _Names(context, registry.packed(context.plan.options.output))
     _write_shards(context, contents, names, share)
 
 
@@ -260,10 +253,11 @@ class _Packing:
         ``even_empty``: where there are none, one empty shard is written.
         """
         found = _Found(self.context.scratch / f"lines-of-{what}")
-        own = self._own(self._cut(units, name, most, even_empty=even_empty))
+        cut = self._cut(units, name, most, even_empty=even_empty)
+        own = islice(cut, self.share.task, None, self.share.tasks)
         work = (
             (partial(self._write_batch, batch), sum(shard.memory for shard in batch))
-            for batch in _batches(own)
+            for batch in self._batches(own)
         )
         batches = forks.one_each(
             work,
@@ -282,13 +276,19 @@ class _Packing:
                 self.context.progress.add(files=1)
         return found
 
-    def _own(self, shards: Iterable[_Shard]) -> Iterator[_Shard]:
-        """The shards of the share."""
-        for number, shard in enumerate(shards):
-            self.context.progress.check()
-            if self.share.has(number):
-                self.context.progress.current = shard.name
-                yield shard
+    def _batches(self, shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:
+        """Shards that one process writes: one, or several small ones."""
+        batch: list[_Shard] = []
+        work = 0
+        for shard in shards:
+            self.context.progress.current = shard.name
+            batch.append(shard)
+            work += shard.work
+            if work >= _BATCH:
+                yield batch
+                batch, work = [], 0
+        if batch:
+            yield batch
 
     def _write_batch(self, shards: Sequence[_Shard]) -> list[WrittenShard]:
         return [self._write(shard) for shard in shards]
@@ -312,6 +312,7 @@ class _Packing:
         for unit in units:
             more = sum(self.output.member_size(member.name, member.size) for member in unit)
             if count and (size + more > largest or count == most):
+                self.context.progress.check()
                 yield _Shard.listed(name(number), count, members, size)
                 number, count, members, size = number + 1, 0, [], self.output.empty_size
             members += unit
@@ -354,20 +355,6 @@ class _Packing:
         if isinstance(shard.members, list):
             self.finished.note(written)
         return written
-
-
-def _batches(shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:
-    """Shards that one process writes: one, or several small ones."""
-    batch: list[_Shard] = []
-    work = 0
-    for shard in shards:
-        batch.append(shard)
-        work += shard.work
-        if work >= _BATCH:
-            yield batch
-            batch, work = [], 0
-    if batch:
-        yield batch
 
 
 def _put(
