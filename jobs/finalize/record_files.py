@@ -20,7 +20,7 @@ from jobs.finalize.data_files import DataFile, FirstRecord, OtherFiles
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table, may_be_named
-from jobs.model import Entry, Fetched, Format, OnCollision, Part, PartSummary, Shard, Verify
+from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.storage import digest, latency, presence
 from jobs.storage.blocks import blocks, read_range
 from jobs.storage.digest import Sums
@@ -56,12 +56,17 @@ def find_pieces(context: FinalizeContext, summaries: list[PartSummary]) -> None:
         sources = _extracted_apart(context, summaries) if context.reads_records else []
     else:
         sources = list(_among_data(context))
+
+    def begin(source: _Source) -> record_forms.Beginning:
+        encoding = context.plan.options.records_encoding
+        return record_forms.beginning(source.path, context.records_path or "", encoding=encoding)
+
     # An empty file has no form, which would decide in which one the others are published.
     sources = [source for source in sources if source.size] or sources[:1]
     found = []
     kinds = _kinds_of(context, sources, _samples(context, summaries))
     distinct = list(_distinct(context, sources, kinds))
-    begun = latency.each(partial(_beginning, context), distinct, is_small=_is_small)
+    begun = latency.each(begin, distinct, is_small=_is_small)
     for number, (source, begins) in enumerate(zip(distinct, begun, strict=True)):
         context.progress.check()
         context.progress.current = source.shard.id
@@ -86,11 +91,6 @@ def _samples(context: FinalizeContext, summaries: list[PartSummary]) -> frozense
         fact = f"files with the same key became an image and its record{as_files}"
         context.findings.add(FindingKind.SAMPLES, fact, shard)
     return samples
-
-
-def _beginning(context: FinalizeContext, source: _Source) -> record_forms.Beginning:
-    encoding = context.plan.options.records_encoding
-    return record_forms.beginning(source.path, context.records_path or "", encoding=encoding)
 
 
 def _is_small(source: _Source) -> bool:
@@ -160,29 +160,23 @@ def _kinds_of(
     context: FinalizeContext, sources: list[_Source], samples: frozenset[str]
 ) -> dict[str, _Kind]:
     """The kind of each source, by its shard's id."""
-    ids = list(dict.fromkeys(source.shard.id for source in sources))
-    outer = dict.fromkeys(shard_id.partition("/")[0] for shard_id in ids)
-    evidence = dict(zip(outer, latency.each(context.folder.load_fetched, outer), strict=True))
-    return {
-        shard_id: _kind(context, shard_id, evidence[shard_id.partition("/")[0]], samples)
-        for shard_id in ids
-    }
-
-
-def _kind(
-    context: FinalizeContext, shard_id: str, fetched: Fetched | None, samples: frozenset[str]
-) -> _Kind:
     layout = context.plan.options.layout
-    images = layout.images
-    outer, is_nested, _ = shard_id.partition("/")
-    is_samples = outer in samples and (not is_nested or layout.name == "webdataset")
-    made = f"{images}/" if is_samples else None
-    if made is None and fetched is not None and fetched.format is Format.PARQUET and not is_nested:
-        made = from_table(images, shard_id)
-    carried = fetched.carried if fetched is not None else None
     own_folder = context.plan.options.on_collision is OnCollision.PER_SHARD
-    is_placed = own_folder and carried is not None and carried.records is not None
-    return _Kind(made, is_placed, is_samples)
+
+    def kind(shard_id: str) -> _Kind:
+        outer, is_nested, _ = shard_id.partition("/")
+        fetched = context.folder.load_fetched(outer)
+        is_samples = outer in samples and (not is_nested or layout.name == "webdataset")
+        made = f"{layout.images}/" if is_samples else None
+        is_table = fetched is not None and fetched.format is Format.PARQUET and not is_nested
+        if made is None and is_table:
+            made = from_table(layout.images, shard_id)
+        carried = fetched.carried if fetched is not None else None
+        is_placed = own_folder and carried is not None and carried.records is not None
+        return _Kind(made, is_placed, is_samples)
+
+    ids = list(dict.fromkeys(source.shard.id for source in sources))
+    return dict(zip(ids, latency.each(kind, ids), strict=True))
 
 
 def _check_samples(context: FinalizeContext, summaries: list[PartSummary]) -> None:
