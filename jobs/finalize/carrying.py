@@ -48,7 +48,8 @@ from jobs.storage.blocks import read_range
 from jobs.storage.manifest import PublishedFile, entry_blocks, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import MANIFEST, RECEIPT, own_names
+from jobs.storage.staging import RECEIPT, own_names
+from jobs.verify.dataset import manifest_fault
 
 # In a records file with these, what is published of it depends on its place among the others.
 _ODD_RECORDS = (FindingKind.NO_NEWLINE, FindingKind.BOM, FindingKind.BLANK)
@@ -159,9 +160,14 @@ def plan_carry(
     files; with ``repairs`` what needs them is not reused.
     """
     replaces = bool(receipt.findings.get(FindingKind.KEPT_FIRST.value))
-    if (old.options.packs or replaces) and (fault := _manifest_fault(old, receipt)):
+    # By the manifest members are found, and files that others have replaced.
+    needs_manifest = old.options.packs or replaces
+    if needs_manifest and (fault := manifest_fault(Path(old.dest), receipt)):
         if not repairs:
-            raise VerificationError(fault)
+            raise VerificationError(
+                f"{fault} ({old.dest}), so the files of the dataset cannot be reused; repair it "
+                "first with `resume --deep`, or launch again with --overwrite"
+            )
         return CarryPlan()
     choice = _Choice(folder, old, receipt, same, new or old, repairs=repairs)
     evidence, manifests, reasons = {}, {}, {}
@@ -376,21 +382,6 @@ def records_entries(folder: RunFolder, shard: Shard, name: str) -> list[Entry]:
 
 def _entries(folder: RunFolder, shard: Shard) -> Iterator[Entry]:
     return chain.from_iterable(read_manifest(folder.manifest(part)) for part in shard.each_part())
-
-
-def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:
-    """Why the dataset's manifest cannot be used, by which members are found; None if it can."""
-    path = Path(old.dest, MANIFEST)
-    try:
-        if _digest("sha256", path, 0, path.stat().st_size) == receipt.manifest.sha256:
-            return None
-        fact = f"does not match {RECEIPT}"
-    except OSError as error:
-        fact = f"cannot be read ({error.strerror})"
-    return (
-        f"{path} {fact}, so the members of the published shards cannot be reused; repair the "
-        "dataset first with `resume --deep`, or launch again with --overwrite"
-    )
 
 
 def _records_fault(path: Path, published: PublishedFile) -> str | None:

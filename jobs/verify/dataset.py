@@ -82,7 +82,7 @@ def verify_dataset(
         for child in children:
             ends.callback(child.end)
         # In the meantime, the checks that one process does.
-        if fault := _manifest_fault(path, receipt):
+        if fault := manifest_fault(path, receipt):
             return _refused(path, fault, deep=deep, run_id=receipt.run_id)
         sums = _sums_damage(path, receipt, deep=deep)
         on_disk = _count_files(path, receipt)
@@ -112,7 +112,7 @@ def conclude(path: Path, shares: Iterable[SliceReport], *, deep: bool) -> Verify
     receipt = _read_receipt(path)
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
-    if fault := _manifest_fault(path, receipt):
+    if fault := manifest_fault(path, receipt):
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
     merged = SliceReport()
     for share in shares:
@@ -154,7 +154,7 @@ def _why_missing(path: Path) -> str:
     )
 
 
-def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
+def manifest_fault(path: Path, receipt: Receipt) -> str | None:
     """What is wrong with the manifest, by its digest in the receipt; None if nothing is."""
     if not presence.exists(path / MANIFEST):
         return f"{MANIFEST} is missing"
