@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +47,8 @@ class RecordsPiece:
     # published records.
     is_placed: bool = False
     is_samples: bool = False  # each record was made from a sample of WebDataset
-    is_corrected: bool = False  # they are published ones, of which some had other paths before
+    # They are published ones; it is not known what some of them called their images before.
+    is_corrected: bool = False
 
     @property
     def path(self) -> Path:
@@ -78,6 +80,14 @@ class RepairState:
         return [bytes_of(key) for key in self.receipt.entries]
 
 
+class Noted(Enum):
+    """Files that a hint is about."""
+
+    ARCHIVE = "an archive by its name"
+    PACKED = "an archive, but not of a kind that --nested extracts"
+    RECORDS = "a records file in another folder than the one whose records are read"
+
+
 @dataclass
 class Totals:
     """What the passes count and collect."""
@@ -89,13 +99,9 @@ class Totals:
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     members: int = 0
-    archives: int = 0  # files that are archives by their names
-    archive_example: str = ""
-    packed: int = 0  # files that are archives, but not of a kind that --nested extracts
-    packed_example: str = ""
+    noted: Counter[Noted] = field(default_factory=Counter)
+    examples: dict[Noted, str] = field(default_factory=dict)  # the last one of each
     nested_images: str | None = None  # an image below an images folder that is not on top
-    more_records: int = 0  # records files in other folders than the one whose records are read
-    more_records_example: str = ""
     moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
@@ -104,21 +110,19 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add what a later piece of the work counted."""
-        for name in (
-            "records", "files", "images", "bytes", "members", "archives", "packed", "more_records",
-        ):  # fmt: skip
+        for name in ("records", "files", "images", "bytes", "members"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.by_shard.update(other.by_shard)
-        self.left_out.update(other.left_out)
-        self.moved.update(other.moved)
+        for name in ("bad_lines", "replaced_lines", "skipped"):
+            getattr(self, name).extend(getattr(other, name))
+        for name in ("by_shard", "left_out", "moved", "noted", "examples"):
+            getattr(self, name).update(getattr(other, name))
         self.moved_example = {**other.moved_example, **self.moved_example}
-        self.more_records_example = other.more_records_example or self.more_records_example
-        self.archive_example = other.archive_example or self.archive_example
-        self.packed_example = other.packed_example or self.packed_example
         self.nested_images = self.nested_images or other.nested_images
-        self.bad_lines += other.bad_lines
-        self.replaced_lines += other.replaced_lines
-        self.skipped += other.skipped
+
+    def note(self, kind: Noted, path: str) -> None:
+        """Count a file of that kind."""
+        self.noted[kind] += 1
+        self.examples[kind] = path
 
 
 @dataclass
@@ -258,7 +262,3 @@ class FinalizeContext:
         """The piece that contains that line, and the line's number in the piece, from 1."""
         place = bisect_right(self.piece_starts, number) - 1
         return self.pieces[place], number - self.piece_starts[place] + 1
-
-    def is_corrected(self, number: int) -> bool:
-        """Whether it is not known what the record in that line called its images before."""
-        return self.line_of(number)[0].is_corrected

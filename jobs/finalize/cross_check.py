@@ -224,7 +224,7 @@ class _Bucket:
                 meanings = meanings or self._meanings()
                 meanings.add(reference)
                 continue
-            if reference.required and not self._context.is_corrected(reference.line):
+            if reference.required and not self._context.line_of(reference.line)[0].is_corrected:
                 named.add(key)
             if self._options.on_collision is OnCollision.PER_SHARD:
                 self._rewrites.add(reference.line, reference.place, key)

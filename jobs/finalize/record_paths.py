@@ -186,11 +186,13 @@ class Seen(NamedTuple):
 
     literal: list[str]  # sampled paths that are those of files
     folders: dict[str, list[str]]  # of files, by the ending that they share with a sampled path
-    images: Mapping[str, str]  # see ``BareNames``
+    images: Mapping[str, str]  # the first one with each name without its ending
 
 
 class Sample:
     """Compares a sample of the records' paths with all files, to learn which folders they mean.
+
+    Also compares values of some records with the names of images without their endings.
 
     Call ``add`` with all files, then ``conclude``. Where several processes see a part of them each,
     ``take`` adds what another one has seen. Memory is bounded by the sample, which is
@@ -207,7 +209,11 @@ class Sample:
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.
         self._folders: dict[str, dict[str, None]] = {}  # in the order of the files
-        self._bare_names = BareNames(context, [values for _, values in sampled])
+        # Values that may be names without endings, if none of the records has a complete name.
+        self._values = [values for _, values in sampled]
+        every = (names for fields in self._values for names in fields.values())
+        self._wanted = frozenset(chain.from_iterable(every))
+        self._bare: dict[str, str] = {}  # the first image, by its name without the ending
         for piece, paths in zip(context.pieces, self._paths, strict=True):
             for path in paths:
                 literals = [unified(piece.folder + path), *self._literals(piece, path)]
@@ -223,7 +229,10 @@ class Sample:
         for path in paths:
             if path.rpartition("/")[2] in folders:
                 self._add(path)
-        self._bare_names.add(paths)
+        for path in paths if self._wanted else ():
+            name = path.rpartition("/")[2].rpartition(".")[0]
+            if name in self._wanted and is_named(path):
+                self._bare.setdefault(name, path)
 
     def _add(self, path: str) -> None:
         if path in self._literal:
@@ -242,7 +251,7 @@ class Sample:
         return Seen(
             [path for path, is_seen in self._literal.items() if is_seen],
             {ending: list(folders) for ending, folders in self._folders.items() if folders},
-            self._bare_names.seen(),
+            self._bare,
         )
 
     def take(self, seen: Seen) -> None:
@@ -253,7 +262,7 @@ class Sample:
             for folder in folders:
                 if len(found) < _FOLDERS:
                     found[folder] = None
-        self._bare_names.take(seen.images)
+        self._bare = {**seen.images, **self._bare}
 
     def conclude(self) -> None:
         """Set the moves of each piece, and add messages on paths that may mean several files."""
@@ -262,7 +271,14 @@ class Sample:
             replace(piece, moves=self._moves(piece, paths))
             for piece, paths in zip(context.pieces, self._paths, strict=True)
         )
-        self._bare_names.conclude()
+        for piece, fields in zip(context.pieces, self._values, strict=True):
+            named = {
+                field: [name for name in names if name in self._bare]
+                for field, names in fields.items()
+            }
+            best = max(named, key=lambda field: len(named[field]), default=None)
+            if best is not None and 2 * len(named[best]) > len(fields[best]):
+                self._say_bare(piece, best, named[best], len(fields[best]))
 
     def _stripped_moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
         """Moves out of the top folders of archives, if the records name some of these.
@@ -331,6 +347,15 @@ class Sample:
             f"{found}; {remedy}"
         )
 
+    def _say_bare(self, piece: RecordsPiece, field: str, names: list[str], of: int) -> None:
+        self._context.unclear.append(
+            f"the field {quoted(field)} of {piece.shard.name} seems to name images without their "
+            f"endings: {len(names)} of {of} values that were compared, such as {quoted(names[0])} "
+            f"for {quoted(self._bare[names[0]])}; launch with complete names in it (the endings "
+            "appended, and --image-field), or publish the images and the table as they are: "
+            f"{self._context.with_layout_files}"
+        )
+
 
 def _endings(path: str) -> Iterator[str]:
     """The last component of ``path``, the last two, and so on."""
@@ -363,59 +388,6 @@ def _paths(lines: Iterable[bytes], field: str | None) -> Iterator[str]:
 
 
 # Names without endings ----------------------------------------------------------------------------
-
-
-class BareNames:
-    """Compares values of some records with the names of images without their endings.
-
-    Nothing is compared if one of the records names an image by its complete name.
-    """
-
-    def __init__(
-        self, context: FinalizeContext, values: Sequence[Mapping[str, Sequence[str]]]
-    ) -> None:
-        """``values``: of each piece, from ``last_components``."""
-        self._context = context
-        self._values = values
-        every = (names for fields in self._values for names in fields.values())
-        self._wanted = frozenset(chain.from_iterable(every))
-        self._images: dict[str, str] = {}  # the first image, by its name
-
-    def add(self, paths: Iterable[str]) -> None:
-        """Add files of the dataset."""
-        if self._wanted:
-            for path in paths:
-                name = path.rpartition("/")[2].rpartition(".")[0]
-                if name in self._wanted and is_named(path):
-                    self._images.setdefault(name, path)
-
-    def seen(self) -> Mapping[str, str]:
-        """What was seen so far."""
-        return self._images
-
-    def take(self, images: Mapping[str, str]) -> None:
-        """Add what another process has seen."""
-        self._images = {**images, **self._images}
-
-    def conclude(self) -> None:
-        """Add a hint for each piece with a field of which most values are names of images."""
-        for piece, fields in zip(self._context.pieces, self._values, strict=True):
-            found = {
-                field: [name for name in names if name in self._images]
-                for field, names in fields.items()
-            }
-            best = max(found, key=lambda field: len(found[field]), default=None)
-            if best is not None and 2 * len(found[best]) > len(fields[best]):
-                self._say(piece, best, found[best], len(fields[best]))
-
-    def _say(self, piece: RecordsPiece, field: str, names: list[str], of: int) -> None:
-        self._context.unclear.append(
-            f"the field {quoted(field)} of {piece.shard.name} seems to name images without their "
-            f"endings: {len(names)} of {of} values that were compared, such as {quoted(names[0])} "
-            f"for {quoted(self._images[names[0]])}; launch with complete names in it (the endings "
-            "appended, and --image-field), or publish the images and the table as they are: "
-            f"{self._context.with_layout_files}"
-        )
 
 
 def last_components(

@@ -17,7 +17,7 @@ from jobs.archives.detect import TARS
 from jobs.checks.base import is_no_image, is_unnamed_zip
 from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
-from jobs.finalize.context import FinalizeContext, Totals
+from jobs.finalize.context import FinalizeContext, Noted, Totals
 from jobs.finalize.findings import Batch, FindingKind
 from jobs.finalize.join import Buckets, JoinRow, all_unified, join_keys, matches_spellings
 from jobs.finalize.lost_folders import LostFolders
@@ -309,14 +309,12 @@ def _scan_entries(
     if part.shard not in found.in_folders and any("/" in path for path in paths):
         found.in_folders.add(part.shard)
     for path in nested.all_nested(paths):
-        found.totals.archives += 1
-        found.totals.archive_example = path
+        found.totals.note(Noted.ARCHIVE, path)
     # With --nested each archive has a warning about files that are named like archives.
     packed = [] if context.plan.options.nested else nested.all_packed(paths)
     packed += [entry.path for entry in entries if is_unnamed_zip(entry.problem)]
     for path in packed:
-        found.totals.packed += 1
-        found.totals.packed_example = path
+        found.totals.note(Noted.PACKED, path)
     if context.packs:
         for folder in {entry.path.rpartition("/")[0] for entry in entries} - found.folders:
             found.folders.update(accumulate(folder.split("/"), "{}/{}".format))
@@ -326,8 +324,7 @@ def _scan_entries(
     if context.records_apart:
         ending = f"/{layout.records}"
         for key in (key for key in keys if key.endswith(ending)):
-            found.totals.more_records += 1
-            found.totals.more_records_example = key
+            found.totals.note(Noted.RECORDS, key)
     if sample is not None:
         sample.add(forms)
 

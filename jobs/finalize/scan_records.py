@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, pairwise, product
+from typing import NamedTuple
 
 from jobs.checks import records
 from jobs.finalize.context import FinalizeContext, RecordsPiece
@@ -43,14 +44,14 @@ _ODD = {
 }
 
 
-@dataclass(frozen=True)
-class _Slice:
+class Slice(NamedTuple):
     """Complete lines of a piece."""
 
     place: int  # index of the piece
     begin: int  # bytes into it
     end: int
     is_last: bool  # whether it ends where the piece does
+    first: int = 0  # number of its first line
 
 
 @dataclass
@@ -60,38 +61,26 @@ class _RecordsFound(AuditShare):
     odd: Counter[tuple[int, FindingKind]] = field(default_factory=Counter)  # by piece of records
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """All pieces in plan order."""
-
-    slices: Sequence[_Slice]
-    starts: Sequence[int]  # number of each slice's first line
-
-
-def number_lines(context: FinalizeContext) -> Numbered:
-    """Number the lines of every piece."""
+def number_lines(context: FinalizeContext) -> list[Slice]:
+    """Number the lines of every piece, which are returned in plan order."""
     slices = _slices(context.pieces)
-    groups = _grouped(context, slices)
-    counted = context.shared([partial(_count, context, slices[g.start : g.stop]) for g in groups])
-    *starts, context.lines = [0, *accumulate(lines for some in counted for lines in some)]
-    firsts: dict[int, int] = {}
-    for each, start in zip(slices, starts, strict=True):
-        firsts.setdefault(each.place, start)
-    context.piece_starts.extend(firsts[place] for place in range(len(context.pieces)))
-    return Numbered(slices, starts)
+    work = [partial(_count, context, some) for some in _grouped(context, slices)]
+    counts = [lines for some in context.shared(work) for lines in some]
+    *firsts, context.lines = accumulate(counts, initial=0)
+    numbered = [each._replace(first=n) for each, n in zip(slices, firsts, strict=True)]
+    context.piece_starts.extend(each.first for each in numbered if each.begin == 0)
+    return numbered
 
 
-def _grouped(context: FinalizeContext, slices: Sequence[_Slice]) -> list[range]:
-    return context.grouped([each.end - each.begin for each in slices])
+def _grouped(context: FinalizeContext, slices: Sequence[Slice]) -> list[Sequence[Slice]]:
+    groups = context.grouped([each.end - each.begin for each in slices])
+    return [slices[group.start : group.stop] for group in groups]
 
 
-def scan_records(audit: Audit, numbered: Numbered) -> None:
+def scan_records(audit: Audit, slices: Sequence[Slice]) -> None:
     """Parse every line of every piece."""
-    context, slices, starts = audit.context, numbered.slices, numbered.starts
-    work = [
-        partial(_scan_slices, audit, slices[g.start : g.stop], starts[g.start : g.stop])
-        for g in _grouped(context, slices)
-    ]
+    context = audit.context
+    work = [partial(_scan_slices, audit, some) for some in _grouped(context, slices)]
     odd: Counter[tuple[int, FindingKind]] = Counter()
     for found in context.shared(work):
         audit.take(found)
@@ -99,15 +88,15 @@ def scan_records(audit: Audit, numbered: Numbered) -> None:
     for place, kind in product(sorted({place for place, _ in odd}), _ODD):
         if count := odd[place, kind]:
             fact = _ODD[kind].format(count)
-            audit.context.findings.add(kind, fact, context.pieces[place].shard.id)
+            context.findings.add(kind, fact, context.pieces[place].shard.id)
 
 
-def _slices(pieces: Sequence[RecordsPiece]) -> list[_Slice]:
+def _slices(pieces: Sequence[RecordsPiece]) -> list[Slice]:
     """All pieces, each at least one slice."""
     slices = []
     for place, ends in enumerate(latency.each(_cuts, pieces)):
         slices += [
-            _Slice(place, begin, end, is_last=end == ends[-1]) for begin, end in pairwise(ends)
+            Slice(place, begin, end, is_last=end == ends[-1]) for begin, end in pairwise(ends)
         ]
     return slices
 
@@ -121,7 +110,7 @@ def _cuts(piece: RecordsPiece) -> list[int]:
         return [*(line_start(file.fileno(), at, size) for at in range(0, size, _SLICE)), size]
 
 
-def _blocks(context: FinalizeContext, part: _Slice) -> Iterator[bytes]:
+def _blocks(context: FinalizeContext, part: Slice) -> Iterator[bytes]:
     """The lines of a slice; one that is too long for a record is cut, so memory is bounded."""
     with context.pieces[part.place].path.open("rb", buffering=0) as file:
         longest = records.MAX_LINE + 1
@@ -130,23 +119,22 @@ def _blocks(context: FinalizeContext, part: _Slice) -> Iterator[bytes]:
             yield block
 
 
-def _count(context: FinalizeContext, slices: Sequence[_Slice]) -> list[int]:
+def _count(context: FinalizeContext, slices: Sequence[Slice]) -> list[int]:
     """How many lines each slice has."""
 
-    def count(part: _Slice) -> int:
+    def count(part: Slice) -> int:
         blocks = _blocks(context, part)
         return sum(block.count(b"\n") + (not block.endswith(b"\n")) for block in blocks)
 
     return list(latency.each(count, slices, is_small=lambda part: part.end - part.begin <= _SMALL))
 
 
-def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) -> _RecordsFound:
-    """Scan some slices; ``firsts``: the number of each one's first line."""
+def _scan_slices(audit: Audit, slices: Sequence[Slice]) -> _RecordsFound:
     found = _RecordsFound(audit.batch(f"records-{slices[0].place}-{slices[0].begin}"))
-    for part, first in zip(slices, firsts, strict=True):
+    for part in slices:
         piece = audit.context.pieces[part.place]
         audit.context.progress.current = piece.shard.id
-        number, block = first, b"\n"
+        number, block = part.first, b"\n"
         for block in _blocks(audit.context, part):
             number += _scan_block(audit, found, part.place, block, number)
         if part.is_last and not block.endswith(b"\n"):

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError, counted
 from jobs.finalize import cleanup, collisions, merge, merged_sets, pack, publish, repair, scan
-from jobs.finalize.context import FinalizeContext, Totals
+from jobs.finalize.context import FinalizeContext, Noted, Totals
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.findings import FindingKind, Findings
 from jobs.finalize.join import Buckets, Placements, Rewrites
@@ -259,7 +259,7 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
     if context.repair_state is not None and not context.reads_records:
         context.totals.records = context.repair_state.receipt.counts["records"]
     files = sum(part.files for part in summaries)
-    numbered = number_lines(context)
+    slices = number_lines(context)
     conflicts: list[Conflict] = []
     absent: set[int] = set()
     with (
@@ -269,7 +269,7 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
         lost = LostFolders(options, context.shards, zip(context.parts, summaries, strict=True))
         audit = scan.Audit(context, buckets, lost)
         scan.scan_files(audit)
-        scan_records(audit, numbered)
+        scan_records(audit, slices)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=context.lines))
         placements = None
         if context.packs_records:
@@ -306,38 +306,39 @@ def _check_totals(context: FinalizeContext) -> None:
         left_out = f" ({', '.join(kinds)} are left out)" if totals.left_out else ""
         fact = f"the source contains no file{left_out}; is it the right source, and complete?"
         context.findings.add(FindingKind.COUNT, fact)
-    if totals.more_records:
+    if more := totals.noted[Noted.RECORDS]:
         name, words = options.layout.records, "[file|files] of that name in other folders [is|are]"
         context.findings.add(
             FindingKind.WARNING,
             f"the records are those of {name} in the top folder; "
-            f"{counted(totals.more_records, words)} published, but not read, "
-            f"such as {quoted(totals.more_records_example)}",
+            f"{counted(more, words)} published, but not read, "
+            f"such as {quoted(totals.examples[Noted.RECORDS])}",
         )
     for fact in merged_sets.hints(context):
         context.findings.add(FindingKind.HINT, fact)
-    if totals.archives:
+    if totals.noted[Noted.ARCHIVE]:
         context.findings.add(FindingKind.HINT, _archives_hint(totals, nested=options.nested))
-    if totals.packed:
-        fact = counted(totals.packed, "[file is an archive that is|files are archives that are]")
+    if packed := totals.noted[Noted.PACKED]:
+        fact = counted(packed, "[file is an archive that is|files are archives that are]")
         context.findings.add(
             FindingKind.HINT,
-            f"{fact} not opened inside archives, such as {quoted(totals.packed_example)}; to open "
-            "it, unpack the archive that contains it and launch with --local-path on the folder",
+            f"{fact} not opened inside archives, such as {quoted(totals.examples[Noted.PACKED])}; "
+            "to open it, unpack the archive that contains it and launch with --local-path on the "
+            "folder",
         )
 
 
 def _archives_hint(totals: Totals, *, nested: bool) -> str:
     """The hint about files that are archives themselves."""
-    many = totals.archives > 1
-    what = f"{totals.archives} files are archives themselves" if many else "1 file is an archive"
+    many = (count := totals.noted[Noted.ARCHIVE]) > 1
+    what = f"{count} files are archives themselves" if many else "1 file is an archive"
     remedy = (
         "--nested goes one level deep"
         if nested
         else f"launch with --nested to extract {'them' if many else 'it'} in place, and with "
         "--on-collision per-shard to give each archive a folder"
     )
-    return f"{what}, such as {quoted(totals.archive_example)}; {remedy}"
+    return f"{what}, such as {quoted(totals.examples[Noted.ARCHIVE])}; {remedy}"
 
 
 def _check_counts(context: FinalizeContext) -> None:

@@ -177,7 +177,7 @@ def test_an_older_process_of_the_task_that_continues_adds_no_rows(
     rows = join.Buckets(older.scratch, rows=10)
     really_scan = scan_records.scan_records
 
-    def scan_beside(audit: scan.Audit, numbered: scan_records.Numbered) -> None:
+    def scan_beside(audit: scan.Audit, slices: list[scan_records.Slice]) -> None:
         older.scratch.mkdir(parents=True, exist_ok=True)
         pairs = zip(older.parts, scan.read_summaries(older), strict=True)
         lost = lost_folders.LostFolders(run.plan.options, older.shards, pairs)
@@ -185,7 +185,7 @@ def test_an_older_process_of_the_task_that_continues_adds_no_rows(
             another.setattr(os, "getpid", lambda: 1)
             older.findings = found
             scan.scan_files(scan.Audit(older, rows, lost))
-        really_scan(audit, numbered)
+        really_scan(audit, slices)
 
     monkeypatch.setattr("jobs.finalize.stage.scan_records", scan_beside)
     with rows:
