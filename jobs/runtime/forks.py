@@ -150,7 +150,9 @@ def grouped(weights: Sequence[int], least: int) -> list[range]:
     return groups
 
 
-def shared(work: Sequence[Callable[[], T]], *, workers: int, progress: Progress) -> Iterator[T]:
+def shared(
+    work: Sequence[Callable[[], T]], *, workers: int, progress: Progress
+) -> Generator[T, None, None]:
     """What each piece of ``work`` returns, in their order.
 
     With one worker, or one piece, the pieces are called here, else in forked processes, which take

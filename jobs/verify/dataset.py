@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from jobs.errors import (
     OrchestrateError,
+    StorageError,
     VerificationError,
     check_is_of_file,
     counted,
@@ -21,7 +22,7 @@ from jobs.errors import (
     from_os_error,
 )
 from jobs.model import SCHEMA, Verify
-from jobs.runtime.forks import Fork, LostError, Send, gather
+from jobs.runtime import forks
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest, presence
 from jobs.storage.blocks import blocks
@@ -32,8 +33,7 @@ from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
 
 _THREADS = 64  # of all workers together, where the file system is slow
-_PER_WORKER = 8  # slices, so that all workers finish at about the same time
-_REPORT_FILES, _REPORT_BYTES = 2000, 64 << 20  # after which a process tells its parent
+_SLICE_LINES, _SLICE_BYTES = 1 << 20, 256 << 20  # bytes of the manifest, and of content, in one
 _SHOWN = 10  # damaged files, at most, in the report's lines
 
 
@@ -75,19 +75,16 @@ def verify_dataset(
     receipt = _read_receipt(path, copy)
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
-    count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
-    algorithm = receipt.manifest.digest if deep else None
-    children = _start(path, range(count), count, deep=algorithm, workers=workers)
-    with ExitStack() as ends:
-        for child in children:
-            ends.callback(child.end)
-        # In the meantime, the checks that one process does.
-        if fault := manifest_fault(path, receipt):
-            return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-        sums = _sums_damage(path, receipt, deep=deep)
-        on_disk = _count_files(path, receipt)
-        ends.pop_all()
-    return _report(path, receipt, _merged(children, progress), on_disk, sums, deep=deep)
+    # One process does what is not divided, in the meantime.
+    proof: list[Callable[[], object]] = [partial(_proof, path, receipt, deep=deep)]
+    work = proof + [*_slices(path, receipt, workers, deep=deep)]
+    try:
+        with closing(_done(work, workers, progress)) as found:
+            return _report(path, receipt, next(found), found, deep=deep)
+    except (StorageError, VerificationError):
+        if (fault := manifest_fault(path, receipt)) is None:
+            raise
+        return _refused(path, fault, deep=deep, run_id=receipt.run_id)  # which the others found
 
 
 def verify_slice(
@@ -101,10 +98,8 @@ def verify_slice(
     receipt = _read_receipt(path)
     if isinstance(receipt, str):
         raise VerificationError(f"{path}: {receipt}")
-    algorithm = receipt.manifest.digest if deep else None
-    mine = range(index * workers, (index + 1) * workers)
-    children = _start(path, mine, count * workers, deep=algorithm, workers=workers)
-    return _merged(children, progress)
+    work = _slices(path, receipt, workers, deep=deep, index=index, shares=count)
+    return _merged(_done(work, workers, progress))
 
 
 def conclude(path: Path, shares: Iterable[SliceReport], *, deep: bool) -> VerifyReport:
@@ -112,13 +107,7 @@ def conclude(path: Path, shares: Iterable[SliceReport], *, deep: bool) -> Verify
     receipt = _read_receipt(path)
     if isinstance(receipt, str):
         return _refused(path, receipt, deep=deep)
-    if fault := manifest_fault(path, receipt):
-        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    merged = SliceReport()
-    for share in shares:
-        merged.merge(share)
-    sums = _sums_damage(path, receipt, deep=deep)
-    return _report(path, receipt, merged, _count_files(path, receipt), sums, deep=deep)
+    return _report(path, receipt, _proof(path, receipt, deep=deep), shares, deep=deep)
 
 
 def _read_receipt(path: Path, copy: Path | None = None) -> Receipt | str:
@@ -152,6 +141,20 @@ def _why_missing(path: Path) -> str:
         f"{RECEIPT} is missing: the dataset was not published completely (`status` shows why, and "
         "`resume` continues), or not by this tool"
     )
+
+
+class _Proof(NamedTuple):
+    """What is not divided: whether the manifest and the sums are right, and how many files are."""
+
+    fault: str | None  # of the manifest
+    sums: Damage | None = None
+    on_disk: int = 0
+
+
+def _proof(path: Path, receipt: Receipt, *, deep: bool) -> _Proof:
+    if fault := manifest_fault(path, receipt):
+        return _Proof(fault)
+    return _Proof(None, _sums_damage(path, receipt, deep=deep), _count_files(path, receipt))
 
 
 def manifest_fault(path: Path, receipt: Receipt) -> str | None:
@@ -199,12 +202,14 @@ def _refused(path: Path, fact: str, *, deep: bool, run_id: str | None = None) ->
 def _report(
     path: Path,
     receipt: Receipt,
-    found: SliceReport,
-    on_disk: int,
-    sums: Damage | None,
+    proof: _Proof,
+    shares: Iterable[SliceReport],
     *,
     deep: bool,
 ) -> VerifyReport:
+    if proof.fault is not None:
+        return _refused(path, proof.fault, deep=deep, run_id=receipt.run_id)
+    found = _merged(shares)
     missing_lines = receipt.manifest.files - found.files
     missing_lines += receipt.manifest.members - found.members
     if missing_lines:  # a share is missing, because the manifest's digest is right
@@ -215,10 +220,10 @@ def _report(
             run_id=receipt.run_id,
         )
     missing = sum(damage.what == "missing" for damage in found.damaged)
-    extra = max(0, on_disk - found.files + missing) if found.bad == len(found.damaged) else 0
-    if sums is not None:  # every repair writes it again
+    extra = max(0, proof.on_disk - found.files + missing) if found.bad == len(found.damaged) else 0
+    if proof.sums is not None:  # every repair writes it again
         found.bad += 1
-        found.damaged.insert(0, sums)
+        found.damaged.insert(0, proof.sums)
     return VerifyReport(
         str(path),
         not found.bad,
@@ -282,65 +287,48 @@ def _lines(
 # Processes ---------------------------------------------------------------------------------------
 
 
-class _Checked(NamedTuple):
-    """Numbers that a process has checked since its last message."""
-
-    files: int
-    bytes: int
-
-
-def _check(
-    root: Path, slices: Sequence[int], count: int, deep: str | None, threads: int, send: Send
-) -> None:
-    files = total = 0
-
-    def on_checked(new_files: int, new_bytes: int) -> None:
-        nonlocal files, total
-        files += new_files
-        total += new_bytes
-        if files >= _REPORT_FILES or total >= _REPORT_BYTES:
-            send(_Checked(files, total))
-            files = total = 0
-
-    report = SliceReport()
-    for index in slices:
-        checked = check_slice(root, index, count, deep=deep, threads=threads, on_checked=on_checked)
-        report.merge(checked)
-    send(_Checked(files, total))
-    send(report)
+def _slices(
+    path: Path, receipt: Receipt, workers: int, *, deep: bool, index: int = 0, shares: int = 1
+) -> list[partial[SliceReport]]:
+    """The ``index``-th of ``shares`` shares of the work, in slices, so that progress is seen."""
+    size = receipt.counts.get("bytes", 0) // _SLICE_BYTES if deep else 0
+    count = max(workers, receipt.manifest.size // (_SLICE_LINES * shares), size // shares)
+    check = partial(
+        check_slice,
+        path,
+        count=count * shares,
+        deep=receipt.manifest.digest if deep else None,
+        threads=max(1, _THREADS // workers),
+    )
+    return [partial(check, number) for number in range(index * count, (index + 1) * count)]
 
 
-def _start(
-    root: Path, slices: Sequence[int], count: int, *, deep: str | None, workers: int
-) -> list[Fork]:
-    """Start processes that share the slices; the caller merges their reports or ends them."""
-    workers = max(1, min(workers, len(slices)))
-    threads = max(1, _THREADS // workers)
-    return [
-        Fork(partial(_check, root, slices[place::workers], count, deep, threads))
-        for place in range(workers)
-    ]
-
-
-def _merged(forks: Sequence[Fork], progress: Progress) -> SliceReport:
-    """Wait for all processes and merge their reports; always ends them.
+def _done(
+    work: Sequence[Callable[[], Any]], workers: int, progress: Progress
+) -> Generator[Any, None, None]:
+    """What each piece of ``work`` returns, in their order, from these processes.
 
     Raises ``VerificationError`` if one failed, ``Stopped`` if ``progress`` is stopped.
     """
-    report = SliceReport()
     try:
-        for message in gather(forks, progress):
-            if isinstance(message, _Checked):
-                progress.add(files=message.files, bytes=message.bytes)
-            else:
-                report.merge(message)
-    except LostError as error:
+        for found in forks.shared(work, workers=workers, progress=progress):
+            progress.check()
+            if isinstance(found, SliceReport):
+                progress.add(files=found.files, bytes=found.bytes)
+            yield found
+    except forks.LostError as error:
         raise VerificationError(f"the check failed: {error.message}") from error
     except OSError as error:
         what = quoted(os.fsdecode(error.filename)) if error.filename else "the dataset"
         raise from_os_error(error, doing=f"checking {what}", then="try again") from error
     except msgspec.DecodeError as error:
         raise VerificationError(f"a checking process failed: {error}") from error
+
+
+def _merged(shares: Iterable[SliceReport]) -> SliceReport:
+    report = SliceReport()
+    for share in shares:
+        report.merge(share)
     return report
 
 

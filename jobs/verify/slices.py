@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,6 +45,14 @@ class SliceReport(msgspec.Struct):
     bad: int = 0
     damaged: list[Damage] = []  # the first ones
     parts: set[str] = set()  # of all damaged files; "" for those without a part
+
+    def count(
+        self, lines: Sequence[_Line | PublishedFile], files: Sequence[_Line | PublishedFile]
+    ) -> None:
+        """Add checked lines of the manifest, of which these are ``files``."""
+        self.files += len(files)
+        self.members += len(lines) - len(files)
+        self.bytes += sum(line.size for line in files)
 
     def add(self, damage: Damage) -> None:
         self.bad += 1
@@ -89,24 +97,22 @@ def check_slice(
     *,
     deep: str | None,
     threads: int,
-    on_checked: Callable[[int, int], object],
 ) -> SliceReport:
     """Check the ``index``-th of ``count`` slices of the dataset in ``root``.
 
     ``deep``: the digest to compute of all content; None checks names and sizes only. ``threads``:
-    how many read where the file system is slow. ``on_checked`` is called with the numbers of files
-    and bytes just checked. Raises ``msgspec.DecodeError`` if the manifest is damaged, ``OSError``
-    if it cannot be read.
+    how many read where the file system is slow. Raises ``msgspec.DecodeError`` if the manifest is
+    damaged, ``OSError`` if it cannot be read.
     """
     report = SliceReport()
     prefix = os.fsencode(root) + b"/"  # paths are bytes here: names are UTF-8 in any locale
     for block in blocks(root / MANIFEST, index, count):
         if deep is None:
             sizes = msgspec.json.Decoder(_Line).decode_lines(block)
-            _check_sizes(prefix, sizes, threads, report, on_checked)
+            _check_sizes(prefix, sizes, threads, report)
         else:
             lines = msgspec.json.Decoder(PublishedFile).decode_lines(block)
-            _check_bytes(prefix, lines, deep, threads, report, on_checked)
+            _check_bytes(prefix, lines, deep, threads, report)
     return report
 
 
@@ -115,7 +121,6 @@ def _check_sizes(
     lines: list[_Line],
     threads: int,
     report: SliceReport,
-    on_checked: Callable[[int, int], object],
 ) -> None:
     # The hot loop for 100,000 files: one system call a file and little else.
     lstat = os.lstat
@@ -135,11 +140,7 @@ def _check_sizes(
             found = _link_target(prefix, line) or found
         if found.st_size != line.size or not stat.S_ISREG(found.st_mode):
             report.add(Damage(line.path, _difference(found, line.size), line.part))
-    total = sum(line.size for line in files)
-    report.files += len(files)
-    report.members += len(lines) - len(files)
-    report.bytes += total
-    on_checked(len(files), total)
+    report.count(lines, files)
 
 
 def _path(line: _Line | PublishedFile) -> bytes:
@@ -173,7 +174,6 @@ def _check_bytes(
     algorithm: str,
     threads: int,
     report: SliceReport,
-    on_checked: Callable[[int, int], object],
 ) -> None:
     def checked(line: PublishedFile) -> str | None:
         name = prefix + _path(line)
@@ -182,16 +182,13 @@ def _check_bytes(
         return _read(name, line, algorithm, _buffer())
 
     files = [line for line in lines if line.shard is None]
-    report.members += len(lines) - len(files)
     results = latency.each(
         checked, files, threads=threads, is_small=lambda line: line.size <= _CHUNK
     )
     for line, what in zip(files, results, strict=True):
         if what is not None:
             report.add(Damage(line.path, what, line.part))
-        report.files += 1
-        report.bytes += line.size
-        on_checked(1, line.size)
+    report.count(lines, files)
 
 
 def _buffer() -> memoryview:

@@ -249,6 +249,22 @@ def test_a_pipe_in_place_of_its_proof_is_not_waited_for(tmp_path: Path, name: st
         verify_slice(dest, 0, 1, deep=False, workers=1, progress=Progress())
 
 
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_limit_on_processes_makes_a_check_slower_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    run = published(tmp_path)
+    fork, left = os.fork, iter(range(allowed))
+
+    def limited() -> int:
+        if next(left, None) is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    assert check(run, deep=True).ok
+
+
 def test_no_such_folder_is_a_verdict_too(tmp_path: Path) -> None:
     report = verify_dataset(tmp_path / "x", deep=False, workers=1, progress=Progress())
     assert report.lines[0].endswith("does not exist; if it was moved, give its new location")
