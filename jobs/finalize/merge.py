@@ -252,15 +252,18 @@ class WrittenManifest:
     members: int = 0  # of published tars that it lists as well
 
 
-@dataclass
 class Section:
     """Consecutive lines of the manifest, and of the sums, in temporary files."""
 
-    manifest: Path
-    sums: Path | None  # None: no tool checks the dataset's digest
-    files: int = 0
-    bytes: int = 0  # of these files
-    members: int = 0
+    def __init__(self, context: FinalizeContext, name: str) -> None:
+        """``name``: of its files, which the caller writes, and counts what they list."""
+        has_sums = context.plan.options.digest in SUMS
+        self.manifest = context.scratch / f"manifest-{name}"
+        # None: no tool checks the dataset's digest.
+        self.sums = context.scratch / f"sums-{name}" if has_sums else None
+        self.files = 0
+        self.bytes = 0  # of these files
+        self.members = 0
 
 
 def section(context: FinalizeContext, name: str, published: Iterable[PublishedFile]) -> Section:
@@ -273,10 +276,7 @@ def _section(
     context: FinalizeContext, name: str, published: Iterable[Sequence[PublishedFile]]
 ) -> Section:
     encode = msgspec.json.Encoder().encode_lines
-    has_sums = context.plan.options.digest in SUMS
-    made = Section(
-        context.scratch / f"manifest-{name}", context.scratch / f"sums-{name}" if has_sums else None
-    )
+    made = Section(context, name)
     with ExitStack() as stack:
         out = stack.enter_context(made.manifest.open("wb"))
         sums = stack.enter_context(made.sums.open("wb")) if made.sums else None

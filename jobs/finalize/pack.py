@@ -26,7 +26,7 @@ from jobs.errors import OrchestrateError, StorageError, counted
 from jobs.finalize import packed_shards
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.join import Placements, Rewrites
-from jobs.finalize.merge import Merged, published_records
+from jobs.finalize.merge import Merged, Section, published_records, section
 from jobs.finalize.packed_shards import FinishedShards, PackedMember, WrittenShard
 from jobs.model import Part
 from jobs.outputs import registry
@@ -35,7 +35,7 @@ from jobs.runtime import forks
 from jobs.runtime.process import cores
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
-from jobs.storage.manifest import PublishedFile, bytes_of, read_published
+from jobs.storage.manifest import PublishedFile, bytes_of, sum_lines
 from jobs.storage.receipt import Packed
 from jobs.storage.safe_paths import as_text
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
@@ -143,26 +143,25 @@ class _Containers(OpenFiles):
 
 @dataclass
 class _Found:
-    """What the shards of one kind come to, and their lines of the manifest, on disk."""
+    """What the shards of one kind come to."""
 
-    lines: Path
+    section: Section  # of the manifest
     shards: list[PublishedFile] = field(default_factory=list)
     units: list[int] = field(default_factory=list)  # in each shard
-    members: int = 0
 
 
 class Contents(NamedTuple):
-    """What goes into the shards."""
+    """What is published."""
 
-    merged: Merged | None  # records
-    dropped: array[int]  # sorted numbers of lines that are not published
-    skipped: array[int]  # likewise of files
     rewrites: Rewrites
-    placements: Placements | None  # the files of each record, where the output needs them
+    placements: Placements | None = None  # the files of each record, where the output needs them
+    merged: Merged | None = None  # records
+    dropped: array[int] = array("Q")  # sorted numbers of lines that are not published
+    skipped: array[int] = array("Q")  # likewise of files
 
 
-def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, Iterator[PublishedFile]]:
-    """Write all shards and the index into the staged dataset; the lines of its manifest come too.
+def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, list[Section]]:
+    """Write all shards and the index into the staged dataset, and the sections of its manifest.
 
     Files that no record names go into shards of their own, under their paths, where the others are
     packed by record. Raises ``ChangedError`` where what a part wrote is not there any more, and
@@ -183,12 +182,14 @@ def pack(context: FinalizeContext, contents: Contents) -> tuple[Packed, Iterator
         count=len(shards.shards),
         samples=units if output.of_records else None,
         others=tuple(line.path for line in others.shards) if others else (),
-        files_in_others=others.members if others else 0,
+        files_in_others=others.section.members if others else 0,
         read=output.how_to_read(context.staging.dest, names.base, len(shards.shards)),
         files=None if output.of_records else units,
         made_by=output.made_by(context.plan.options),
     )
-    return packed, _lines(contents.merged, index, shards, others)
+    beside = [line for line in (contents.merged and contents.merged.line, index) if line]
+    sections = [section(context, "beside", beside), shards.section]
+    return packed, sections + ([others.section] if others else [])
 
 
 def pack_share(context: FinalizeContext, contents: Contents, share: Share) -> None:
@@ -201,7 +202,7 @@ def _write_shards(
     context: FinalizeContext, contents: Contents, names: _Names, share: Share
 ) -> tuple[_Found, _Found | None]:
     """Write all shards of ``share``: those of records or all files, and those of other files."""
-    merged, dropped, skipped, rewrites, placements = contents
+    rewrites, placements, merged, dropped, skipped = contents
     packing = _Packing(context, names.output, FinishedShards(context), share)
     if placements is None:
         files = packed_shards.files(context, skipped)
@@ -216,14 +217,6 @@ def _write_shards(
         shards = packing.write_all(samples, names.shard, "shards", most=most)
     unnamed = packed_shards.files(context, skipped, in_samples)
     return shards, packing.write_all(unnamed, names.other, "others", even_empty=False)
-
-
-def _lines(
-    merged: Merged | None, index: PublishedFile | None, *found: _Found | None
-) -> Iterator[PublishedFile]:
-    yield from filter(None, [merged and merged.line, index])
-    for each in filter(None, found):
-        yield from read_published(each.lines)
 
 
 # Shards -------------------------------------------------------------------------------------------
@@ -247,12 +240,12 @@ class _Packing:
         most: int = MOST_UNITS,
         even_empty: bool = True,
     ) -> _Found:
-        """Write the shards of the share, several at once; ``what`` names the file for their lines.
+        """Write the shards of the share, several at once; ``what`` names their section.
 
         ``units``: members that one shard holds together; ``most``: of them in a shard, at most;
         ``even_empty``: where there are none, one empty shard is written.
         """
-        found = _Found(self.context.scratch / f"lines-of-{what}")
+        found = _Found(made := Section(self.context, what))
         cut = self._cut(units, name, most, even_empty=even_empty)
         own = islice(cut, self.share.task, None, self.share.tasks)
         work = (
@@ -265,15 +258,19 @@ class _Packing:
             memory=_MOST_MEMORY,
             progress=self.context.progress,
         )
-        with found.lines.open("wb", buffering=1 << 20) as out, closing(batches):
+        with made.manifest.open("wb", buffering=1 << 20) as out, closing(batches):
             for written in chain.from_iterable(batches):
                 out.write(msgspec.json.encode(written.line) + b"\n")
                 with self.finished.lines(written.line.path).open("rb") as lines:
                     shutil.copyfileobj(lines, out)
                 found.shards.append(written.line)
                 found.units.append(written.units)
-                found.members += written.members
+                made.files += 1
+                made.bytes += written.line.size
+                made.members += written.members
                 self.context.progress.add(files=1)
+        if made.sums is not None:
+            made.sums.write_bytes(sum_lines(found.shards))
         return found
 
     def _batches(self, shards: Iterable[_Shard]) -> Iterator[list[_Shard]]:

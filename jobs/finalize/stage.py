@@ -9,10 +9,10 @@ import gc
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import structs
@@ -169,12 +169,11 @@ def run_pack(
     _make_scratch(context)
     audit = context.scratch / "audit.jsonl"
     with Findings(audit) as context.findings, _no_collection(), ExitStack() as stack:
-        lines = _scan(context, stack)
+        found = _scan(context, stack)
         if problem_of(context) is not None:
             return
-        contents = _contents(context, lines)
         with suppress(pack.ChangedError):
-            pack.pack_share(context, contents, share)
+            pack.pack_share(context, _contents(context, found), share)
     shutil.rmtree(context.scratch.parent, ignore_errors=True)
 
 
@@ -206,12 +205,12 @@ def _audit(context: FinalizeContext) -> tuple[Summary, Problem | None, publish.J
         shutil.rmtree(context.packing, ignore_errors=True)  # of tasks that were killed
         FinishedShards(context).remove_unfinished()
     with Findings(context.folder.audit) as context.findings, _no_collection(), ExitStack() as stack:
-        lines = _scan(context, stack)
+        found = _scan(context, stack)
         problem = problem_of(context)
         journal = None
         if problem is None:
             try:
-                journal = _prepare(context, lines)
+                journal = _prepare(context, found)
             except pack.ChangedError as error:
                 scan.forget_manifest(context, error.part, error.message)
                 problem = problem_of(context)
@@ -237,22 +236,15 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-class _Lines(NamedTuple):
-    """What joining records and files found for each line of the records."""
-
-    rewrites: Rewrites
-    placements: Placements | None  # if files are packed by record
-
-
-def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
+def _scan(context: FinalizeContext, stack: ExitStack) -> pack.Contents:
     """Read everything, join records and files, and correct files with another archive's content.
 
-    ``stack`` closes what is returned.
+    What was found for each line of the records is returned, and closed by ``stack``.
     """
     options = context.plan.options
     summaries = scan.read_summaries(context)
     if len(summaries) < len(context.parts):
-        return _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
+        return pack.Contents(stack.enter_context(Rewrites(context.scratch, lines=0)))
     put_back(context)
     if options.layout.has_records:
         find_pieces(context, summaries)
@@ -286,7 +278,7 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> _Lines:
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
         collisions.resolve(context, conflicts)
     _check_totals(context)
-    return _Lines(rewrites, placements)
+    return pack.Contents(rewrites, placements)
 
 
 def _dropped(context: FinalizeContext) -> array[int]:
@@ -377,31 +369,29 @@ def _strip_hint(context: FinalizeContext, above: str) -> str:
     return f"`--strip-components {number}` strips {which}"
 
 
-def _contents(context: FinalizeContext, lines: _Lines) -> pack.Contents:
+def _contents(context: FinalizeContext, found: pack.Contents) -> pack.Contents:
     """What is published; writes the merged records, except in a task that does not need them."""
     dropped = _dropped(context)
     merged = None
     if context.reads_records and not (context.pack_task and context.packs_records):
-        merged = merge.merge_records(context, dropped, lines.rewrites)
+        merged = merge.merge_records(context, dropped, found.rewrites)
     elif context.repair_state is not None:
         merged = repair.records_as_published(context.repair_state)
     skipped = merge.sorted_numbers(context.totals.skipped)
-    return pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
+    return found._replace(merged=merged, dropped=dropped, skipped=skipped)
 
 
-def _prepare(context: FinalizeContext, lines: _Lines) -> publish.Journal:
+def _prepare(context: FinalizeContext, found: pack.Contents) -> publish.Journal:
     """Write records, manifest and receipt into staging, then the journal."""
     _remove_listed(context)
-    contents = _contents(context, lines)
+    contents = _contents(context, found)
     merged, packed = contents.merged, None
+    sections: Iterable[merge.Section]
     if context.packs:
-        packed, published = pack.pack(context, contents)
-        sections = iter([section(context, "packed", published)])
+        packed, sections = pack.pack(context, contents)
     else:
-        records = [merged.line] if merged else []
-        sections = chain(
-            [section(context, "records", records)], sections_of_files(context, contents.skipped)
-        )
+        records = section(context, "records", [merged.line] if merged else [])
+        sections = chain([records], sections_of_files(context, contents.skipped))
     proof = write_manifest(context, sections)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if context.repair_state is not None:
