@@ -86,16 +86,10 @@ def _unlink(path: bytes) -> None:
 
 
 def _remove_empty(root: Path) -> None:
-    """Remove folders that contain only empty folders, ``root`` included."""
-    folders = [str(root)]
-    for folder in folders:  # the list grows in the loop; parents come before their children
-        with os.scandir(folder) as entries:
-            folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    for folder in reversed(folders):
-        try:
-            Path(folder).rmdir()
-        except OSError:
-            pass  # it contains files of the user
+    """Remove folders that contain only empty folders, ``root`` included; others have files of the
+    user."""
+    for folder, _, _ in presence.walk(root):
+        _remove_if_empty(Path(folder))
 
 
 def clean_up(context: FinalizeContext) -> None:
@@ -219,4 +213,4 @@ def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        pass  # it is in use by others, or was removed
+        pass  # it is in use, or was removed

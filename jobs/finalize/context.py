@@ -20,7 +20,6 @@ from jobs.outputs import registry
 from jobs.runtime import forks
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage.manifest import bytes_of
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
@@ -67,17 +66,6 @@ class RepairState:
 
     receipt: Receipt  # as it was published
     records: bool  # whether the records file is merged again
-
-    @property
-    def names_among_data(self) -> tuple[str, ...]:
-        """Name of the records files among the data; empty where there were none."""
-        records = self.receipt.records
-        return (records.path,) if records and self.receipt.records_among_data else ()
-
-    @property
-    def names(self) -> list[bytes]:
-        """Names of the dataset in the destination."""
-        return [bytes_of(key) for key in self.receipt.entries]
 
 
 class Noted(Enum):
@@ -190,11 +178,6 @@ class FinalizeContext:
     def records_out_of_data(self) -> Path:
         """Folder for the records files that were found among the files of the data."""
         return self.staging.records / "among-data"
-
-    @property
-    def ready(self) -> Path:
-        """Manifest and receipt before they are published."""
-        return self.staging.ready
 
     @property
     def packs(self) -> bool:

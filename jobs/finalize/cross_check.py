@@ -108,8 +108,7 @@ class _Bucket:
     def __init__(
         self, audit: Audit, found: Checked, rewrites: Rewrites, placements: Placements | None
     ) -> None:
-        self._folders = audit.folders
-        self._lost_folders = audit.lost_folders
+        self._audit = audit
         self._found = found
         self._rewrites = rewrites
         self._placements = placements
@@ -221,7 +220,9 @@ class _Bucket:
         meanings: Meanings | None = None
         for reference, key in self._references(rows):
             if key is None:
-                meanings = meanings or self._meanings()
+                meanings = meanings or Meanings(
+                    self._context, self._files, self._near, self._of_another
+                )
                 meanings.add(reference)
                 continue
             if reference.required and not self._context.line_of(reference.line)[0].is_corrected:
@@ -229,10 +230,18 @@ class _Bucket:
             if self._options.on_collision is OnCollision.PER_SHARD:
                 self._rewrites.add(reference.line, reference.place, key)
             self._note_named(key, reference)
-        if meanings is not None:
-            for reference, key in self._references(rows):
-                if key is None:
-                    self._resolve(reference, *meanings.of(reference, named))
+        if meanings is None:
+            return
+        for reference, exact in self._references(rows):
+            if exact is not None:
+                continue
+            key, fact = meanings.of(reference, named)
+            if key is None:
+                self._report_missing(reference, fact)
+            else:
+                self._rewrites.add(reference.line, reference.place, key)
+                self._report_rewrite(key, reference)
+                self._note_named(key, reference)
 
     def _references(self, rows: Iterable[_Row]) -> Iterator[tuple[Reference, str | None]]:
         """References, each with the file that it names exactly."""
@@ -244,9 +253,6 @@ class _Bucket:
                 key = other
             yield reference, key if reference.how == How.LITERAL and key in files else None
 
-    def _meanings(self) -> Meanings:
-        return Meanings(self._context, self._files, self._near, self._of_another)
-
     def _of_another(self, path: str, key: str) -> str:
         """See ``LostFolders.of_another``."""
         file = self._files[key]
@@ -254,16 +260,7 @@ class _Bucket:
             (self._context.part_of(each.number).shard, each.origin[1] if each.origin else "")
             for each in (file, *file.copies)
         ]
-        return self._lost_folders.of_another(path, key, archives)
-
-    def _resolve(self, reference: Reference, key: str | None, fact: str) -> None:
-        """Note the file that a reference means, or the reason for none."""
-        if key is None:
-            self._report_missing(reference, fact)
-        else:
-            self._rewrites.add(reference.line, reference.place, key)
-            self._report_rewrite(key, reference)
-            self._note_named(key, reference)
+        return self._audit.lost_folders.of_another(path, key, archives)
 
     def _note_named(self, key: str, reference: Reference) -> None:
         """Note that a record names that file."""
@@ -372,7 +369,7 @@ class _Bucket:
                 return False
         elif problem is not None:
             report(FindingKind.WARNING, problem.removeprefix(WARNING))
-        if key in self._folders:
+        if key in self._audit.folders:
             report(FindingKind.TWO_KINDS, "is both a file and a folder of the dataset")
         if file.has_changed:
             self._found.absent.add(self._context.part_index(file.number))

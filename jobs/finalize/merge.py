@@ -70,7 +70,10 @@ def merge_records(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = context.scratch / "merged"
     form = record_forms.published_form([piece.found for piece in context.pieces], target.name)
-    _report_forms(context, form)
+    for piece in context.pieces:
+        if piece.found.description != form.description:
+            fact = f"contains {piece.found.description}, is published as {form.description}"
+            context.findings.add(FindingKind.FORM, fact, piece.shard.id)
     published = _PublishedLines(context, dropped, rewrites)
     if published.may_change:
         file = _written(context, record_forms.framed(published.lines(), form), temporary)
@@ -121,13 +124,6 @@ def _blocks(context: FinalizeContext, path: Path) -> Iterator[bytes]:
     for data in blocks(path):
         context.progress.check()
         yield data
-
-
-def _report_forms(context: FinalizeContext, form: record_forms.FoundRecords) -> None:
-    for piece in context.pieces:
-        if piece.found.description != form.description:
-            fact = f"contains {piece.found.description}, is published as {form.description}"
-            context.findings.add(FindingKind.FORM, fact, piece.shard.id)
 
 
 class _PublishedLines:
@@ -315,7 +311,7 @@ def _section_of_parts(context: FinalizeContext, skipped: array[int], places: ran
 
 def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> WrittenManifest:
     """Write the manifest into ``ready``, and the sums where a standard tool checks the digest."""
-    context.ready.mkdir(exist_ok=True)
+    context.staging.ready.mkdir(exist_ok=True)
     algorithm = context.plan.options.digest
     sums_name = SUMS.get(algorithm)
     hasher = hashlib.sha256()
@@ -335,7 +331,7 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
         if sums is not None:
             sums.write(last_sum_line(algorithm, hasher.hexdigest()))
     for name in filter(None, (MANIFEST, sums_name)):
-        (context.scratch / name).replace(context.ready / name)
+        (context.scratch / name).replace(context.staging.ready / name)
     return WrittenManifest(hasher.hexdigest(), size, files, total, sums_name, members)
 
 

@@ -207,7 +207,9 @@ def _write_shards(
     if placements is None:
         files = packed_shards.files(context, skipped)
         if names.output.with_records and merged is not None:
-            files = chain([[packed_shards.records_file(merged.line)]], files)
+            line = merged.line
+            content = (None, None, 0, line.crc32, line.digest or line.crc32, line.path)
+            files = chain([[PackedMember(line.name.encode(), line.size, *content)]], files)
         return packing.write_all(files, names.shard, "shards"), None
     in_samples = bytearray(context.part_starts[-1])
     records = published_records(context, dropped, rewrites)

@@ -96,14 +96,6 @@ def files(
                     yield [PackedMember(bytes_of(key), entry.size, None, *content)]
 
 
-def records_file(line: PublishedFile) -> PackedMember:
-    """The merged records, which are published as ``line``."""
-    return PackedMember(
-        line.name.encode(), line.size, crc32=line.crc32, digest=line.digest or line.crc32,
-        key=line.path,
-    )  # fmt: skip
-
-
 def _extension(file: Placement, fd: int) -> str:
     """That of the file's name, in lower case; without a plain one, what its first bytes say."""
     extension = pictures.extension(file.key.partition("\0")[0])

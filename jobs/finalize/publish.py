@@ -148,7 +148,7 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
     Raises ``ClaimedError`` if another run has claimed the destination: this one was cancelled.
     """
     if context.packs:  # the containers beside the dataset need not reach the disk any more
-        for folder in (context.staging.data, context.ready):
+        for folder in (context.staging.data, context.staging.ready):
             _sync_tree(folder)
     else:
         with closing(atomic.FileSystem(context.staging.root)) as file_system:

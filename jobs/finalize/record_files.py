@@ -304,13 +304,9 @@ def _among_data(context: FinalizeContext) -> Iterator[_Source]:
 
 def _copy(context: FinalizeContext, file: DataFile, target: Path) -> None:
     """Copy a file out of its part's container."""
-    fd = os.open(context.staging.container(file.part), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with target.open("wb") as out:
-            for block in read_range(fd, file.entry.offset or 0, file.entry.size):
-                out.write(block)
-    finally:
-        os.close(fd)
+    place = context.staging.container(file.part)
+    with place.open("rb", buffering=0) as container, target.open("wb") as out:
+        out.writelines(read_range(container.fileno(), file.entry.offset or 0, file.entry.size))
 
 
 def _choose(context: FinalizeContext) -> list[DataFile]:
@@ -320,7 +316,9 @@ def _choose(context: FinalizeContext) -> list[DataFile]:
     records. In a repair they are those of the published dataset.
     """
     if context.repair_state is not None:
-        return list(_files(context, context.repair_state.names_among_data, OtherFiles()))
+        receipt = context.repair_state.receipt
+        before = (receipt.records.path,) if receipt.records and receipt.records_among_data else ()
+        return list(_files(context, before, OtherFiles()))
     names = context.plan.options.layout.records_names
     by_name: defaultdict[str, list[DataFile]] = defaultdict(list)
     others = OtherFiles()

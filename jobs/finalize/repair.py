@@ -14,7 +14,7 @@ from jobs.errors import Cause, VerificationError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
 from jobs.finalize.context import FinalizeContext, RepairState
-from jobs.finalize.merge import Merged, WrittenManifest
+from jobs.finalize.merge import WrittenManifest
 from jobs.model import Carried, Fetched, Part, Plan, utc_now
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.process import cores
@@ -305,14 +305,6 @@ def _records_needed(context: FinalizeContext, published: PublishedFile | None) -
         pass  # the receipt was lost without a check
     path = Path(context.staging.dest, published.path)
     return not presence.is_file(path) or path.stat().st_size != published.size
-
-
-def records_as_published(repair_state: RepairState) -> Merged | None:
-    """The published records file, which stays as it is."""
-    published = repair_state.receipt
-    if published.records is None:
-        return None
-    return Merged(published.records, published.counts["records"], 0, {})
 
 
 def repaired_receipt(

@@ -26,6 +26,7 @@ from jobs.model import Entry, Fetched, Layout, Part, PartSummary, ShardKind
 from jobs.outputs import registry
 from jobs.storage import latency, presence
 from jobs.storage.manifest import (
+    bytes_of,
     entry_blocks,
     key_of,
     keys_of_bytes,
@@ -364,7 +365,8 @@ def _scan_disk(audit: Audit) -> _FilesFound:
     context, found = audit.context, _FilesFound(audit.batch("disk"))
     _scan_tree(audit, context.staging.data, [b""], ours=True)
     if context.repair_state is not None:
-        _scan_tree(audit, context.staging.dest, context.repair_state.names, ours=False)
+        names = map(bytes_of, context.repair_state.receipt.entries)
+        _scan_tree(audit, context.staging.dest, names, ours=False)
     audit.rows.flush()
     return found
 

@@ -54,7 +54,7 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
     why = _reasons(folder)
     names = {shard.id: shard.name for shard in plan.shards}
     lines = [
-        f"✗ {names[shard]}: {_state(shard in fetched)}"
+        f"✗ {names[shard]}: not {'extracted' if shard in fetched else 'downloaded'}"
         + (f": {why[shard]}" if shard in why else "")
         for shard in list(of_shards)[:_SHOWN]
     ]
@@ -81,10 +81,6 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
         )
     done = f"✗ {total - len(parts)} of {all_parts} extracted: nothing was {aim}"
     return Summary(lines=(*lines, done)), Problem(Cause.NOT_FETCHED, message)
-
-
-def _state(here: bool) -> str:
-    return "not extracted" if here else "not downloaded"
 
 
 def _reasons(folder: RunFolder) -> dict[str, str]:
@@ -375,8 +371,8 @@ def _contents(context: FinalizeContext, found: pack.Contents) -> pack.Contents:
     merged = None
     if context.reads_records and not (context.pack_task and context.packs_records):
         merged = merge.merge_records(context, dropped, found.rewrites)
-    elif context.repair_state is not None:
-        merged = repair.records_as_published(context.repair_state)
+    elif context.repair_state is not None and (line := context.repair_state.receipt.records):
+        merged = merge.Merged(line, context.totals.records, 0, {})
     skipped = merge.sorted_numbers(context.totals.skipped)
     return found._replace(merged=merged, dropped=dropped, skipped=skipped)
 
@@ -409,7 +405,7 @@ def _prepare(context: FinalizeContext, found: pack.Contents) -> publish.Journal:
         old = publish.old_names(context, entries)
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
     (context.scratch / RECEIPT).write_bytes(atomic.dumps(content))
-    (context.scratch / RECEIPT).replace(context.ready / RECEIPT)
+    (context.scratch / RECEIPT).replace(context.staging.ready / RECEIPT)
     publish.begin(context, journal)
     return journal
 
