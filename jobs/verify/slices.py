@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,14 +48,6 @@ class SliceReport(msgspec.Struct):
     damaged: list[Damage] = []  # the first ones
     parts: set[str] = set()  # of all damaged files; "" for those without a part
 
-    def count(
-        self, lines: Sequence[_Line | PublishedFile], files: Sequence[_Line | PublishedFile]
-    ) -> None:
-        """Add checked lines of the manifest, of which these are ``files``."""
-        self.files += len(files)
-        self.members += len(lines) - len(files)
-        self.bytes += sum(line.size for line in files)
-
     def add(self, damage: Damage) -> None:
         self.bad += 1
         self.parts.add(damage.part or "")
@@ -77,6 +71,9 @@ class _Line(msgspec.Struct):
     raw: str | None = None
     part: str | None = None
     shard: str | None = None
+
+
+_AnyLine = _Line | PublishedFile
 
 
 def blocks(manifest: Path, index: int, count: int) -> Iterator[bytes]:
@@ -104,50 +101,52 @@ def check_slice(
     how many read where the file system is slow. Raises ``msgspec.DecodeError`` if the manifest is
     damaged, ``OSError`` if it cannot be read.
     """
-    report = SliceReport()
     prefix = os.fsencode(root) + b"/"  # paths are bytes here: names are UTF-8 in any locale
+    decode: Callable[[bytes], list[Any]]
+    what_is_wrong: Callable[[Any], str | None]
+    if deep is None:  # for 100,000 files: few fields, and one system call a file
+        decode = msgspec.json.Decoder(_Line).decode_lines
+        what_is_wrong = partial(_size_fault, prefix)
+    else:
+        decode = msgspec.json.Decoder(PublishedFile).decode_lines
+        what_is_wrong = partial(_content_fault, prefix, deep)
+    report = SliceReport()
     for block in blocks(root / MANIFEST, index, count):
-        if deep is None:
-            sizes = msgspec.json.Decoder(_Line).decode_lines(block)
-            _check_sizes(prefix, sizes, threads, report)
-        else:
-            lines = msgspec.json.Decoder(PublishedFile).decode_lines(block)
-            _check_bytes(prefix, lines, deep, threads, report)
+        lines = decode(block)
+        files = [line for line in lines if line.shard is None]
+        found = latency.each(
+            what_is_wrong,
+            files,
+            threads=threads,
+            is_small=lambda line: deep is None or line.size <= _CHUNK,
+        )
+        for line, what in zip(files, found, strict=True):
+            if what is not None:
+                report.add(Damage(line.path, what, line.part))
+        report.files += len(files)
+        report.members += len(lines) - len(files)
+        report.bytes += sum(line.size for line in files)
     return report
 
 
-def _check_sizes(
-    prefix: bytes,
-    lines: list[_Line],
-    threads: int,
-    report: SliceReport,
-) -> None:
-    # The hot loop for 100,000 files: one system call a file and little else.
-    lstat = os.lstat
-
-    def status_of(line: _Line) -> os.stat_result | None:
-        try:
-            return lstat(prefix + _path(line))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    files = [line for line in lines if line.shard is None]
-    for line, found in zip(files, latency.each(status_of, files, threads=threads), strict=True):
-        if found is None:
-            report.add(Damage(line.path, "missing", line.part))
-            continue
-        if stat.S_ISLNK(found.st_mode):
-            found = _link_target(prefix, line) or found
-        if found.st_size != line.size or not stat.S_ISREG(found.st_mode):
-            report.add(Damage(line.path, _difference(found, line.size), line.part))
-    report.count(lines, files)
+def _size_fault(prefix: bytes, line: _AnyLine) -> str | None:
+    """What is wrong with a file by its name and size; None if nothing is."""
+    try:
+        found = os.lstat(prefix + _path(line))
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    if stat.S_ISLNK(found.st_mode):
+        found = _link_target(prefix, line) or found
+    if found.st_size != line.size or not stat.S_ISREG(found.st_mode):
+        return _difference(found, line.size)
+    return None
 
 
-def _path(line: _Line | PublishedFile) -> bytes:
+def _path(line: _AnyLine) -> bytes:
     return line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
 
 
-def _link_target(prefix: bytes, line: _Line | PublishedFile) -> os.stat_result | None:
+def _link_target(prefix: bytes, line: _AnyLine) -> os.stat_result | None:
     """The status of the file that a link points to; None if it is not in the dataset.
 
     A copied folder keeps its inner links, which the manifest lists as the files that they point to.
@@ -166,29 +165,6 @@ def _difference(found: os.stat_result, size: int) -> str:
     if not stat.S_ISREG(found.st_mode):
         return "no longer a regular file"
     return f"has {found.st_size} of {size} bytes"
-
-
-def _check_bytes(
-    prefix: bytes,
-    lines: list[PublishedFile],
-    algorithm: str,
-    threads: int,
-    report: SliceReport,
-) -> None:
-    def checked(line: PublishedFile) -> str | None:
-        name = prefix + _path(line)
-        if os.path.islink(name) and _link_target(prefix, line) is not None:  # noqa: PTH114  # hot
-            name = os.path.realpath(name)
-        return _read(name, line, algorithm, _buffer())
-
-    files = [line for line in lines if line.shard is None]
-    results = latency.each(
-        checked, files, threads=threads, is_small=lambda line: line.size <= _CHUNK
-    )
-    for line, what in zip(files, results, strict=True):
-        if what is not None:
-            report.add(Damage(line.path, what, line.part))
-    report.count(lines, files)
 
 
 def _buffer() -> memoryview:
@@ -217,9 +193,12 @@ def damaged_members(root: Path, shard: str) -> list[str]:
         ]
 
 
-def _read(path: bytes, line: PublishedFile, algorithm: str, buffer: memoryview) -> str | None:
+def _content_fault(prefix: bytes, algorithm: str, line: PublishedFile) -> str | None:
     """What is wrong with a file after reading all of it; None if nothing is."""
-    hasher = digest.new(algorithm)
+    path = prefix + _path(line)
+    if os.path.islink(path) and _link_target(prefix, line) is not None:  # noqa: PTH114  # hot
+        path = os.path.realpath(path)
+    hasher, buffer = digest.new(algorithm), _buffer()
     size = 0
     try:
         fd = open_no_link(path)
