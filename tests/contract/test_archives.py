@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from jobs.runtime.process import CORES
 from tests.support.archives.one_pass import read_through
 from tests.support.archives.reading import digests, fetched, opened, part_digests, reader_of
 
+# Size and MD5 of files by their paths.
+Digests = Mapping[str, tuple[int, str]]
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
 
 
@@ -170,7 +172,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.seek(1 << 20)
         file.write(b"middle" * 1000)
         file.truncate(3 << 20)
-    (root / "dataset" / "large.bin").write_bytes(os.urandom(2_500_000) + bytes(500_000))
+    (root / "dataset" / "large.bin").write_bytes(os.urandom(1_300_000) + bytes(500_000))
     (root / "dataset" / "empty").mkdir()
     os.link(images / "0007.png", root / "dataset" / "again.png")
     return root
@@ -195,48 +197,59 @@ def archive(request: pytest.FixtureRequest, written: Callable[[str], Path]) -> P
     return written(request.param)
 
 
-def _expected(tree: Path, found: object) -> dict[str, tuple[int, str]]:
-    """What the tree holds; without the long names where a writer cannot store them."""
-    assert isinstance(found, dict)
-    out = {}
-    for path in tree.rglob("*"):
-        if path.is_file():
-            name = str(path.relative_to(tree))
-            if "nnn" in name and not any("nnn" in other for other in found):
-                continue
-            data = path.read_bytes()
-            out[name] = (len(data), hashlib.md5(data, usedforsecurity=False).hexdigest())
-    return out
+@pytest.fixture(scope="module")
+def whole(archive: Path) -> Digests:
+    """What is read of it in one part."""
+    return digests(archive)
+
+
+@pytest.fixture(scope="module")
+def content(tree: Path) -> Digests:
+    """What the tree holds."""
+    files = [path for path in tree.rglob("*") if path.is_file()]
+    return {
+        str(path.relative_to(tree)): (
+            len(data),
+            hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        )
+        for path, data in ((path, path.read_bytes()) for path in files)
+    }
+
+
+def _expected(content: Digests, found: Digests) -> Digests:
+    """``content`` without the long names where a writer cannot store them."""
+    if any("nnn" in name for name in found):
+        return content
+    return {name: value for name, value in content.items() if "nnn" not in name}
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_file_comes_byte_for_byte(
-    written: Callable[[str], Path], tree: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    written: Callable[[str], Path], content: Digests, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(CORES, "2")
     found = digests(written(name))
-    assert found == _expected(tree, found)
+    assert found == _expected(content, found)
 
 
 def test_on_one_core_no_thread_reads_ahead_and_the_bytes_are_the_same(
-    archive: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, content: Digests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CORES, "1")
     found = digests(archive)
-    assert found == _expected(tree, found)
+    assert found == _expected(content, found)
 
 
 @pytest.mark.parametrize("name", TARS_HERE)
 def test_every_file_comes_byte_for_byte_where_the_extension_was_not_built(
-    written: Callable[[str], Path], tree: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    written: Callable[[str], Path], content: Digests, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(tar_header, "_scan", tar_header.scan_tar_plain)
     found = digests(written(name))
-    assert found == _expected(tree, found)
+    assert found == _expected(content, found)
 
 
-def test_parts_together_are_complete_and_disjoint(archive: Path, tree: Path) -> None:
-    whole = digests(archive)
+def test_parts_together_are_complete_and_disjoint(archive: Path, whole: Digests) -> None:
     reader, evidence, _ = opened(archive, parts=5)
     parts = [part_digests(reader, Part("s0", index, 5)) for index in range(5)]
     assert sum(map(len, parts)) == len(whole)
@@ -320,17 +333,17 @@ def test_a_consumer_may_leave_members_unread_or_stop(archive: Path) -> None:
     assert [member.name for member in reader.members(Part("s0", 0, 1))] == names
 
 
-def test_a_split_archive_reads_as_one(archive: Path, tmp_path: Path) -> None:
+def test_a_split_archive_reads_as_one(archive: Path, whole: Digests, tmp_path: Path) -> None:
     data = archive.read_bytes()
     pieces = [tmp_path / f"{archive.name}.{index:03d}" for index in range(3)]
     third = len(data) // 3 + 1
     for index, piece in enumerate(pieces):
         piece.write_bytes(data[index * third : (index + 1) * third])
-    assert digests(*pieces) == digests(archive)
+    assert digests(*pieces) == whole
 
 
 def test_one_pass_writes_a_plain_tar_and_where_its_parts_begin(
-    archive: Path, tmp_path: Path
+    archive: Path, whole: Digests, tmp_path: Path
 ) -> None:
     evidence, shard = fetched(archive, parts=4)
     if evidence.format not in TARS:
@@ -342,7 +355,6 @@ def test_one_pass_writes_a_plain_tar_and_where_its_parts_begin(
     else:
         assert followed.plain == str(plain)
         assert [path.name for path in tmp_path.iterdir()] == ["plain.tar"]
-    whole = digests(archive)
     reader = reader_of(followed, shard, OPTIONS)
     parts = [part_digests(reader, Part("s0", index, 4)) for index in range(4)]
     assert {path: value for part in parts for path, value in part.items()} == whole
