@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -271,7 +272,11 @@ def _in(folder: Path, path: str) -> Path:
 
 def _move(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.replace(target)
+    if source.is_symlink():  # relative to its folder
+        shutil.copyfile(source, target)
+        source.unlink()
+    else:
+        source.replace(target)
 
 
 def _among_data(context: FinalizeContext) -> Iterator[_Source]:

@@ -247,3 +247,16 @@ def test_a_published_dataset_keeps_its_options(cli: Cli, tmp_path: Path) -> None
     assert "launch again with --overwrite" in said
     (cli.cwd / "websight.toml").write_text('on-bad-record = "drop"\n')
     assert "nothing to do" in cli.run("resume").err  # a setting is not a change
+
+
+def test_the_records_that_a_resume_names_may_be_a_link(cli: Cli, tmp_path: Path) -> None:
+    source, dest = tmp_path / "source", tmp_path / "data"
+    (source / "images").mkdir(parents=True)
+    files = pictures("images/{}.png")
+    for path, data in files.items():
+        (source / path).write_bytes(data)
+    (source / "first").write_bytes(records(files))
+    (source / "latest").symlink_to("first")
+    cli.run(*LOCAL, "--local-path", source, "--dest", dest, rc=VERIFICATION)
+    cli.run("resume", "--records-file", "latest")
+    assert (dest / "latest").read_bytes() == (dest / "first").read_bytes() == records(files)
