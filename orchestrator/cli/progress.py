@@ -42,42 +42,37 @@ def pause_s(took_s: float, interval_s: float = INTERVAL_S) -> float:
     return max(interval_s, _REST * took_s)
 
 
-class Screen:
-    """A block of lines that is redrawn on a terminal, even if the terminal is resized."""
+class Display:
+    """Shows a run on a stream: ``draw`` on a terminal, ``line`` where nothing can be redrawn."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._look = style_of(out)
-        self._lines = 0
+        self._out, self.look = out, style_of(out)
+        self.redraws = is_screen(out)
+        self._height = 0  # lines of the block that is on the terminal
+        self._last, self._written = "", float("-inf")  # the last line, and when it was written
 
     def draw(self, text: str, *, last: bool = False) -> None:
-        """Replace the text before with ``text``, cut so that nothing scrolls unless it is last."""
+        """Replace the block of lines before, even if the terminal was resized, with ``text``.
+
+        It is cut so that nothing scrolls, unless it is the last.
+        """
         rows = shutil.get_terminal_size().lines - 1
         lines = text.rstrip("\n").split("\n")
         if len(lines) > rows and not last:
-            more = self._look.encodable(f"… {len(lines) - rows + 1} more lines")
+            more = self.look.encodable(f"… {len(lines) - rows + 1} more lines")
             lines = [*lines[: rows - 1], more]
-        back = f"\x1b[{self._lines}F" if self._lines else ""
+        back = f"\x1b[{self._height}F" if self._height else ""
         body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
         begin = "" if last else _HIDE
         self._out.write(f"{begin}{back}{body}{_CLEAR_BELOW}{_SHOW}")
         self._out.flush()
-        self._lines = len(lines)
+        self._height = len(lines)
 
-
-class Lines:
-    """A plain line about a run now and then, for logs."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._look = style_of(out)
-        self._last, self._written = "", float("-inf")
-
-    def show(self, state: RunState) -> None:
-        """Write a line if it is time, and if it differs from the last one."""
+    def line(self, state: RunState) -> None:
+        """Write a plain line if it is time, and if it differs from the last one."""
         if time.monotonic() - self._written < LINE_EVERY_S:
             return
-        line = self._look.encodable(status_screen.line(state, utc_now()))
+        line = self.look.encodable(status_screen.line(state, utc_now()))
         if line != self._last:
             self._out.write(f"{line}\n")
             self._out.flush()
@@ -97,21 +92,19 @@ def watch(
     at the end. Ctrl-C only ends the display. ``failed``: show only failures.
     """
     out = out or sys.stdout
-    look, on_terminal = style_of(out), is_screen(out)
-    run = run_list.run_word(folder)
-    hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
-    screen, lines = Screen(out), Lines(out)
+    display, run = Display(out), run_list.run_word(folder)
+    hint = "Ctrl-C stops watching; the run continues" if display.redraws else None
 
     def show(state: RunState) -> None:
         has_ended = state.status is not RunStatus.RUNNING
-        if on_terminal or has_ended:
+        if display.redraws or has_ended:
             text = status_screen.render(
-                state, utc_now(), look, failed_only=failed, run=run, hint=hint
+                state, utc_now(), display.look, failed_only=failed, run=run, hint=hint
             )
-            screen.draw(text, last=has_ended) if on_terminal else out.write(text)
+            display.draw(text, last=has_ended) if display.redraws else out.write(text)
             out.flush()
         else:
-            lines.show(state)
+            display.line(state)
 
     def on_interrupt() -> None:
         out.write(f"stopped watching; run {folder.run_id} continues\n")
@@ -148,9 +141,8 @@ def each_state(
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Tick]:
     """A function to call regularly with the run's folder; an interrupt prints how to continue."""
-    on_terminal = is_screen(sys.stderr)
-    bars, lines = _Bars(sys.stderr), Lines(sys.stderr)
-    interval_s = BARS_EVERY_S if on_terminal else LINE_EVERY_S
+    bars, display = _Bars(sys.stderr), Display(sys.stderr)
+    interval_s = BARS_EVERY_S if display.redraws else LINE_EVERY_S
     due = time.monotonic() + interval_s
     seen: list[RunFolder] = []
 
@@ -162,7 +154,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
             return
         with suppress(OrchestrateError, OSError):  # read between two writes
             state = api.status(folder)
-            bars.show(state) if on_terminal else lines.show(state)
+            bars.show(state) if display.redraws else display.line(state)
         due = time.monotonic() + pause_s(time.monotonic() - began, interval_s)
 
     try:

@@ -13,7 +13,7 @@ import pytest
 from jobs.storage.run_folder import RunFolder
 from orchestrator import api
 from orchestrator.cli import progress
-from orchestrator.cli.progress import INTERVAL_S, Screen, each_state, pause_s, watch
+from orchestrator.cli.progress import INTERVAL_S, Display, each_state, pause_s, watch
 from orchestrator.inspection.run_list import Run
 from orchestrator.inspection.state import RunState, RunStatus
 from tests.support.builders import runs
@@ -114,13 +114,13 @@ def test_a_screen_taller_than_the_terminal_is_cut_so_that_nothing_scrolls(
 ) -> None:
     monkeypatch.setenv("LINES", "5")
     out = io.StringIO()
-    screen = Screen(out)
+    screen = Display(out)
     screen.draw("\n".join(map(str, range(20))))
     assert out.getvalue().count("\n") == 4
     assert "… 17 more lines" in out.getvalue()
     screen.draw("short")
     assert "\x1b[4F" in out.getvalue()
-    Screen(io.TextIOWrapper(io.BytesIO(), "latin-1")).draw("line\n" * 20)
+    Display(io.TextIOWrapper(io.BytesIO(), "latin-1")).draw("line\n" * 20)
 
 
 def test_the_last_screen_of_a_run_is_shown_completely(
