@@ -139,8 +139,7 @@ class Pool:
             now = time.monotonic()
             if now >= look_at:
                 look_at = now + CANCEL_CHECK_S
-                self._check_run_folders()
-                self._cancel_requested()
+                self._read_run_folders()
             if now >= life_at:
                 life_at = now + process_records.ALIVE_S
                 for job in self.jobs.values():
@@ -210,20 +209,21 @@ class Pool:
             signal_group(task.process.id.pid, signal.SIGKILL)
             _end(task, returncode=code, cause=_cause(task, code))
 
-    def _check_run_folders(self) -> None:
-        """Raise ``RunFolderError`` if the run folder of a job is gone, and with it the results."""
+    def _read_run_folders(self) -> None:
+        """Cancel what other processes ask to be cancelled; ``RunFolderError`` if a folder is gone,
+        and with it the results.
+        """
         for job in self.jobs.values():
-            if not job.ended and not presence.may_exist(job.spec.run_dir):
+            if job.ended or job.cancelled:
+                continue
+            if not presence.may_exist(job.spec.run_dir):
                 raise RunFolderError(
                     f"the run folder {job.spec.run_dir} was removed or moved while its tasks were "
                     "running, so they were stopped; if it was moved, run `resume` with its new "
                     "path, if its file system is not mounted, mount it and run `resume`, else "
                     "launch again"
                 )
-
-    def _cancel_requested(self) -> None:
-        for job in self.jobs.values():
-            if not job.ended and not job.cancelled and job.files.is_cancelled(job.id):
+            if job.files.is_cancelled(job.id):
                 self.cancel(job)
 
     def _stop_all(self) -> None:
