@@ -215,7 +215,8 @@ class DownloadState:
                 DigestError(
                     f"{self.name}: the downloaded file has {digests[want.algorithm]}, but the "
                     f"published digest is {want}; the published file is damaged or was replaced "
-                    "since (launch again), or a proxy modifies it"
+                    "since (launch again), a proxy modifies it, or a list beside a URL is wrong "
+                    "(launch with --sha256)"
                 )
             )
         self._arrivals.finish()  # readers need not wait until it is durable

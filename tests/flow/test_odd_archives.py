@@ -30,6 +30,7 @@ from tests.support.archives.reading import opened
 from tests.support.builders.complete_run import complete_run, finished
 from tests.support.builders.contents import line, png, tarred
 from tests.support.builders.runs import RunBuilder
+from tests.support.servers.webserver import FaultyServer
 
 UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
 
@@ -521,6 +522,17 @@ def test_a_damaged_archive_without_the_published_digest_is_reported_as_a_bad_cop
     assert "the published digest is md5:" in brought.text
     assert "leave it out (--exclude), and launch again" in brought.text
     assert "contact its publisher" not in brought.text
+
+
+def test_of_a_wrong_list_beside_a_url_the_message_has_the_option_that_replaces_it(
+    tmp_path: Path,
+) -> None:
+    data = gzip.compress(tarred(PAGES))
+    with FaultyServer({"/d.tar.gz": data, "/SHA256SUMS": b"0" * 64 + b"  d.tar.gz\n"}) as web:
+        url = ("--url", web.url("/d.tar.gz"))
+        assert "(launch with --sha256)" in complete_run(tmp_path / "a", url).text
+        right = ("--sha256", hashlib.sha256(data).hexdigest())
+        assert complete_run(tmp_path / "b", (*url, *right)).files == PAGES
 
 
 def test_a_damaged_archive_with_the_published_digest_is_reported_as_the_publishers_fault(
