@@ -206,10 +206,12 @@ class ShardStream:
         try:
             self._read_parts(stream)
             streamed = stream.finish()
-            if self._order.extracts and stream.links and streamed.superseded:
-                self._leave_links(stream)
-            elif self._order.extracts and self._plan.options.nested and streamed.superseded:
-                self._leave_replaced(stream, frozenset(streamed.superseded))
+            if self._order.extracts and (what := self._too_early(stream, streamed.superseded)):
+                # All parts: files of what is replaced may have taken the place of others.
+                error = stream.needs_another_pass(what)
+                self._take_back(error.message, files=True)
+                if not self._stored:
+                    raise self._read_only_once(error)
             return streamed
         except TopChanged:
             self._top = (stream.top,)
@@ -245,30 +247,24 @@ class ShardStream:
                 log.info("%s is left to an extract task: %s", part.id, error.message)
                 stream.skip_content(part)
 
-    def _leave_links(self, stream: TarStream) -> None:
-        """Leave all parts to extract tasks, which know the last member of each name.
+    def _too_early(self, stream: TarStream, superseded: Sequence[int]) -> str | None:
+        """What was extracted before it was known which members replace others; None if nothing.
 
-        A symbolic link may have the content of one that a later part replaces.
+        A symbolic link may have the content of a member that a later part replaces, and of nested
+        archives of one name the last one may have fewer files.
         """
-        error = stream.needs_another_pass("symbolic links where members replace others")
-        self._take_back(error.message)
-        if not self._stored:
-            raise self._read_only_once(error)
-
-    def _leave_replaced(self, stream: TarStream, superseded: frozenset[int]) -> None:
-        """Leave parts with nested archives that later ones replace, which may have fewer files."""
+        if superseded and stream.links:
+            return "symbolic links where members replace others"
         self._finishing.wait()
-        for part in self._parts:
+        for part in self._parts if superseded and self._plan.options.nested else ():
             path = self._folder.manifest(part)
-            with suppress(RunFolderError):  # it is left anyway
+            inner = set(superseded)  # as for a part that was left
+            with suppress(RunFolderError):
                 inner = {each.ordinal for each in read_manifest(path) if each.inner is not None}
-                if superseded.isdisjoint(inner.union(read_summary(path).inner_records)):
-                    continue
-                error = stream.needs_another_pass("nested archives with the same name")
-                log.info("%s is left to an extract task: %s", part.id, error.message)
-                path.unlink()
-                if not self._stored:
-                    raise self._read_only_once(error)
+                inner.update(read_summary(path).inner_records)
+            if not inner.isdisjoint(superseded):
+                return "nested archives with the same name"
+        return None
 
     def _read_only_once(self, reason: ArchiveError | str) -> ArchiveError:
         """The error for an archive that has to be stored."""

@@ -359,6 +359,21 @@ def test_of_two_nested_archives_with_one_name_the_last_one_counts_also_in_a_late
     assert {name: tree[name] for name in names} == {"in/both.txt": b"3"}
 
 
+@pytest.mark.parametrize("old", [20, 59], ids=["a later part", "the same part"])
+def test_a_nested_archive_that_a_later_one_replaces_takes_no_place_of_anothers_file(
+    tmp_path: Path, old: int
+) -> None:
+    names = [*FILES]
+    files: dict[str, bytes] = {"in/first.tar": _tar({"both.txt": b"first"})}
+    files |= {name: FILES[name] for name in names[:old]}
+    data = _tar({**files, "in/x.tar": _tar({"both.txt": b"replaced"})})[: -len(END)]
+    rest = {name: FILES[name] for name in names[old:]}
+    data += _tar({**rest, "in/x.tar": _tar({"other.txt": b"last"})})
+    run = _run(tmp_path, data, options=structs.replace(OPTIONS, nested=True))
+    found = {name: data for name, data in _extracted(run).items() if name not in FILES}
+    assert found == {"in/both.txt": b"first", "in/other.txt": b"last"}
+
+
 def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
