@@ -27,7 +27,7 @@ _MAGICS = {  # first bytes of a stream
     "bz2": (b"BZh",),
     "lz4": magic.LZ4.magics,
 }
-_GZIP_END = 13  # bytes: the size at the end of a gzip member, and less than a header
+_GZIP_END = 5  # bytes: the size at the end of a gzip member, and another byte
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
 # What to do where other data follow a stream.
 _IGNORED = (
@@ -132,10 +132,9 @@ class _Into:
         return len(data)
 
     def may_have_ended(self, least: int, most: int) -> bool:
-        """Whether all but the last 1 to 9 bytes may be a complete member with so many bytes."""
-        ends = (self._last[at : at + 4] for at in range(len(self._last) - 4))
-        sizes = (int.from_bytes(end, "little") for end in ends)  # RFC 1952, ISIZE
-        return any((size - least) % (1 << 32) <= most - least for size in sizes)
+        """Whether all but the last byte may be a complete gzip member with so many bytes."""
+        size = int.from_bytes(self._last[:-1], "little")  # RFC 1952, ISIZE
+        return len(self._last) == _GZIP_END and (size - least) % (1 << 32) <= most - least
 
 
 def stream_errors() -> tuple[type[Exception], ...]:
@@ -179,7 +178,7 @@ def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
             if "Not a gzipped file" in str(error):  # after a complete gzip member
                 fact += _IGNORED
             elif isinstance(error, EOFError) and raw.may_have_ended(before, total + BLOCK):
-                fact = f"other bytes follow the gzip stream{_IGNORED}"
+                fact = f"another byte follows the gzip stream{_IGNORED}"
             raise damaged(archive, fact, offset=before) from error
         if not raw.read_bytes:
             raise damaged(archive, "the file is empty")
