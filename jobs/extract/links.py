@@ -198,10 +198,10 @@ class Resolver:
                         for one in of_target
                         if member.ordinal < one.before or one.link.raw not in early
                     ]
-                    if member.kind is MemberKind.FILE:
+                    if member.kind is MemberKind.FILE and not member.superseded:
                         found.update(link.raw for link in mine)
                         self._write_all(target, mine, member)
-                    else:
+                    else:  # another one counts, or where this one leads is searched
                         found.difference_update(link.raw for link in mine)
         for target, links in rest.items():
             self._find(target, [one for one in links if one.link.raw not in found])

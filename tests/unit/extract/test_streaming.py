@@ -374,6 +374,25 @@ def test_a_nested_archive_that_a_later_one_replaces_takes_no_place_of_anothers_f
     assert found == {"in/both.txt": b"first", "in/other.txt": b"last"}
 
 
+@pytest.mark.parametrize("links", [1, 5])
+def test_links_to_a_nested_archive_that_replaced_another_are_extracted_once(
+    tmp_path: Path, links: int
+) -> None:
+    old, new = _tar({"old.txt": b"old", "both.txt": b"old"}), _tar({"both.txt": b"new"})
+    archives = (member(b"%d.tar" % n, data) for n in range(links) for data in (old, new))
+    linked = (
+        member(b"%s/%d.tar" % (folder, n), kind=kind, target=target % n)
+        for n in range(links)
+        for folder, kind, target in ((b"h", b"1", b"%d.tar"), (b"s", b"2", b"../%d.tar"))
+    )
+    options = structs.replace(LINKED, layout=Layout("files"), nested=True)
+    run = _run(tmp_path, b"".join((*archives, *linked)) + _tar(FILES), options=options)
+    tree = _extracted(run)
+    names = {entry.path for part in run.parts for entry in run.entries(part)} - FILES.keys()
+    places = [f"{folder}{n}/both.txt" for n in range(links) for folder in ("", "h/", "s/")]
+    assert {name: tree[name] for name in names} == dict.fromkeys(places, b"new")
+
+
 def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
