@@ -80,7 +80,7 @@ def _folder(run: str, base: Path) -> Path | None:
         moved = base / owner.name
         return moved if not presence.may_exist(owner) and _is_run(moved) else owner
     if presence.is_file(RunFolder(path).plan):
-        return path.absolute()
+        return path.resolve() if path.name == ".." else path.absolute()  # its name is the run's id
     if "/" not in run and presence.is_folder(base / run):
         return base / run  # loading a missing plan reports it
     if presence.is_folder(path) and (last := _last_run_to(path.absolute(), base)) is not None:

@@ -143,6 +143,15 @@ def test_a_destination_that_lost_its_receipt_stands_for_the_newest_run_to_it(
             find_run(word, tmp_path / "none").load_plan()
 
 
+@pytest.mark.parametrize(("within", "words"), [(".", "."), ("submissions", ".."), (".", "../x")])
+def test_a_run_is_known_by_its_id_from_within_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, within: str, words: str
+) -> None:
+    run = _made(tmp_path, "20260301-000000-aaa", tmp_path / "dest")
+    monkeypatch.chdir(run.path / within)
+    assert find_run(words.replace("x", run.run_id)).run_id == run.run_id
+
+
 def test_a_receipt_that_names_no_folder_is_no_run(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="r", published=utc_now()))
     with pytest.raises(RunFolderError, match="is not a run folder"):
