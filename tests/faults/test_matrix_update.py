@@ -7,6 +7,8 @@ Row 1 of docs/faults.md for updates and repairs.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -51,14 +53,40 @@ class Scene:
         return self.shop.run(self.cli, *words, fault=fault, rc=None)
 
 
-@cache
-def updated(shop: Shop, base: Path, output: str) -> dict[str, str]:
-    """What a new launch publishes of the new state."""
-    scene = Scene(shop, base / f"undisturbed-{output}", output)
-    scene.change()
-    fresh = scene.source.with_name("fresh") / "data"
-    scene.launch(fresh)
-    return tree_digest(fresh)
+@pytest.fixture(scope="module")
+def published(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
+    """Scenes with an output: launched once, then copied back to the same place."""
+    root = tmp_path_factory.mktemp("published")
+    launched = cache(lambda output: Scene(shop, root / output, output))
+
+    def make(output: str) -> Scene:
+        base, kept = root / output, root / f"{output}-kept"
+        scene = launched(output)
+        if kept.exists():
+            shutil.rmtree(base)
+            shutil.copytree(kept, base, symlinks=True)
+        else:
+            shutil.copytree(base, kept, symlinks=True)
+        return scene
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def updated(
+    published: Callable[[str], Scene], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, str]]:
+    """What a new launch publishes of the new state with an output."""
+
+    @cache
+    def digest(output: str) -> dict[str, str]:
+        scene = published(output)
+        scene.change()
+        fresh = tmp_path_factory.mktemp("fresh") / "data"
+        scene.launch(fresh)
+        return tree_digest(fresh)
+
+    return digest
 
 
 @pytest.mark.parametrize(
@@ -75,7 +103,8 @@ def updated(shop: Shop, base: Path, output: str) -> dict[str, str]:
 )
 def test_an_update_that_ends_anywhere_is_resumed_and_the_old_state_is_whole_until_then(
     shop: Shop,
-    tmp_path: Path,
+    published: Callable[[str], Scene],
+    updated: Callable[[str], dict[str, str]],
     record_property: Record,
     output: str,
     where: str,
@@ -83,10 +112,10 @@ def test_an_update_that_ends_anywhere_is_resumed_and_the_old_state_is_whole_unti
     step: int,
     least: int,
 ) -> None:
-    new = updated(shop, tmp_path, output)
+    new = updated(output)
     met, at = 0, 1
     while True:
-        scene = Scene(shop, tmp_path / str(at), output)
+        scene = published(output)
         scene.change()
         ended = scene.update(Fault(where, at, what, lasting=what == "ENOSPC"))
         assert ended.orphans == 0
@@ -119,7 +148,7 @@ def test_an_update_that_ends_anywhere_is_resumed_and_the_old_state_is_whole_unti
 )
 def test_a_repair_that_is_killed_anywhere_is_finished_by_the_next_resume(
     shop: Shop,
-    tmp_path: Path,
+    published: Callable[[str], Scene],
     record_property: Record,
     output: str,
     where: str,
@@ -128,7 +157,7 @@ def test_a_repair_that_is_killed_anywhere_is_finished_by_the_next_resume(
 ) -> None:
     met, at = 0, 1
     while True:
-        scene = Scene(shop, tmp_path / str(at), output)
+        scene = published(output)
         (victim,) = (path for path in scene.dest.glob("data*") if png(4) in path.read_bytes())
         data = victim.read_bytes()
         victim.write_bytes(data.replace(png(4), png(5)))
