@@ -19,7 +19,7 @@ from examples.samples import tree_digest
 from tests.support.builders.contents import flip
 from tests.support.faults.forkfaults import Fault
 from tests.support.faults.forkshop import Shop
-from tests.support.faults.matrix import Scene
+from tests.support.faults.matrix import Scene, restore
 
 pytestmark = pytest.mark.faults
 
@@ -29,13 +29,21 @@ Stage = Callable[..., Scene]
 BEFORE_THE_END = Fault("finalize", 3)
 
 
-@pytest.fixture
-def stopped(scene: Stage) -> Scene:
-    """A run that was killed as it finalized."""
-    here = scene()
-    ended = here.launch(fault=BEFORE_THE_END)
-    assert ended.fired
+@pytest.fixture(scope="module")
+def killed(
+    shop: Shop, archives: Path, whole: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Scene:
+    base = tmp_path_factory.mktemp("killed") / "scene"
+    here = Scene(shop, base, ("--local-path", archives), whole)
+    assert here.launch(fault=BEFORE_THE_END).fired
     return here
+
+
+@pytest.fixture
+def stopped(killed: Scene) -> Scene:
+    """A run that was killed as it finalized."""
+    restore(killed.base)
+    return killed
 
 
 def ask(here: Scene, *words: str | Path) -> Any:

@@ -7,7 +7,6 @@ Row 1 of docs/faults.md for updates and repairs.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.support.builders.contents import page_tar, png
 from tests.support.cli import Cli
 from tests.support.faults.forkfaults import Fault
 from tests.support.faults.forkshop import Ended, Shop
-from tests.support.faults.matrix import LAUNCH
+from tests.support.faults.matrix import LAUNCH, restore
 
 pytestmark = pytest.mark.faults
 
@@ -60,13 +59,8 @@ def published(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     launched = cache(lambda output: Scene(shop, root / output, output))
 
     def make(output: str) -> Scene:
-        base, kept = root / output, root / f"{output}-kept"
         scene = launched(output)
-        if kept.exists():
-            shutil.rmtree(base)
-            shutil.copytree(kept, base, symlinks=True)
-        else:
-            shutil.copytree(base, kept, symlinks=True)
+        restore(root / output)
         return scene
 
     return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,16 @@ class Scene:
         after = self.manifests()
         assert {path: after.get(path) for path in finished} == finished
         return self.submitted_twice()
+
+
+def restore(folder: Path) -> None:
+    """Have in ``folder`` what was in it at the first call for it."""
+    kept = folder.with_name(f"{folder.name}-kept")
+    if kept.exists():
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder, symlinks=True)
+    else:
+        shutil.copytree(folder, kept, symlinks=True)
 
 
 def killed_runs(make: Callable[[str], Scene], where: str, first: int, step: int) -> Iterator[Scene]:
