@@ -78,14 +78,18 @@ class OtherFiles:
             self._last, self._last_key = raw, key
         return lower.endswith(magic.RECORDS) and len(self.likely) <= _FEW
 
+    def sample_hint(self) -> str:
+        """How to read two of the files as a sample of WebDataset; empty if there are none."""
+        both = " and ".join(map(quoted, self._pair or ()))
+        return both and f"to read {both} as a sample of WebDataset, launch with --layout webdataset"
+
     def message(self, names: tuple[str, ...], look: Callable[[DataFile], FirstRecord]) -> str:
         """The message that none of ``names`` exists, with a remedy."""
         *others, last = names
         either = f"{', '.join(others)} or " if others else ""
         fact = f"no shard has a {either}{last}"
-        if self._pair is not None:
-            both = " and ".join(map(quoted, self._pair))
-            fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
+        if hint := self.sample_hint():
+            fact += f"; {hint}"
         elif 0 < len(self.likely) <= _FEW:
             files = [first for first, *_ in self.likely.values()]
             files.sort(key=lambda file: (-file.entry.size, file.path))

@@ -357,6 +357,8 @@ def _choose(context: FinalizeContext) -> list[DataFile]:
             f"with --records-file {twice.path}"
         )
     if problem is None:
+        if is_auto and (hint := others.sample_hint()):
+            context.unclear.append(hint)
         return files
     context.findings.add(
         FindingKind.WARNING if unverified else FindingKind.NO_RECORDS, problem, shard

@@ -556,3 +556,12 @@ def test_an_audit_that_is_begun_again_finds_the_records_that_it_took(tmp_path: P
         _, problem = run.finalize()
         assert problem is not None
         assert problem.cause is Cause.BAD_IMAGE
+
+
+def test_of_a_table_beside_samples_of_webdataset_the_layout_that_reads_them_is_named(
+    tmp_path: Path,
+) -> None:
+    samples = {f"{n}.{e}": d for n in "01" for e, d in (("jpg", b""), ("json", b'{"text": "a"}'))}
+    files = {**samples, "metadata.jsonl": b'{"key": "0"}\n{"key": "1"}\n'}
+    hint = "to read '0.jpg' and '0.json' as a sample of WebDataset, launch with --layout webdataset"
+    assert hint in refused(tmp_path, [shard(None, files=files)])
