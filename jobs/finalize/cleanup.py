@@ -40,7 +40,10 @@ def _remove_replaced(staging: Staging) -> None:
     def remove(path: bytes) -> bool:
         folder, _, name = path.rpartition(b"/")
         if b"\0" not in path and name not in _NO_FILES and is_plain(folder):
-            _unlink(base + b"/" + path)
+            try:
+                os.unlink(base + b"/" + path)  # noqa: PTH108  # in bytes, which no Path takes
+            except (FileNotFoundError, IsADirectoryError):
+                pass  # removed before, or replaced by somebody else's folder
         return True
 
     if sum(latency.each(remove, listed_files(root))):
@@ -76,13 +79,6 @@ def _is_plain(root: bytes, folder: bytes) -> bool:
         except OSError:
             return False
     return True
-
-
-def _unlink(path: bytes) -> None:
-    try:
-        os.unlink(path)  # noqa: PTH108  # in bytes, which no Path takes
-    except (FileNotFoundError, IsADirectoryError):
-        pass  # removed before, or replaced by somebody else's folder
 
 
 def _remove_empty(root: Path) -> None:

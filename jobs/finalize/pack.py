@@ -367,7 +367,13 @@ def _put(
         out.put(member.data)
     else:
         line = _line_of(shard, wanted, member, out.begin(member.name, member.size, member.crc32))
-        _copy(out, member, containers)
+        sums = Sums("crc32")
+        fd = containers.of(member.part)
+        copied = out.copy(fd, member.offset, member.size, sums.update)
+        if copied != member.size or sums.crc32 != member.crc32:
+            if member.part is None:
+                raise StorageError("the merged records have changed on disk; run `resume`")
+            raise ChangedError(member.part)
     out.end()
     return line
 
@@ -397,16 +403,6 @@ def _line_of(
         offset,
         None if member.name == bytes_of(member.key) else name,
     )
-
-
-def _copy(out: ShardWriter, member: PackedMember, containers: _Containers) -> None:
-    sums = Sums("crc32")
-    fd = containers.of(member.part)
-    copied = out.copy(fd, member.offset, member.size, sums.update)
-    if copied != member.size or sums.crc32 != member.crc32:
-        if member.part is None:
-            raise StorageError("the merged records have changed on disk; run `resume`")
-        raise ChangedError(member.part)
 
 
 # What is beside the shards ------------------------------------------------------------------------

@@ -138,13 +138,8 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
             context.findings.add(FindingKind.COUNT, fact, shard_id)
         if fetched.format in TARS:
             tars[pairs[0][1].samples].append(shard_id)
-    if tars[True] and context.plan.options.layout.name == "auto":
-        _warn_of_files(context, tars[False])
-
-
-def _warn_of_files(context: FinalizeContext, shard_ids: list[str]) -> None:
-    """Warn that these tars are published as files, although others became samples."""
-    for shard_id in shard_ids:
+    is_mixed = tars[True] and context.plan.options.layout.name == "auto"
+    for shard_id in tars[False] if is_mixed else ():
         fact = (
             "unlike those of other tars, its first files are no samples of WebDataset, so it "
             "is published as files; `--layout webdataset` reads all tars as samples"

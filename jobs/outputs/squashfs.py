@@ -13,7 +13,7 @@ import re
 import shlex
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -199,26 +199,6 @@ def _head(fd: int) -> _Head:
     return head
 
 
-def files(path: Path) -> Iterator[Stored]:
-    """Each file of the image in the order of its inodes; raises ``OSError`` and ``ValueError``."""
-    with path.open("rb", buffering=0) as file:
-        head = _head(file.fileno())
-        table = _Inodes(file.fileno(), head)
-        while True:
-            kind = INODE.unpack(table.take(INODE.size))[0]
-            if kind == FILE:
-                start, fragment, _, size = FILE_INODE.unpack(table.take(FILE_INODE.size))
-            elif kind == FILE + EXTENDED:
-                fields = LARGE_FILE.unpack(table.take(LARGE_FILE.size))
-                start, size, fragment = fields[0], fields[1], fields[4]
-            else:
-                return  # a folder
-            if fragment != NONE:
-                raise ValueError("its inodes are damaged")
-            count = -(-size // head.block)
-            yield Stored(start, size, struct.unpack(f"<{count}I", table.take(4 * count)))
-
-
 class _Inodes:
     """The table of inodes, block after block."""
 
@@ -247,26 +227,6 @@ class _Inodes:
         if number & METADATA_STORED:
             return data
         return _inflated(data, self._head.compression, METADATA)
-
-
-def content(fd: int, start: int, size: int, blocks: Sequence[int]) -> Iterator[memoryview]:
-    """The ``size`` bytes whose ``blocks`` follow each other from ``start`` on.
-
-    ``blocks``: the size of each in the image, with ``STORED`` if it is not compressed; ``fd``: the
-    image. Raises ``OSError`` and ``ValueError``.
-    """
-    head = _head(fd)
-    for number in blocks:
-        length = number & ~STORED
-        if length > head.block or start + length > head.size:
-            raise ValueError("it has a block of an impossible size")
-        data = os.pread(fd, length, start)
-        wanted = min(head.block, size)
-        if not number & STORED:
-            data = _inflated(data, head.compression, wanted)
-        yield memoryview(data)
-        start += length
-        size -= wanted
 
 
 def _inflated(data: bytes, compression: int, most: int) -> bytes:
@@ -310,12 +270,42 @@ class Squashfs(PackedOutput):
         return SquashfsWriter(path, options, algorithm)
 
     def members(self, path: Path) -> Iterator[Stored]:
-        return files(path)
+        """In the order of their inodes."""
+        with path.open("rb", buffering=0) as file:
+            head = _head(file.fileno())
+            table = _Inodes(file.fileno(), head)
+            while True:
+                kind = INODE.unpack(table.take(INODE.size))[0]
+                if kind == FILE:
+                    start, fragment, _, size = FILE_INODE.unpack(table.take(FILE_INODE.size))
+                elif kind == FILE + EXTENDED:
+                    fields = LARGE_FILE.unpack(table.take(LARGE_FILE.size))
+                    start, size, fragment = fields[0], fields[1], fields[4]
+                else:
+                    return  # a folder
+                if fragment != NONE:
+                    raise ValueError("its inodes are damaged")
+                count = -(-size // head.block)
+                yield Stored(start, size, struct.unpack(f"<{count}I", table.take(4 * count)))
 
     def content(self, fd: int, stored: Stored) -> Iterator[memoryview]:
+        """Its blocks follow each other; the size of each has ``STORED`` if it is as it was."""
         if stored.blocks is None:
-            return super().content(fd, stored)
-        return content(fd, stored.start, stored.size, stored.blocks)
+            yield from super().content(fd, stored)
+            return
+        head = _head(fd)
+        start, size, _ = stored
+        for number in stored.blocks:
+            length = number & ~STORED
+            if length > head.block or start + length > head.size:
+                raise ValueError("it has a block of an impossible size")
+            data = os.pread(fd, length, start)
+            wanted = min(head.block, size)
+            if not number & STORED:
+                data = _inflated(data, head.compression, wanted)
+            yield memoryview(data)
+            start += length
+            size -= wanted
 
     def made_by(self, options: Options) -> str | None:
         if options.squashfs_compression.startswith("gzip"):

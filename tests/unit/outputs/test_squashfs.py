@@ -17,7 +17,6 @@ from msgspec import structs
 
 from jobs.errors import OrchestrateError, UsageError
 from jobs.model import Options, Output
-from jobs.outputs import squashfs
 from jobs.outputs.squashfs import Squashfs, SquashfsWriter
 from jobs.outputs.squashfs_tables import SUPERBLOCK
 from jobs.runtime.process import CORES
@@ -217,10 +216,7 @@ def read(image: Path) -> list[bytes]:
     """The content of each file, in the order in which they were written."""
     fd = os.open(image, os.O_RDONLY)
     try:
-        return [
-            b"".join(squashfs.content(fd, file.start, file.size, file.blocks or ()))
-            for file in squashfs.files(image)
-        ]
+        return [b"".join(Squashfs().content(fd, file)) for file in Squashfs().members(image)]
     finally:
         os.close(fd)
 
