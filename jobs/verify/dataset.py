@@ -306,12 +306,13 @@ def _slices(
 def _done(
     work: Sequence[Callable[[], Any]], workers: int, progress: Progress
 ) -> Generator[Any, None, None]:
-    """What each piece of ``work`` returns, in their order, from these processes.
+    """What each piece of ``work`` returns, in their order, from so many processes.
 
-    Raises ``VerificationError`` if one failed, ``Stopped`` if ``progress`` is stopped.
+    These are two at least: a stop has to be noticed while a large file is read. Raises
+    ``VerificationError`` if one failed, ``Stopped`` if ``progress`` is stopped.
     """
     try:
-        for found in forks.shared(work, workers=workers, progress=progress):
+        for found in forks.shared(work, workers=max(2, workers), progress=progress):
             progress.check()
             if isinstance(found, SliceReport):
                 progress.add(files=found.files, bytes=found.bytes)

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -246,6 +248,21 @@ def test_a_pipe_in_place_of_its_proof_is_not_waited_for(tmp_path: Path, name: st
     assert f"{name} cannot be read: not a file" in conclude(dest, [], deep=False).lines[0]
     with pytest.raises((StorageError, VerificationError), match="not a file"):
         verify_slice(dest, 0, 1, deep=False, workers=1, progress=Progress())
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_ends_a_check_that_reads_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    run = published(tmp_path)
+    progress = Progress()
+    timer = threading.Timer(0.3, progress.stop, (Cause.CANCELLED, "enough"))
+    monkeypatch.setattr(slices, "_content_fault", lambda *_: signal.pause())
+    timer.start()
+    with pytest.raises(Stopped):
+        verify_dataset(run.staging.dest, deep=True, workers=workers, progress=progress)
+    timer.join()
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
