@@ -70,7 +70,7 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
             f"there is no {which} in {base}; start one with `websight-orchestrate launch`, or "
             "give another folder with --log-dir"
         )
-    return Run(base / names[0])
+    return Run(_itself(base / names[0]))
 
 
 def _folder(run: str, base: Path) -> Path | None:
@@ -80,12 +80,17 @@ def _folder(run: str, base: Path) -> Path | None:
         moved = base / owner.name
         return moved if not presence.may_exist(owner) and _is_run(moved) else owner
     if presence.is_file(RunFolder(path).plan):
-        return path.resolve() if path.name == ".." else path.absolute()  # its name is the run's id
+        return _itself(path)
     if "/" not in run and presence.is_folder(base / run):
-        return base / run  # loading a missing plan reports it
+        return _itself(base / run)  # loading a missing plan reports it
     if presence.is_folder(path) and (last := _last_run_to(path.absolute(), base)) is not None:
         return last
     return path.absolute() if "/" in run else None  # likewise
+
+
+def _itself(path: Path) -> Path:
+    """The folder with the run's id as its name, which a link or ``..`` may stand for."""
+    return path.resolve() if path.is_symlink() or path.name == ".." else path.absolute()
 
 
 def _last_run_to(dest: Path, base: Path) -> Path | None:
@@ -176,7 +181,7 @@ def _created(folder: Path) -> float:
 
 def _is_run(folder: Path) -> bool:
     try:
-        return presence.is_file(RunFolder(folder).plan)
+        return presence.is_file(RunFolder(folder).plan) and _itself(folder).name == folder.name
     except OSError:  # another user's, in a shared log folder
         return False
 
@@ -189,7 +194,8 @@ def listing(
     A run whose receipt is at its destination is done; only the states of others are read, with
     ``look_at``.
     """
-    return [_run(RunFolder(log_dir.absolute() / name), look_at) for name in run_ids(log_dir)[:most]]
+    ids = run_ids(log_dir)[:most]
+    return [_run(RunFolder(_itself(log_dir / name)), look_at) for name in ids]
 
 
 def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSummary:

@@ -152,6 +152,22 @@ def test_a_run_is_known_by_its_id_from_within_its_folder(
     assert find_run(words.replace("x", run.run_id)).run_id == run.run_id
 
 
+def test_a_link_to_a_run_stands_for_it_and_is_no_other_run(tmp_path: Path) -> None:
+    run = _made(tmp_path, "20260301-000000-aaa", tmp_path / "dest")
+    link, logs = run.path.with_name("latest"), run.path.parent
+    link.symlink_to(run.run_id)
+    assert listed.run_ids(logs) == [run.run_id]
+    for words in (None, "latest", str(link)):
+        assert find_run(words, logs).path == run.path
+    away = run.path.rename(tmp_path / run.run_id)
+    run.path.symlink_to(away)
+    for words in (None, run.run_id, run.run_id[:4]):
+        assert find_run(words, logs).path == away
+    assert [
+        each.folder.path for each in listed.listing(logs, lambda _: runs.published().state())
+    ] == [away]
+
+
 def test_a_receipt_that_names_no_folder_is_no_run(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="r", published=utc_now()))
     with pytest.raises(RunFolderError, match="is not a run folder"):
