@@ -242,6 +242,7 @@ def local_digests(
     """
     found: dict[str, Digest] = {}
     unused = []
+    folders = {file[: at + 1] for file in names for at, mark in enumerate(file) if mark == "/"}
     for name in lists:
         folder, last = name[: name.rfind("/") + 1], posixpath.basename(name)
         listed = parse_digest_list(_text(root / name) or "", last)
@@ -249,7 +250,7 @@ def local_digests(
         pairs = [(folder + own, digest) for own, digest in listed.items()]
         pairs += [(stem, digest) for digest in listed.values() if len(listed) == 1]
         if not any(file in names for file, _ in pairs):
-            base = folder if any(file.startswith(folder) for file in names) else ""
+            base = folder if folder in folders else ""
             moved = {own: _without_folders(own, base, names) for own in listed}
             times = Counter(moved.values())
             pairs = [(file, listed[own]) for own, file in moved.items() if times[file] == 1]
