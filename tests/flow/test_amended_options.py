@@ -3,9 +3,7 @@ launch with these options publishes, and nothing is extracted again."""
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.builders.contents import png, zipped
+from tests.support.builders.contents import png, tarred, zipped
 from tests.support.cli import Cli
 
 LOCAL = ("launch", "--engine", "local", "--yes")
@@ -26,14 +24,7 @@ def write(folder: Path, archives: Archives) -> Path:
     """Write zips and tars of these files into a new folder."""
     folder.mkdir()
     for name, files in archives.items():
-        if name.endswith(".zip"):
-            (folder / name).write_bytes(zipped(files))
-            continue
-        with tarfile.open(folder / name, "w") as tar:
-            for path, content in files.items():
-                member = tarfile.TarInfo(path)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        (folder / name).write_bytes((zipped if name.endswith(".zip") else tarred)(files))
     return folder
 
 

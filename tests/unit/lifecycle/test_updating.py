@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from orchestrator import api, cli
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.updating import plan_update
+from tests.support.archives.rawtar import member
 from tests.support.builders.contents import images, line, page_tar, png, records, tarred, zipped
 from tests.support.builders.dataset import Dataset, attempt, published, work
 
@@ -339,18 +339,8 @@ def same_image(numbers: range, note: str) -> bytes:
 
 def replaced_member(numbers: range, note: str) -> bytes:
     """The first image twice, with other content: the last one counts."""
-    out = io.BytesIO()
-    first = f"images/{numbers[0]:04d}.png"
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in [
-            (first, png(77)),
-            *images(numbers).items(),
-            ("prompts.jsonl", records(numbers, note)),
-        ]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
+    first = member(b"images/%04d.png" % numbers[0], png(77))
+    return first + tarred({**images(numbers), "prompts.jsonl": records(numbers, note)})
 
 
 def without_folder(numbers: range, note: str) -> bytes:
