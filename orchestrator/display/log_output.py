@@ -92,7 +92,7 @@ def show(
             yield look.paint(look.encodable(f"✗ {view.problem.message}"), "red")
         words = task_logs.tail(log.path, lines) if log and log.path else []
         yield from (look.encodable(text) for text in words)
-        if not words:
+        if not words and lines:
             yield look.paint(_nothing(view), "dim")
 
 

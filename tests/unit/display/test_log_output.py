@@ -91,6 +91,7 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     assert reported[0] == "extract task 3 · failed · n1 · job 101_3"
     assert reported[1] == str(place / "101_3_0_log.err")
     assert reported[2:4] == ["b", "c"]
+    assert list(log_output.show(folder, views[:1], TerminalStyle(), lines=0)) == reported[:2]
     assert reported[-1].startswith(
         "it has not started, so there is no log yet; waiting: other jobs"
     )
