@@ -7,12 +7,15 @@ and link or copy them (``jobs.extract.carried``).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from msgspec import structs
@@ -21,7 +24,6 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import has_loose_records
 from jobs.checks import records
 from jobs.checks.base import is_warning
-from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError, VerificationError, counted, from_os_error
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
@@ -44,7 +46,7 @@ from jobs.model import (
     shard_of,
 )
 from jobs.storage import atomic, digest
-from jobs.storage.blocks import read_range
+from jobs.storage.blocks import line_blocks, read_range
 from jobs.storage.manifest import PublishedFile, entry_blocks, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
@@ -286,17 +288,39 @@ class _Choice:
         return self._old.options.on_bad_record is OnBadRecord.DROP and bool(dropped)
 
     def _names_others(self, shard: Shard, ranged: RecordsRange) -> bool:
-        """Whether a shard has no image, and records that are published with other paths than its
-        own: those of images that may have moved.
+        """Whether its records are published with other paths than its own, among them those of
+        other shards' files: in their new state, these may have the path that the record had.
         """
         layout = self._old.options.layout
-        crc32s = []
+        own, crc32s = set(), []
         for entry in _entries(self._folder, shard):
-            if is_image_name(entry.path, layout.images):
-                return False
+            own.add(entry.path)
             if entry.path == layout.records:
                 crc32s.append(entry.crc32)
-        return crc32s != [ranged.crc32]
+        if crc32s == [ranged.crc32]:
+            return False
+        named = ({path, f"{layout.images}/{path}"} for path in self._named(ranged))
+        return any(paths & self._paths for paths in named if not paths & own)
+
+    def _named(self, ranged: RecordsRange) -> Iterator[str]:
+        """The paths in these published records; only one shard's have another form than lines."""
+        path = Path(self._old.dest, ranged.path)
+        with TemporaryDirectory() as scratch:
+            begun = record_forms.beginning(path, path.name)
+            lines = record_forms.as_lines(path, begun, Path(scratch, "lines"), lambda: None).path
+            with lines.open("rb", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                cut = (ranged.start, ranged.stop) if lines == path else (0, size)
+                for block in line_blocks(file.fileno(), *cut, longest=records.MAX_LINE + 1):
+                    for found in records.parse_all(block, self._old.options.layout.image_field)[0]:
+                        if isinstance(found, records.Record):
+                            yield from (records.normal_path(each.path) for each in found.images)
+
+    @cached_property
+    def _paths(self) -> set[str]:
+        """Of all files."""
+        shards = map(self._old.shard, self._summaries)
+        return {entry.path for shard in shards for entry in _entries(self._folder, shard)}
 
     def _is_whole(self, shard: Shard, ranged: RecordsRange | None) -> bool:
         """Whether none of a shard's records and images was dropped.

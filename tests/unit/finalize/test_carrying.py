@@ -219,6 +219,23 @@ def test_a_new_record_may_call_an_image_as_a_reused_one_did_before_it_was_correc
     assert len(tree["prompts.jsonl"].splitlines()) == 5
 
 
+@pytest.mark.parametrize("array", [False, True])
+def test_a_corrected_record_means_the_image_of_another_archive_that_has_its_path_now(
+    tmp_path: Path, array: bool
+) -> None:
+    rows = [{"image": f"images/{name}"} for name in ("0000.png", "0005.PNG")]
+    text = json.dumps(rows, indent=1).encode() if array else lines(*rows)
+    old = {
+        "a.tar": tarred({**images([0]), "prompts.jsonl": text}),
+        "b.tar": tarred({**images([5]), "README": b"about it"}),
+        "c.tar": tarred(images([6])),
+    }
+    new = {**old, "b.tar": tarred({**images([5]), "images/0005.PNG": png(55)})}
+    tree, reused = updated(tmp_path, old, new, KEEP)
+    assert reused == {"c.tar"}
+    assert b"images/0005.PNG" in tree["prompts.jsonl"]
+
+
 @pytest.mark.parametrize("policy", [OnBadRecord.ERROR, OnBadRecord.DROP])
 def test_corrected_records_without_images_of_their_own_are_read_again(
     tmp_path: Path, policy: OnBadRecord
