@@ -89,7 +89,7 @@ class ShardStream:
                 self._finishing.wait()
                 return streamed
             except TopChanged as error:
-                self._take_back(error.message, files=True)
+                self._take_back(error.message)
                 if not self._stored:
                     raise self._read_only_once(error) from error
             except (TransferRestarted, Contradiction) as error:
@@ -182,7 +182,7 @@ class ShardStream:
             return
         if finished is not None:
             log.info("%s is extracted again: its archive has changed", part.id)
-        self._folder.manifest(part).unlink(missing_ok=True)
+        self._forget(part)
         if arriving.is_complete and self._stored:
             return
         archive = with_samples(stream, stream.format, self._shard, self._plan)
@@ -207,9 +207,9 @@ class ShardStream:
             self._read_parts(stream)
             streamed = stream.finish()
             if self._order.extracts and (what := self._too_early(stream, streamed.superseded)):
-                # All parts: files of what is replaced may have taken the place of others.
+                # All parts, because files of what is replaced may be in the place of others.
                 error = stream.needs_another_pass(what)
-                self._take_back(error.message, files=True)
+                self._take_back(error.message)
                 if not self._stored:
                     raise self._read_only_once(error)
             return streamed
@@ -230,7 +230,8 @@ class ShardStream:
             skips = False
             if finished is not None:
                 # A part before it, which is written again, may write older files of the same names.
-                self._forget(part, "a part before it is, too")
+                log.info("%s is extracted again: a part before it is, too", part.id)
+                self._forget(part)
             if not copies and (not self._order.extracts or self._lags(stream)):
                 stream.copy_rest()
                 copies = True
@@ -289,13 +290,10 @@ class ShardStream:
         except RunFolderError:
             return None
         if summary.span is None or summary.span.crc32 is None:
-            self._forget(part, "it is not known from which bytes")
+            log.info("%s is extracted again: it is not known from which bytes", part.id)
+            self._forget(part)
             return None
         return summary.span
-
-    def _forget(self, part: Part, reason: str) -> None:
-        log.info("%s is extracted again: %s", part.id, reason)
-        self._folder.manifest(part).unlink(missing_ok=True)
 
     def _lags(self, stream: TarStream) -> bool:
         if not self._order.spills or self._arrivals is None:
@@ -319,26 +317,31 @@ class ShardStream:
             raise
         self._finishing.start(written.finish)
 
-    def _take_back(self, reason: str, *, files: bool = False) -> None:
-        """Remove the manifests of finished parts and, with ``files``, their files."""
+    def _take_back(self, reason: str) -> None:
+        """Take back all finished parts."""
         self._finishing.wait()
-        count = 0
-        for part in self._parts:
-            path = self._folder.manifest(part)
-            taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
-            try:
-                path.replace(taken)
-            except FileNotFoundError:
-                continue
-            count += 1
-            try:
-                if files and not self._plan.options.packs:
-                    remove_files(Staging(self._plan).data, read_manifest(taken))
-            finally:
-                taken.unlink(missing_ok=True)
-        if count:
+        if count := sum(map(self._forget, self._parts)):
             again = counted(count, "finished [part is|parts are] extracted again")
             log.info("%s: %s: %s", self._shard.id, again, reason)
+
+    def _forget(self, part: Part) -> bool:
+        """Remove a part's manifest and its files; returns whether it was finished.
+
+        The files: other bytes may not have them, and they may be in the place of another shard's.
+        """
+        path = self._folder.manifest(part)
+        taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
+        try:
+            path.replace(taken)
+        except FileNotFoundError:
+            return False
+        try:
+            if not self._plan.options.packs:
+                with suppress(RunFolderError):  # a damaged one
+                    remove_files(Staging(self._plan).data, read_manifest(taken))
+        finally:
+            taken.unlink(missing_ok=True)
+        return True
 
     def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:
