@@ -86,12 +86,18 @@ def is_git(name: str) -> bool:
     return ".git" in name and _GIT.search(name) is not None
 
 
-def extras(names: Collection[str]) -> dict[str, str]:
+def extras(names: Collection[str], left: Collection[str] = ()) -> dict[str, str]:
     """The files of a repository that are not data, with their kinds; they are not published.
 
-    The card and the licence count as data.
+    The card and the licence count as data. ``left``: files that are left out already.
     """
-    return {name: kind for name in names if (kind := _extra_kind(name, names))}
+    found = {name: kind for name in names if (kind := _extra_kind(name, names))}
+    indexes = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    if RECEIPT in (*found, *left) and any(f"{name}-000000.tar" in names for name in indexes):
+        # It was published with --output webdataset: its tars have all records, too.
+        tables = {name for name in names if "/" not in name and name.endswith(magic.RECORDS)}
+        found |= dict.fromkeys(tables - found.keys(), "records and index of its tars")
+    return found
 
 
 def _extra_kind(name: str, names: Collection[str]) -> str | None:

@@ -141,7 +141,7 @@ class LocalSource(LocalFiles):
                 f"{quoted(str(snapshots[-1]))}",
                 cause=Cause.USAGE,
             )
-        found = sort_out(files, request, _look(self._root), where=where)
+        found = sort_out(files, request, _look(self._root), where=where, left=self._left)
         if not found.groups:
             left = {n: kind for n, kind in found.extras.items() if kind == file_names.LEFTOVERS}
             count = len(files) - len(left)

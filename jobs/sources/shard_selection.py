@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
@@ -107,15 +107,16 @@ def sort_out(
     *,
     where: str,
     meant: Set[str] | None = None,
+    left: Collection[str] = (),
 ) -> SortedFiles:
     """Find the archives among ``files``, by their bytes if ``look`` reads them, and join pieces.
 
     ``meant``: the names that the user listed; of other files only pieces that belong to them are
-    used. ``where`` is for messages. Raises ``SourceError`` if an archive is not supported, if a
-    piece is missing, and if the request is ambiguous.
+    used. ``left``: see ``file_names.extras``. ``where`` is for messages. Raises ``SourceError`` if
+    an archive is not supported, if a piece is missing, and if the request is ambiguous.
     """
     by_name = {file.name: file for file in files}
-    extras = {} if meant is not None else file_names.extras(by_name)
+    extras = {} if meant is not None else file_names.extras(by_name, left)
     names = [name for name in by_name if name not in extras]
     wanted = set(names) if meant is None else meant
     listed = [name for name in names if name in wanted]

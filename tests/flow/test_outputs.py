@@ -366,6 +366,16 @@ def test_rows_of_tables_and_samples_of_tars_become_samples_in_their_order(
         assert sample[image.suffix[1:]] == image.read_bytes()
 
 
+def test_a_dataset_that_was_packed_is_a_source(dataset: Path, tmp_path: Path) -> None:
+    """Its tars have all records: those beside them name images by paths that no tar has."""
+    first = packed(tmp_path / "first", dataset)
+    found = read(packed(tmp_path / "second", first))
+    for sample, line in zip(found, lines_of(dataset), strict=True):
+        image = dataset / line.pop("image")
+        assert sample[image.suffix[1:]] == image.read_bytes()
+        assert line.items() <= json.loads(sample["json"]).items()
+
+
 def test_a_folder_that_is_a_dataset_is_packed(dataset: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(dataset, source)
