@@ -14,8 +14,9 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
 from jobs.download.temporary_space import TemporarySpace, window_of
-from jobs.errors import Cause, OrchestrateError, RunFolderError, counted
+from jobs.errors import Cause, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
+from jobs.extract.targets import take_back
 from jobs.model import (
     Fetched,
     Format,
@@ -200,7 +201,8 @@ class _Downloads:
         # If the bytes are the same as before, finished parts of the shard are kept.
         if before is None and not (streams and extracts):
             # Those of a stream that ended early: nobody compares the bytes.
-            self._forget_parts(shard, "it is not known from which bytes")
+            reason = "it is not known from which bytes"
+            take_back(self._folder, self._plan, shard.each_part(), reason)
         fetched = self._fetcher.fetch(
             shard,
             streams=streams,
@@ -288,22 +290,12 @@ class _Downloads:
     def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
         """``fetched``, with the cuts of ``before`` if the bytes are the same.
 
-        Otherwise the shard's manifests are removed, so that all its parts are extracted again.
+        Otherwise all parts of the shard are extracted again.
         """
         if before.digests == fetched.digests:
             return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
-        self._forget_parts(shard, "its content has changed")
+        take_back(self._folder, self._plan, shard.each_part(), "its content has changed")
         return fetched
-
-    def _forget_parts(self, shard: Shard, reason: str) -> None:
-        count = 0
-        for part in shard.each_part():
-            with suppress(FileNotFoundError):
-                self._folder.manifest(part).unlink()
-                count += 1
-        if count:
-            again = counted(count, "finished [part is|parts are] extracted again")
-            log.info("%s: %s: %s", shard.id, again, reason)
 
     def _check_for_all(self, problem: Problem) -> Problem:
         """Stop all downloads if ``problem`` affects all; returns it with a remedy."""

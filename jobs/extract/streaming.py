@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
@@ -18,11 +17,11 @@ from jobs.archives.registry import open_arriving, with_samples
 from jobs.archives.streams import ConcatenatedFiles
 from jobs.archives.tar.blocks import ArchiveBytes, OneFile
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
-from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError, counted
+from jobs.errors import ArchiveError, Cause, RunFolderError, UsageError
 from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
-from jobs.extract.targets import remove_files
+from jobs.extract.targets import take_back
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
@@ -180,9 +179,8 @@ class ShardStream:
         finished = self._finished(part)
         if finished is not None and finished == stream.span(part):
             return
-        if finished is not None:
-            log.info("%s is extracted again: its archive has changed", part.id)
-        self._forget(part)
+        reason = "its archive has changed" if finished else "its manifest is damaged"
+        self._take_back(reason, part)
         if arriving.is_complete and self._stored:
             return
         archive = with_samples(stream, stream.format, self._shard, self._plan)
@@ -230,8 +228,7 @@ class ShardStream:
             skips = False
             if finished is not None:
                 # A part before it, which is written again, may write older files of the same names.
-                log.info("%s is extracted again: a part before it is, too", part.id)
-                self._forget(part)
+                self._take_back("a part before it is, too", part)
             if not copies and (not self._order.extracts or self._lags(stream)):
                 stream.copy_rest()
                 copies = True
@@ -290,8 +287,7 @@ class ShardStream:
         except RunFolderError:
             return None
         if summary.span is None or summary.span.crc32 is None:
-            log.info("%s is extracted again: it is not known from which bytes", part.id)
-            self._forget(part)
+            self._take_back("it is not known from which bytes", part)
             return None
         return summary.span
 
@@ -317,31 +313,10 @@ class ShardStream:
             raise
         self._finishing.start(written.finish)
 
-    def _take_back(self, reason: str) -> None:
-        """Take back all finished parts."""
+    def _take_back(self, reason: str, *parts: Part) -> None:
+        """Take back the finished ones of ``parts``; by default of all."""
         self._finishing.wait()
-        if count := sum(map(self._forget, self._parts)):
-            again = counted(count, "finished [part is|parts are] extracted again")
-            log.info("%s: %s: %s", self._shard.id, again, reason)
-
-    def _forget(self, part: Part) -> bool:
-        """Remove a part's manifest and its files; returns whether it was finished.
-
-        The files: other bytes may not have them, and they may be in the place of another shard's.
-        """
-        path = self._folder.manifest(part)
-        taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
-        try:
-            path.replace(taken)
-        except FileNotFoundError:
-            return False
-        try:
-            if not self._plan.options.packs:
-                with suppress(RunFolderError):  # a damaged one
-                    remove_files(Staging(self._plan).data, read_manifest(taken))
-        finally:
-            taken.unlink(missing_ok=True)
-        return True
+        take_back(self._folder, self._plan, parts or self._parts, reason)
 
     def _openers(self) -> list[Callable[[], OneFile]]:
         if self._arrivals is not None:

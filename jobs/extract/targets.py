@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.archives.base import Member
+from jobs.errors import RunFolderError, counted
 from jobs.extract.content import CheckedContent
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
 from jobs.outputs.files import (
@@ -21,9 +24,12 @@ from jobs.outputs.files import (
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
 from jobs.storage.blocks import blocks, open_no_link, read_range
-from jobs.storage.manifest import path_of
+from jobs.storage.manifest import path_of, read_manifest
+from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
+
+log = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20  # bytes that are written at once
 # A file whose content is in one piece: its path below the data folder, and its member.
@@ -163,7 +169,7 @@ class FileTree(PartTarget):
 
     def undo(self, entries: Iterable[Entry]) -> None:
         self._writers.drain()
-        remove_files(self._data, entries)
+        _remove_files(self._data, entries)
 
     def sync(self) -> None:
         with own_writing(self._data):
@@ -286,7 +292,33 @@ def target_for(plan: Plan, shard: Shard, part: Part) -> PartTarget:
     return PackedPart(plan, part) if plan.options.packs else FileTree(plan, shard)
 
 
-def remove_files(data: Path, entries: Iterable[Entry]) -> None:
+def take_back(folder: RunFolder, plan: Plan, parts: Iterable[Part], reason: str) -> None:
+    """Remove manifests and files of those ``parts`` of a shard that are finished.
+
+    The files: other bytes may not have them, and they may be in the place of another shard's.
+    """
+    taken = []
+    for part in parts:
+        path = folder.manifest(part)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
+        try:
+            path.replace(aside)
+        except FileNotFoundError:
+            continue
+        taken.append(part)
+        try:
+            if not plan.options.packs:
+                with suppress(RunFolderError):  # a damaged one
+                    _remove_files(Staging(plan).data, read_manifest(aside))
+        finally:
+            aside.unlink(missing_ok=True)
+    if taken:
+        again = counted(len(taken), "finished [part is|parts are] extracted again")
+        name = taken[0].id if len(taken) == 1 else taken[0].shard
+        log.info("%s: %s: %s", name, again, reason)
+
+
+def _remove_files(data: Path, entries: Iterable[Entry]) -> None:
     """Remove the files below ``data`` that a part has written."""
     root = os.fsencode(data)
     for entry in entries:

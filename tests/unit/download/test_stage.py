@@ -135,7 +135,8 @@ def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
 
     def write(content: bytes) -> None:
         for name in ("a", "b"):
-            (source / f"{name}.tar").write_bytes(tarred({f"images/{name}.png": content}))
+            files = {f"images/{name}.png": content, f"images/{name}-{content.decode()}.png": b"1"}
+            (source / f"{name}.tar").write_bytes(tarred(files))
 
     write(b"old")
     folder, plan = planned(tmp_path, source)
@@ -149,8 +150,9 @@ def test_a_part_of_other_bytes_is_not_kept_where_nobody_compares_it(
     extracted(PartExtractor(folder, plan, Progress()), *left)
     images = Staging(plan).data / "images"
     assert [(images / f"{name}.png").read_bytes() for name in ("a", "b")] == [b"new", b"new"]
+    assert not list(images.glob("*-old.png"))  # which could be in the place of another archive's
     why = "1 finished part is extracted again: it is not known from which bytes"
-    assert {f"{each.id}: {why}" for each in plan.shards} <= set(caplog.messages)
+    assert {f"{part.id}: {why}" for part in plan.parts()} <= set(caplog.messages)
 
 
 def test_a_stop_leaves_the_rest_to_resume(shards: Path, tmp_path: Path) -> None:

@@ -403,7 +403,10 @@ def test_a_part_that_is_written_again_leaves_no_older_file_of_a_finished_part(
     _stream(run)  # and it ends before there is evidence
     assert len(_manifests(run)) == PARTS - 1
     assert _extracted(run)["a.txt"] == b"new"
-    assert f"{run.parts[-1].id} is extracted again: a part before it is, too" in caplog.messages
+    assert (
+        f"{run.parts[-1].id}: 1 finished part is extracted again: a part before it is, too"
+        in caplog.messages
+    )
 
 
 def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
