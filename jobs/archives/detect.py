@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 
 from jobs.archives.base import unsupported
@@ -84,7 +85,9 @@ def _zip(head: bytes, label: str) -> Format:
 def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
     tar, single = packing.tar_format, packing.format
     assert tar is not None and single is not None
-    start = _inflated_head(head, tar)
+    start = _gzip_head(head, _NEEDED) if packing is magic.GZIP else _inflated_head(head, tar)
+    if packing is magic.GZIP and magic.packing_of(start) is magic.GZIP:  # compressed twice
+        start = _gzip_head(_gzip_head(head, HEAD), _NEEDED)
     if _is_tar(start, name):
         return tar
     if not magic.is_tar_name(name):
@@ -103,6 +106,21 @@ def _inflated_head(head: bytes, format: Format) -> bytes:
             if len(start) >= _NEEDED:
                 break
     except OrchestrateError:
+        pass
+    return start
+
+
+def _gzip_head(head: bytes, needed: int) -> bytes:
+    """The first ``needed`` bytes, or fewer, that ``head`` inflates to."""
+    start = b""
+    try:
+        while head and len(start) < needed:
+            member = zlib.decompressobj(31)
+            start += member.decompress(head, needed - len(start))
+            if not member.eof:
+                break
+            head = member.unused_data.lstrip(b"\0")
+    except zlib.error:
         pass
     return start
 
