@@ -300,18 +300,18 @@ def take_back(folder: RunFolder, plan: Plan, parts: Iterable[Part], reason: str)
     taken = []
     for part in parts:
         path = folder.manifest(part)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
+        moved = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
         try:
-            path.replace(aside)
+            path.replace(moved)
         except FileNotFoundError:
             continue
         taken.append(part)
         try:
             if not plan.options.packs:
                 with suppress(RunFolderError):  # a damaged one
-                    _remove_files(Staging(plan).data, read_manifest(aside))
+                    _remove_files(Staging(plan).data, read_manifest(moved))
         finally:
-            aside.unlink(missing_ok=True)
+            moved.unlink(missing_ok=True)
     if taken:
         again = counted(len(taken), "finished [part is|parts are] extracted again")
         name = taken[0].id if len(taken) == 1 else taken[0].shard
