@@ -49,9 +49,10 @@ class FolderArchive(Archive):
         target, mtime_ns = item.target, item.mtime_ns
         if item.kind == folder_listing.LINK:
             item = self._link_target(full, item)
-            names = (full, target, os.path.realpath(full))
-            if self._moved and any(name.lower().endswith(self._moved) for name in names):
-                target = b""
+            if self._moved:
+                names = (full, target, os.path.realpath(full))
+                if any(name.lower().endswith(self._moved) for name in names):
+                    target = b""
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         chunks: Iterable[memoryview] = self._chunks(full, item)
