@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from jobs.formats.magic import ANNEX_POINTER
 from jobs.formats.pictures import BY_EXTENSION, HEAD, brands, content_of, extension
 
 WARNING = "warning: "  # prefix of a finding that is reported and fails nothing
@@ -32,7 +33,7 @@ _HTML = "an HTML page"
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
 _POINTERS = {
     b"version https://git-lfs.github.com/spec/": _LFS,
-    b"/annex/objects/": "a git-annex pointer: the content of the source was not fetched",
+    ANNEX_POINTER: "a git-annex pointer: the content of the source was not fetched",
 }
 # Content that is never accepted in a file that a record names, whatever its ending.
 _NEVER = (*_POINTERS.values(), _HTML, "an XML text", "text", "zero bytes only")

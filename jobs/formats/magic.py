@@ -183,9 +183,10 @@ _PYTORCH = (b"/data.pkl", b"/.format_version")
 
 _BLANKS = b"\xef\xbb\xbf \t\r\n"  # white space and the byte order mark of UTF-8
 LFS_POINTER = b"version https://git-lfs"
+ANNEX_POINTER = b"/annex/objects/"  # in a pointer file, and in a link to the content
 _OTHER_CONTENT = (
     (LFS_POINTER, "a Git LFS pointer, not the file itself"),
-    (b"/annex/objects/", "a git-annex pointer, not the file itself"),
+    (ANNEX_POINTER, "a git-annex pointer, not the file itself"),
     (b"<!doctype html", "a web page (of a login or an error?)"),
     (b"<html", "a web page (of a login or an error?)"),
     (b"<?xml", "an XML document (an error of an object store?)"),

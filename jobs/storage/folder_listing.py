@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
+from jobs.formats.magic import ANNEX_POINTER
 from jobs.model import Cut, Digest
 from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
@@ -141,7 +142,7 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
             fact, remedy = "disappeared while the folder was listed", "fix it"
             if entry.is_symlink():
                 fact = f"is a {'dangling link' if error.errno == errno.ENOENT else 'loop of links'}"
-                if b"/annex/objects/" in os.readlink(entry.path):  # noqa: PTH115
+                if ANNEX_POINTER in os.readlink(entry.path):  # noqa: PTH115
                     remedy = "fetch the content with `git annex get .` (or `datalad get .`)"
             raise SourceError(
                 f"{quoted(entry.path)} {fact}; {remedy}, or exclude it with --exclude",
