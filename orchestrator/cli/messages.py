@@ -212,7 +212,7 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
         code = exit_codes.INTERRUPTED
     if mode.parsable:
         finals = [job for each in state.submissions for job in each.job_ids(Stage.FINALIZE)]
-        show(["", *finals][-1:])
+        show([finals[-1] if finals else ""])
     elif mode.as_json:
         print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
