@@ -24,7 +24,7 @@ from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support.cli import Cli
 from tests.support.cluster import payload
-from tests.support.cluster.slurm import PrivateSlurm, skip_unless_available
+from tests.support.cluster.slurm import PrivateSlurm, available, skip_unless_available
 from tests.support.cluster.slurm_tables import EMPTY_QUEUE
 
 pytestmark = pytest.mark.slurm
@@ -661,6 +661,20 @@ def test_a_pending_task_cancelled_alone_is_cancelled(
     assert one(engine, folder, handle.task_ids[1]).cause is None
 
 
+def test_pending_tasks_of_an_array_have_their_own_reasons(
+    plain: SlurmEngine, folder: RunFolder, slurm_plain: PrivateSlurm
+) -> None:
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = plain.submit(spec(folder, 4, parallel=1), None)
+    ids = [handle.task_ids[number] for number in (1, 2, 3)]
+    slurm_plain.wait_for(lambda: "Limit" in one(plain, folder, ids[0]).reason)
+    slurm_plain.run("scontrol", "hold", ids[1], check=True)
+    states = plain.poll(folder, ids)
+    is_held = [states[job_id].reason.startswith("JobHeld") for job_id in ids]
+    assert is_held == [False, True, False]
+    plain.cancel(folder, handle.job_ids)
+
+
 def test_a_requeued_task_continues_under_its_id_whatever_it_left(
     engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
 ) -> None:
@@ -726,6 +740,25 @@ def test_who_cancelled_is_reported_where_there_is_accounting(
     state = one(engine, folder, handle.task_ids[0])
     assert state.cause is Cause.CANCELLED
     assert not state.raw.endswith(str(os.geteuid()))
+
+
+NO_CGROUP = available(cgroup=True)
+
+
+@pytest.mark.skipif(NO_CGROUP is not None, reason=str(NO_CGROUP))
+def test_a_task_that_is_killed_for_its_memory_ran_out_of_memory(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, wrap: Callable[[str, str], Path]
+) -> None:
+    # The batch script has enough: Slurm calls only the step of srun out of memory.
+    with PrivateSlurm.start(nodes=1, cgroup=True) as slurm:
+        engine = client_of(slurm, monkeypatch)
+        payload.write_script(folder.path, {"extract.0": "greedy"})
+        handle = engine.submit(spec(folder), None)
+        engine.wait(folder, None, 0.1)
+        [job_id] = handle.task_ids.values()
+        assert one(engine, folder, job_id).cause is Cause.OUT_OF_MEMORY
+        wrap("squeue", EMPTY_QUEUE)  # as after MinJobAge
+        slurm.wait_for(lambda: one(engine, folder, job_id).cause is Cause.OUT_OF_MEMORY)
 
 
 @pytest.mark.exhaustive  # slurmctld enforces limits every 30 s, and another test waits for that too

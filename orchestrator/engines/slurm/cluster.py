@@ -154,7 +154,8 @@ class Queue:
 
         ``EngineError`` if Slurm does not respond; empty if it may be a different cluster anyway.
         """
-        words = ("squeue", "-u", client.user(), "-t", "all", "-O", QUEUE_FORMAT)
+        # -r: otherwise the pending tasks of an array share a row, which has all their reasons.
+        words = ("squeue", "-r", "-u", client.user(), "-t", "all", "-O", QUEUE_FORMAT)
         try:
             found = list(queue_rows(_query(words, self._way.at).stdout))
             if moved := [row.job_id for row in found if row.task.raw == REVOKED]:

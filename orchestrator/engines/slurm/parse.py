@@ -21,6 +21,7 @@ _QUEUE = (
     ("node", "NodeList", "NODELIST"),
     ("restarts", "RestartCnt", "RESTART_COUNT"),
     ("code", "exit_code", "EXIT_CODE"),
+    ("step_code", "DerivedEC", "DERIVED_EC"),
     ("submitted", "SubmitTime", "SUBMIT_TIME"),
     ("started", "StartTime", "START_TIME"),
     ("ended", "EndTime", "END_TIME"),
@@ -36,6 +37,7 @@ _ACCOUNTS = (
     ("reason", "Reason"),
     ("node", "NodeList"),
     ("code", "ExitCode"),
+    ("step_code", "DerivedExitCode"),
     ("submitted", "Submit"),
     ("started", "Start"),
     ("ended", "End"),
@@ -88,6 +90,7 @@ _CAUSES = {
 _LAUNCH_SIGNAL = 53
 _LAUNCH_REASONS = ("JobLaunchFailure", "LaunchFailed", "launch failed", "BadConstraints")
 _KILL = 9
+_STEP_OUT_OF_MEMORY = 125  # what is left of SIG_OOM in slurm/slurm.h (253)
 _NOT_FLUSHED = 120  # Python's exit code if it cannot write the last of its output
 _LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), from limits of the process
 
@@ -322,17 +325,26 @@ def _task(row: Mapping[str, str], name: str) -> TaskState:
     # A job cancelled while waiting has its end as its start, and no node.
     ran = base.node is not None or started != ended
     started = started if ran else None
-    return replace(base, started=started, ended=ended, cause=_cause(word, reason, code, name))
+    cause = _cause(word, reason, code, _exit_code(row["step_code"]), name)
+    return replace(base, started=started, ended=ended, cause=cause)
 
 
-def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | None:
-    """Why a job ended; None if it succeeded, or only its result has the reason."""
+def _cause(
+    word: str, reason: str, code: tuple[int, int], step_code: tuple[int, int], name: str
+) -> Cause | None:
+    """Why a job ended; None if it succeeded, or only its result has the reason.
+
+    ``step_code``: the highest exit code of its steps. A step that ran out of memory makes the job
+    FAILED with the exit code of srun, 1, if the batch script had enough.
+    """
     if reason == NEVER_SATISFIED:
         return Cause.DEPENDENCY
     if word in _CAUSES:
         return _CAUSES[word]
     if word == "COMPLETED":
         return None
+    if step_code[1] == _STEP_OUT_OF_MEMORY:
+        return Cause.OUT_OF_MEMORY
     status, number = code
     # A killed batch shell is reported as JobLaunchFailure too (22.05), with the signal.
     refused = number != _KILL and any(words in reason for words in _LAUNCH_REASONS)

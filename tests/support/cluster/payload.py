@@ -33,7 +33,9 @@ def write_script(run_dir: Path, parts: dict[str, str]) -> None:
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
-    """Do as scripted: ok, fail, kill, hold (until ``go`` exists), stubborn, fork, term."""
+    """Do as scripted: ok, fail, kill, greedy, hold (until ``go`` exists), stubborn, fork,
+    term.
+    """
     folder = Path(run_dir)
     me = f"{stage}.{number}"
     with (folder / "events").open("a") as events:
@@ -45,6 +47,8 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
     part = parts.get(me, "ok")
     if part == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if part == "greedy":
+        _ = b"1" * (300 << 20)
     if part == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if part == "fork":

@@ -155,12 +155,24 @@ esac"""
 
 
 def row(run_id: str, job_id: str = "7", state: str = "RUNNING", name: str = "lab") -> str:
-    fields = (job_id, state, "None", "n1", "0", "0", "N/A", "N/A", "N/A", "(null)")
+    fields = (job_id, state, "None", "n1", "0", "0", "0", "N/A", "N/A", "N/A", "(null)")
     return f"{QUEUE_HEAD}\n" + "|".join([*fields, f"/logs/{run_id}", name, ""])
 
 
 def account(run_id: str, job_id: str = "7", state: str = "COMPLETED") -> str:
-    fields = (job_id, state, "None", "n1", "0:0", *["N/A"] * 3, "", "", f"/logs/{run_id}", "lab")
+    fields = (
+        job_id,
+        state,
+        "None",
+        "n1",
+        "0:0",
+        "0:0",
+        *["N/A"] * 3,
+        "",
+        "",
+        f"/logs/{run_id}",
+        "lab",
+    )
     return f"{ACCOUNT_HEAD}\n" + "|".join(fields)
 
 

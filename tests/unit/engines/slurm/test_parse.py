@@ -61,14 +61,15 @@ def queue_line(
     node: str = "n1",
     restarts: str = "0",
     status: str = "0",
+    step: str = "0",
     start: str = "2026-01-02T03:04:06",
     end: str = "2027-01-02T03:04:06",
     command: str = f"{FOLDER}/submitit/0001-extract/.submission_file_1f.sh",
     folder: str = FOLDER,
     name: str = NAME,
 ) -> str:
-    fields = (job_id, state, reason, node, restarts, status, "2026-01-02T03:04:05", start, end)
-    return "".join(f"{field}|" for field in (*fields, command, folder, name)) + "\n"
+    fields = (job_id, state, reason, node, restarts, status, step, "2026-01-02T03:04:05")
+    return "".join(f"{field}|" for field in (*fields, start, end, command, folder, name)) + "\n"
 
 
 def seen(id: str, expected: EngineState, **fields: str) -> object:
@@ -151,6 +152,8 @@ def ended(id: str, cause: Cause | None, state: str, status: str = "0", **more: s
         ),
         ended("time limit", Cause.TIME_LIMIT, "TIMEOUT", "15"),
         ended("memory", Cause.OUT_OF_MEMORY, "OUT_OF_MEMORY", "125"),
+        ended("memory of its step", Cause.OUT_OF_MEMORY, "FAILED", "256", step="253"),
+        ended("memory of its step (24.11)", Cause.OUT_OF_MEMORY, "FAILED", "1:0", step="0:125"),
         ended("node", Cause.NODE_FAILURE, "NODE_FAIL"),
         ended("preempted", Cause.PREEMPTED, "PREEMPTED"),
     ],
@@ -273,12 +276,13 @@ def account_line(job_id: str, state: str, code: str = "0:0", **more: str) -> str
         "end": "2026-01-02T03:05:06",
         "cpu": "",
         "rss": "",
+        "step": "0:0",
         "folder": FOLDER,
         "name": NAME,
     } | more
-    order = ("reason", "node", "code", "submit", "start", "end", "cpu", "rss", "folder", "name")
+    order = ("reason", "node", "code", "step", "submit", "start", "end", "cpu", "rss", "folder")
     fields["code"] = code
-    return "|".join([job_id, state, *(fields[key] for key in order)]) + "\n"
+    return "|".join([job_id, state, *(fields[key] for key in order), fields["name"]]) + "\n"
 
 
 def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
@@ -289,9 +293,10 @@ def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
         + account_line("10_3.0", "OUT_OF_MEMORY", rss="2M", name="python")
         + account_line("11", "TIMEOUT", "0:0")
         + account_line("12", "FAILED", "0:53")
+        + account_line("13", "FAILED", "1:0", step="0:125")
     )
     rows = {row.job_id: row.task for row in in_accounts(text)}
-    assert sorted(rows) == ["10_3", "11", "12", "9"]
+    assert sorted(rows) == ["10_3", "11", "12", "13", "9"]
     assert (rows["9"].raw, rows["9"].cause, rows["9"].node) == (
         "CANCELLED by 1000",
         Cause.CANCELLED,
@@ -302,6 +307,7 @@ def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
     assert rows["10_3"].cause is Cause.OUT_OF_MEMORY
     assert rows["11"].cause is Cause.TIME_LIMIT
     assert rows["12"].cause is Cause.LAUNCH_FAILED
+    assert rows["13"].cause is Cause.OUT_OF_MEMORY
 
 
 def test_a_stale_row_of_a_pending_array_does_not_hide_what_its_tasks_do() -> None:
