@@ -289,7 +289,7 @@ def nodes(state: RunState, now: datetime) -> tuple[Node, ...]:
         if name is not None and view.stage is Stage.EXTRACT:
             by_node[name].append(view)
     rates = {name: _rate(views, now) for name, views in by_node.items()}
-    return tuple(_node(name, by_node[name], rates, now) for name in sorted(by_node))
+    return tuple(_node(name, by_node, rates, now) for name in sorted(by_node))
 
 
 def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
@@ -306,8 +306,13 @@ def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
 
 
 def _node(
-    name: str, views: Sequence[TaskView], rates: Mapping[str, float | None], now: datetime
+    name: str,
+    by_node: Mapping[str, Sequence[TaskView]],
+    rates: Mapping[str, float | None],
+    now: datetime,
 ) -> Node:
+    views = by_node[name]
+    elsewhere = (v for other, of in by_node.items() if other != name for v in of)
     failed = sum(
         v.status.bad
         and v.engine.cause not in (Cause.CANCELLED, Cause.PREEMPTED)  # not the node's fault
@@ -319,7 +324,7 @@ def _node(
     remark = ""
     if any(view.engine.cause is Cause.NODE_FAILURE for view in views):
         remark = "failed"
-    elif failed >= 2 and failed > done and len(rates) > 1:
+    elif failed >= 2 and failed > done and any(v.status is TaskStatus.DONE for v in elsewhere):
         remark = f"{failed} of {failed + done} tasks failed here"
     elif silent := sum(silent_for(view, now) is not None for view in views):
         remark = f"no recent heartbeat from {units.plural(silent, 'running task')}"

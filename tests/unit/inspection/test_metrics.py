@@ -119,6 +119,12 @@ def test_a_node_on_which_tasks_fail_is_named() -> None:
     assert bad.remark == "2 of 2 tasks failed here" and not good.remark
 
 
+def test_no_node_is_named_where_the_tasks_of_all_nodes_fail() -> None:
+    run = RunBuilder(4).submitted().result(Stage.EXTRACT, 0, 1, cause=Cause.OUT_OF_MEMORY)
+    run = run.result(Stage.EXTRACT, 2, 3, host="n2", cause=Cause.OUT_OF_MEMORY)
+    assert not any(node.remark for node in metrics.nodes(run.state(), runs.NOW))
+
+
 def test_a_node_on_which_more_tasks_succeed_than_fail_is_not_to_blame() -> None:
     run = RunBuilder(6).submitted().result(Stage.EXTRACT, 0, 1, cause=Cause.IO)
     run = run.result(Stage.EXTRACT, 2, 3, 4).result(Stage.EXTRACT, 5, host="n2")
