@@ -742,6 +742,19 @@ def test_who_cancelled_is_reported_where_there_is_accounting(
     assert not state.raw.endswith(str(os.geteuid()))
 
 
+def test_a_task_whose_dependency_failed_is_not_cancelled_by_anybody(
+    engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm, wrap: Callable[[str, str], Path]
+) -> None:
+    payload.write_script(folder.path, {"download.0": "fail"})
+    first = engine.submit(spec(folder, stage=Stage.DOWNLOAD), None)
+    array = engine.submit(spec(folder, 2), Dependency("afterok", first.job_ids))
+    engine.wait(folder, None, 0.1)
+    assert one(engine, folder, array.task_ids[1]).cause is Cause.DEPENDENCY
+    wrap("squeue", EMPTY_QUEUE)  # as after MinJobAge
+    slurm.wait_for(lambda: one(engine, folder, array.task_ids[1]).raw == "CANCELLED")
+    assert one(engine, folder, array.task_ids[1]).cause is Cause.DEPENDENCY
+
+
 NO_CGROUP = available(cgroup=True)
 
 

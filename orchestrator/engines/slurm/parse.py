@@ -243,6 +243,8 @@ def account_rows(text: str) -> Iterator[JobRow]:
             if owner in rows:
                 rows[owner] = _with_peak(rows[owner], parse_bytes(row["peak"]))
             continue
+        if row["state"] == "CANCELLED" and row["node"] == "None assigned":
+            row["reason"] = NEVER_SATISFIED  # it would be "CANCELLED by UID" if somebody had
         job = _job(row)
         task = replace(job.task, cpu_s=parse_cpu(row["cpu"]))
         for each in expand(job.job_id):

@@ -294,9 +294,12 @@ def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
         + account_line("11", "TIMEOUT", "0:0")
         + account_line("12", "FAILED", "0:53")
         + account_line("13", "FAILED", "1:0", step="0:125")
+        + account_line("14_[0-1%8]", "CANCELLED by 0", reason="Dependency", node="None assigned")
+        + account_line("15_[0-1%8]", "CANCELLED", node="None assigned")
     )
     rows = {row.job_id: row.task for row in in_accounts(text)}
-    assert sorted(rows) == ["10_3", "11", "12", "13", "9"]
+    arrays = ["14_0", "14_1", "15_0", "15_1"]
+    assert sorted(rows) == ["10_3", "11", "12", "13", *arrays, "9"]
     assert (rows["9"].raw, rows["9"].cause, rows["9"].node) == (
         "CANCELLED by 1000",
         Cause.CANCELLED,
@@ -308,6 +311,8 @@ def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
     assert rows["11"].cause is Cause.TIME_LIMIT
     assert rows["12"].cause is Cause.LAUNCH_FAILED
     assert rows["13"].cause is Cause.OUT_OF_MEMORY
+    causes = [rows[each].cause for each in arrays]
+    assert causes == [Cause.CANCELLED, Cause.CANCELLED, Cause.DEPENDENCY, Cause.DEPENDENCY]
 
 
 def test_a_stale_row_of_a_pending_array_does_not_hide_what_its_tasks_do() -> None:
