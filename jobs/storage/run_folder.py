@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -152,7 +153,7 @@ class RunFolder:
             raise self._no_run_folder()
         if status.st_uid != os.geteuid():
             raise RunFolderError(
-                f"{self.path} belongs to user {status.st_uid}, not to you; {_ASK_ITS_OWNER}"
+                f"{self.path} belongs to {_user(status.st_uid)}, not to you; {_ASK_ITS_OWNER}"
             )
         if status.st_mode & _OTHERS_WRITE:
             raise RunFolderError(
@@ -312,6 +313,13 @@ def create_private(folder: Path) -> bool:
         folder.chmod(0o700)  # independent of the umask
     status = folder.lstat()
     return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
 
 
 def closed_to_us(path: Path | str) -> RunFolderError:

@@ -30,7 +30,7 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
         now, look = utc_now(), terminal.stdout_style()
         messages.show([line(run, now, look) for run in found])
     else:
-        messages.print_lines([f"there is no run in {log_dir.absolute()}"])
+        messages.print_lines([run_list.none_in(log_dir.absolute())])
     return 0
 
 

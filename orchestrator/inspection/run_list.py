@@ -52,7 +52,10 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
     if run == "":
         raise UsageError("the name of the run is empty; is a variable not set?")
     base = log_dir.expanduser().absolute()
-    folder = _folder(run, base) if run else None
+    try:
+        folder = _folder(run, base) if run else None
+    except PermissionError as error:
+        raise closed_to_us(str(run)) from error
     if folder is not None:
         return Run(folder)
     names = run_ids(base)
@@ -65,12 +68,19 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
                 "characters"
             )
     if not names:
-        which = f"run {run}" if run else "run"
         raise RunFolderError(
-            f"there is no {which} in {base}; start one with `websight-orchestrate launch`, or "
-            "give another folder with --log-dir"
+            f"{none_in(base, run)}; start one with `websight-orchestrate launch`, or give another "
+            "folder with --log-dir"
         )
     return Run(_itself(base / names[0]))
+
+
+def none_in(log_dir: Path, run: str | None = None) -> str:
+    """A text for a log folder without runs, or without ``run``, that we can read."""
+    which = f"run {run}" if run else "run"
+    closed = any(map(_is_closed, log_dir.iterdir())) if presence.is_folder(log_dir) else False
+    others = ", apart from other users' runs, which only they can read" if closed else ""
+    return f"there is no {which} in {log_dir}{others}"
 
 
 def _folder(run: str, base: Path) -> Path | None:
@@ -184,6 +194,14 @@ def _is_run(folder: Path) -> bool:
         return presence.is_file(RunFolder(folder).plan) and _itself(folder).name == folder.name
     except OSError:  # another user's, in a shared log folder
         return False
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        presence.exists(RunFolder(folder).plan)
+    except PermissionError:
+        return True
+    return False
 
 
 def listing(

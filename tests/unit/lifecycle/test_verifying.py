@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_log_folder_that_is_closed_to_us_is_not_called_empty(tmp_path: Path) -
     logs = folder.path.parent
     with closed(logs), pytest.raises(RunFolderError, match="permission denied; if another"):
         find_run(log_dir=logs)
+
+
+def test_a_run_that_is_closed_to_us_is_not_called_absent() -> None:
+    with tempfile.TemporaryDirectory() as place:  # not in a folder that only we can enter
+        folder = RunBuilder(pages(0, 2)).extracted(Path(place)).folder
+        logs = folder.path.parent
+        for path in (Path(place), logs):
+            path.chmod(0o755)
+        with closed(folder.path):
+            with pytest.raises(RunFolderError, match="permission denied; if another"):
+                find_run(str(folder.path))
+            with pytest.raises(RunFolderError, match=r"no run .* apart from other users' runs"):
+                find_run(log_dir=logs)
 
 
 def test_a_check_that_is_interrupted_while_it_is_submitted_leaves_no_job(
