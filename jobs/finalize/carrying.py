@@ -7,7 +7,6 @@ and link or copy them (``jobs.extract.carried``).
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import msgspec
 from msgspec import structs
@@ -303,18 +301,12 @@ class _Choice:
         return any(paths & self._paths for paths in named if not paths & own)
 
     def _named(self, ranged: RecordsRange) -> Iterator[str]:
-        """The paths in these published records; only one shard's have another form than lines."""
+        """The paths in these published records."""
         path = Path(self._old.dest, ranged.path)
-        with TemporaryDirectory() as scratch:
-            begun = record_forms.beginning(path, path.name)
-            lines = record_forms.as_lines(path, begun, Path(scratch, "lines"), lambda: None).path
-            with lines.open("rb", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                cut = (ranged.start, ranged.stop) if lines == path else (0, size)
-                for block in line_blocks(file.fileno(), *cut, longest=records.MAX_LINE + 1):
-                    for found in records.parse_all(block, self._old.options.layout.image_field)[0]:
-                        if isinstance(found, records.Record):
-                            yield from (records.normal_path(each.path) for each in found.images)
+        for block in _blocks_of_lines(path, ranged):
+            for found in records.parse_all(block, self._old.options.layout.image_field)[0]:
+                if isinstance(found, records.Record):
+                    yield from (records.normal_path(each.path) for each in found.images)
 
     @cached_property
     def _paths(self) -> set[str]:
@@ -421,6 +413,17 @@ def _records_fault(path: Path, published: PublishedFile) -> str | None:
         f"{path} does not match the manifest, so its records cannot be reused; repair the "
         "dataset first with `resume --deep`, or launch again with --overwrite"
     )
+
+
+def _blocks_of_lines(path: Path, ranged: RecordsRange) -> Iterator[bytes]:
+    """These records as JSON lines; only one shard's have another form, and then they are all."""
+    begun = record_forms.beginning(path, path.name)
+    if not begun.is_plain_lines:
+        yield from record_forms.lines_in(path, begun)
+        return
+    with path.open("rb", buffering=0) as file:
+        fd, longest = file.fileno(), records.MAX_LINE + 1
+        yield from line_blocks(fd, ranged.start, ranged.stop, longest=longest)
 
 
 def _offsets(path: Path, counts: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -97,34 +97,61 @@ def as_lines(path: Path, begun: Beginning, out: Path, check: Callable[[], object
     ``begun``: its ``beginning``. ``check`` is called regularly and may raise. Memory holds one
     record. Raises ``FormError``.
     """
-    name, encoding, form = begun
+    found = FoundRecords(path, begun.form, begun.encoding)
     if begun.is_plain_lines:
-        return FoundRecords(path, form, encoding)
-    found = FoundRecords(out, form, encoding, source=path)
+        return found
     try:
-        with (
-            _opened(path, encoding, table=form is Form.TABLE) as text,
-            out.open("wb", buffering=1 << 20) as lines,
-        ):
-            if form is Form.LINES:
-                values = iter(lambda: text.read(_CHUNK), "")
-            elif form is Form.TABLE:
-                table = _Table(text, name)
+        with _converted(path, begun) as (table, values), out.open("wb", buffering=1 << 20) as lines:
+            found = found._replace(path=out, source=path)
+            if table is not None:
                 found = found._replace(delimiter=table.delimiter, columns=table.columns)
-                values = (f"{row}\n" for row in table.rows())
-            else:
-                values = (json_text.on_one_line(v) + "\n" for v in _Values(text).all(form))
             for number, value in enumerate(values):
                 if number % 1000 == 0:
                     check()
                 lines.write(value.encode("utf-8", "surrogateescape"))
-    except UnicodeDecodeError as error:
-        raise FormError(f"is not entirely {encoding.upper()}: {error.reason}") from error
     except FormError:
-        if form is Form.VALUES and encoding in _UTF_8:
-            return FoundRecords(path)  # lines; the first one is damaged
+        if _may_be_lines(begun):
+            return FoundRecords(path)
         raise
     return found
+
+
+def lines_in(path: Path, begun: Beginning) -> Iterator[bytes]:
+    """The records in ``path``, which are not plain lines, as JSON lines; raises ``FormError``.
+
+    Some may come twice if the first line is damaged.
+    """
+    try:
+        with _converted(path, begun) as (_, values):
+            for value in values:
+                yield value.encode("utf-8", "surrogateescape")
+    except FormError:
+        if not _may_be_lines(begun):
+            raise
+        with path.open("rb") as file:
+            yield from records.lines(file)
+
+
+def _may_be_lines(begun: Beginning) -> bool:
+    """Whether a damaged file may be plain lines, of which the first one is damaged."""
+    return begun.form is Form.VALUES and begun.encoding in _UTF_8
+
+
+@contextmanager
+def _converted(path: Path, begun: Beginning) -> Iterator[tuple[_Table | None, Iterator[str]]]:
+    """The text of JSON lines, and the table that they are made of, if they are."""
+    name, encoding, form = begun
+    try:
+        with _opened(path, encoding, table=form is Form.TABLE) as text:
+            if form is Form.LINES:
+                yield None, iter(lambda: text.read(_CHUNK), "")
+            elif form is Form.TABLE:
+                table = _Table(text, name)
+                yield table, (f"{row}\n" for row in table.rows())
+            else:
+                yield None, (json_text.on_one_line(v) + "\n" for v in _Values(text).all(form))
+    except UnicodeDecodeError as error:
+        raise FormError(f"is not entirely {encoding.upper()}: {error.reason}") from error
 
 
 def published_form(found: Sequence[FoundRecords], name: str) -> FoundRecords:

@@ -221,8 +221,9 @@ def test_a_new_record_may_call_an_image_as_a_reused_one_did_before_it_was_correc
 
 @pytest.mark.parametrize("array", [False, True])
 def test_a_corrected_record_means_the_image_of_another_archive_that_has_its_path_now(
-    tmp_path: Path, array: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: bool
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null")  # it may be full
     rows = [{"image": f"images/{name}"} for name in ("0000.png", "0005.PNG")]
     text = json.dumps(rows, indent=1).encode() if array else lines(*rows)
     old = {
