@@ -139,6 +139,7 @@ class FinalizeContext:
     # Whether the sizes of staged files are compared: some are files of the dataset that is
     # replaced, or were extracted in an earlier attempt, and may have been changed since.
     compares_sizes: bool = False
+    reused: set[str] = field(default_factory=set)  # ids of shards that an update does not download
     records_apart: bool = False  # whether extraction stored the records outside of the data
     tops: set[str] = field(default_factory=set)  # see ``stripped_tops``; of all archives
     in_folders: set[str] = field(default_factory=set)  # ids of shards with a file in a folder

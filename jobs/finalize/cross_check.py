@@ -26,6 +26,7 @@ from jobs.finalize.join import (
     Rewrites,
     Rows,
     folded,
+    with_new_spellings,
 )
 from jobs.finalize.record_paths import as_named, differences, unified
 from jobs.finalize.scan import Audit, AuditShare, counts_as_image, orphan_fact
@@ -56,6 +57,7 @@ class Checked(AuditShare):
     absent: set[int] = field(default_factory=set)  # indices of parts with a file not on disk
     removed: list[str] = field(default_factory=list)  # keys of files not to be published
     several: str | None = None  # on two records files that name the same images
+    respelled: set[str] = field(default_factory=set)  # see ``with_new_spellings``
 
 
 def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -> Iterator[Checked]:
@@ -77,6 +79,7 @@ def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, plac
     audit.context.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
     rows = rows_to_compare(audit, found, place)
+    found.respelled = with_new_spellings(audit.context, rows.files)
     _Bucket(audit, found, rewrites, placements).compare(rows)
     rewrites.flush()
     if placements is not None:

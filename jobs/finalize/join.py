@@ -137,6 +137,24 @@ def matches_spellings(context: FinalizeContext) -> bool:
     return options.match is not Match.EXACT and options.verify is not Verify.NONE
 
 
+def with_new_spellings(context: FinalizeContext, files: Iterable[_Row]) -> set[str]:
+    """Shards with a reused file of which another archive has another spelling of the path now.
+
+    ``files``: rows of ``JoinRow.FILE``. Records that name the reused file may have had the other
+    path before they were corrected.
+    """
+    found: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for join_key, key, number, *_ in files if context.reused else ():
+        found[join_key][key].add(context.part_of(number).shard)
+    shards: set[str] = set()
+    for by_key in found.values():
+        new = {key for key, having in by_key.items() if having.isdisjoint(context.reused)}
+        for key, having in by_key.items():
+            if new - {key}:
+                shards |= having & context.reused
+    return shards
+
+
 # Partitions ---------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,8 @@ def read_summaries(context: FinalizeContext) -> list[PartSummary]:
             continue
         summaries.append(summary)
         context.compares_sizes |= summary.carried
+        if summary.carried and context.repair_state is None:
+            context.reused.add(part.shard)
         start += summary.files
         context.totals.left_out.update(summary.left_out)
         context.totals.members += summary.members
@@ -180,6 +182,14 @@ def forget_manifest(context: FinalizeContext, part: Part, reason: str) -> None:
         context.folder.manifest(part).unlink(missing_ok=True)
     where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
     context.findings.add(FindingKind.PARTS, where + reason, part.shard)
+
+
+def forget_shard(context: FinalizeContext, shard_id: str, reason: str) -> None:
+    """Have the next attempt download a shard that is reused, and extract all of it."""
+    for part in context.shards[shard_id].each_part():
+        forget_manifest(context, part, reason)
+    if context.pack_task is None:
+        context.folder.fetched(shard_id).unlink(missing_ok=True)
 
 
 @dataclass

@@ -250,6 +250,7 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> pack.Contents:
     slices = number_lines(context)
     conflicts: list[Conflict] = []
     absent: set[int] = set()
+    respelled: set[str] = set()
     with (
         Buckets(context.scratch, rows=files + 2 * max(files, context.lines)) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
@@ -265,12 +266,19 @@ def _scan(context: FinalizeContext, stack: ExitStack) -> pack.Contents:
         for found in check_all(audit, rewrites, placements):
             conflicts += found.conflicts
             absent |= found.absent
+            respelled |= found.respelled
             remove.writelines(msgspec.json.encode(key).decode() + "\n" for key in found.removed)
     parts = [context.parts[place] for place in sorted(absent)]
     for part in parts:
         context.folder.manifest(part).unlink(missing_ok=True)
     if context.repair_state is not None:  # what was reused of the dataset is gone from it
         repair.forget_missing(context.folder, (part.shard for part in parts))
+    for shard_id in sorted(respelled & {p.shard_id for p in context.pieces if p.is_corrected}):
+        fact = (
+            "its records were corrected in the published dataset, and another archive has a file "
+            "now that they may have named before, so the shard is downloaded again"
+        )
+        scan.forget_shard(context, shard_id, fact)
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
         collisions.resolve(context, conflicts)
     _check_totals(context)

@@ -544,6 +544,35 @@ def test_a_reused_file_that_is_gone_is_downloaded_where_no_manifest_says_so(
     assert published(dataset.dest) == whole
 
 
+@pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
+@pytest.mark.parametrize(
+    ("named", "new"),
+    [
+        pytest.param("images/0000.PNG", "images/0000.PNG", id="case"),
+        pytest.param("0000.PNG", "0000.png", id="without the folder"),
+        pytest.param("/home/me/images/0000.png", "images/0000.PNG", id="ambiguous now"),
+    ],
+)
+def test_a_corrected_record_is_read_again_if_another_archive_has_a_file_that_it_may_have_named(
+    tmp_path: Path, output: Output, named: str, new: str
+) -> None:
+    dataset = Dataset(tmp_path, Options(output=output, on_bad_record=OnBadRecord.DROP))
+    more = {**images([1]), "prompts.jsonl": line(named) + line("images/0001.png")}
+    dataset.path("s-0").write_bytes(tarred({**images([0]), **more}))
+    dataset.path("s-1").write_bytes(page_tar([2]))
+    dataset.launch()
+    files = {**images([2]), new: png(9), "prompts.jsonl": records([2])}
+    dataset.path("s-1").write_bytes(tarred(files))
+    update = dataset.plan()
+    assert names(update.reused) == ["s-0.tar"]
+    problem = work(update.planned)
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert "s-0.tar: its records were corrected in the published dataset" in problem.message
+    assert attempt(update.planned.folder) is None
+    assert dataset.equals_a_new_launch()
+
+
 # Files of one path ------------------------------------------------------------------------------
 
 
