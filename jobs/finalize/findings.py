@@ -51,6 +51,7 @@ class FindingKind(str, Enum):
     CRLF = "crlf_line_ends"
     NO_NEWLINE = "no_last_newline"
     KEPT_FIRST = "collision_kept_first"
+    OTHERS_IMAGE = "image_of_another_archive"
     SAME = "same_file_twice"
     HINT = "hint"
 
@@ -201,6 +202,8 @@ _WORDS = {
     FindingKind.NO_NEWLINE: "records [file does|files do] not end with a newline",
     FindingKind.KEPT_FIRST: "[path is in several archives; the first archive's file was kept|"
     "paths are in several archives; the first archive's files were kept]",
+    FindingKind.OTHERS_IMAGE: "[record names an image in whose place another archive's is "
+    "published|records name images in whose places other archives' are published]",
     FindingKind.HINT: "hint",
     FindingKind.SAME: "[file is|files are] in two archives with the same content",
 }

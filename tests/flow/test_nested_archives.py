@@ -19,7 +19,7 @@ from tests.flow.test_odd_archives import put, zipped
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.builders.complete_run import complete_run, finished, planned
-from tests.support.builders.contents import line, png, tarred
+from tests.support.builders.contents import images, line, png, records, tarred
 
 FILES = ("--layout", "files", "--nested")
 KEEP, OWN = ("--on-collision", "keep-first"), ("--on-collision", "per-shard")
@@ -64,6 +64,34 @@ def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str
     own = complete_run(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
     assert own.problems == []
     assert own.files == {"0000-o/n01.tar/d/1.png": ONE, "0000-o/n02.tar/d/1.png": TWO}
+
+
+@pytest.mark.parametrize("output", ["files", "webdataset"])
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_records_in_whose_place_another_archives_image_is_published_are_counted(
+    tmp_path: Path, output: str, is_nested: bool
+) -> None:
+    own = {
+        f"n{n}.tar": tarred(
+            {
+                "images/s.png": png(70 + n),
+                **images([n]),
+                "prompts.jsonl": records([n]) + line("images/s.png"),
+            }
+        )
+        for n in range(2)
+    }
+    if is_nested:
+        source = nested(tmp_path, own)
+    else:
+        for name, data in own.items():
+            source = put(tmp_path / "source" / name, data).parent
+    words = ("--nested", *KEEP, "--output", output)
+    brought = complete_run(tmp_path, source, *words)
+    said = "! 1 record names an image in whose place another archive's is published: "
+    assert said in brought.text
+    archive = "o.tar: n1.tar" if is_nested else "source/n1.tar"
+    assert f"{said}{archive}, line 2: names 'images/s.png', which is the file of" in brought.text
 
 
 def test_the_order_in_which_parts_are_extracted_changes_nothing(tmp_path: Path) -> None:
