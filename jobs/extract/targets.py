@@ -300,18 +300,13 @@ def take_back(folder: RunFolder, plan: Plan, parts: Iterable[Part], reason: str)
     taken = []
     for part in parts:
         path = folder.manifest(part)
-        moved = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
-        try:
-            path.replace(moved)
-        except FileNotFoundError:
-            continue
-        taken.append(part)
-        try:
-            if not plan.options.packs:
-                with suppress(RunFolderError):  # a damaged one
-                    _remove_files(Staging(plan).data, read_manifest(moved))
-        finally:
-            moved.unlink(missing_ok=True)
+        # The manifest is removed last: it lists the files that an interruption leaves.
+        if not plan.options.packs:
+            with suppress(RunFolderError):  # not finished, or a damaged one
+                _remove_files(Staging(plan).data, read_manifest(path))
+        with suppress(FileNotFoundError):
+            path.unlink()
+            taken.append(part)
     if taken:
         again = counted(len(taken), "finished [part is|parts are] extracted again")
         name = taken[0].id if len(taken) == 1 else taken[0].shard

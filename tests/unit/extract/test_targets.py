@@ -1,10 +1,19 @@
-"""Containers: what is appended can be read, and what an earlier attempt left is written over."""
+"""Containers: what is appended can be read, and what an earlier attempt left is written over.
+
+Parts that are taken back leave no file.
+"""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
-from jobs.extract.targets import Container
+import pytest
+
+from jobs.extract.targets import Container, take_back
+from tests.support.builders.contents import page_tars
+from tests.support.builders.runs import RunBuilder
 
 
 def _chunks(*data: bytes) -> list[memoryview]:
@@ -56,3 +65,26 @@ def test_members_can_be_written_to_given_offsets_and_what_is_between_them_stays(
     assert container.finish() == 12
     container.close()
     assert (tmp_path / "c").read_bytes() == b"abzzzcdezzzz"
+
+
+@pytest.mark.parametrize("removed", [0, 1])
+def test_a_part_that_was_taken_back_in_part_is_taken_back_completely_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    run = RunBuilder(*page_tars(tmp_path, 1)).fetched(tmp_path)
+    run.extract()
+    real, calls = os.unlink, []
+
+    def killed(path: str | bytes) -> None:
+        calls.append(path)
+        if len(calls) > removed:
+            raise KeyboardInterrupt
+        real(path)
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(os, "unlink", killed)
+        take_back(run.folder, run.plan, run.parts, "it has changed")
+    assert len(run.tree()) == 3 - removed
+    take_back(run.folder, run.plan, run.parts, "it has changed")
+    assert run.tree() == {}
+    assert not any(run.folder.manifest(part).exists() for part in run.parts)
