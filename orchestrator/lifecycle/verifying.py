@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.errors import RunFolderError, UsageError, as_storage_error
+from jobs.errors import EngineError, RunFolderError, UsageError, as_storage_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
@@ -105,7 +106,11 @@ def verify_on_slurm(
     )
     job_ids: tuple[str, ...] = ()
     try:
-        job_ids = engine.submit(spec, None).job_ids
+        try:
+            job_ids = engine.submit(spec, None).job_ids
+        except EngineError:  # nothing is left of the job
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
         engine.wait(folder, on_tick, _LOOK_S)
     except KeyboardInterrupt:
         # By its name, too: Slurm may have accepted it, and its id is not known.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import RunFolderError
+from jobs.errors import EngineError, RunFolderError
 from jobs.model import Resources
 from orchestrator.engines.base import JobSpec
 from orchestrator.inspection.run_list import find_run
@@ -77,3 +77,16 @@ def test_a_check_that_is_interrupted_while_it_is_submitted_leaves_no_job(
         )
     (folder,) = (tmp_path / "logs").iterdir()
     assert engine.cancelled_names == [f"websight-{folder.name}-verify"]
+
+
+def test_a_check_that_slurm_refuses_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(refuses=["extract"])
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(verifying, "engine_named", lambda name: engine)
+    with pytest.raises(EngineError, match="invalid partition"):
+        verifying.verify_on_slurm(
+            tmp_path, deep=False, tasks=2, resources=Resources(), log_dir=tmp_path / "logs"
+        )
+    assert list((tmp_path / "logs").iterdir()) == []
