@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -81,13 +80,8 @@ class UrlSource(RemoteSource):
         return file.version if is_piece else None
 
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
-        """See ``RemoteSource.explained``: a signature in the query may have expired.
-
-        Then Google answers with status 400, others with 401, 403, 404 or 410.
-        """
-        is_signed = any("?" in url for url in self._secrets.values())
-        is_refusal = re.search("answered with status 4(00|01|03|04|10)", error.message)
-        if not (is_signed and is_refusal):
+        """See ``RemoteSource.explained``: a signature in the query may have expired."""
+        if not url_lists.may_have_expired(error, self._secrets.values()):
             return error
         hint = "`resume --url-list FILE` takes new addresses, and keeps what is downloaded"
         return with_message(error, f"{error.message} ({hint})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.errors import Cause, SourceError
@@ -137,6 +137,15 @@ def renewed(plan: Plan, locators: Sequence[str]) -> dict[str, str]:
             "the names that they have in the run if more than the query has changed"
         )
     return found
+
+
+def may_have_expired(error: SourceError, urls: Iterable[str]) -> bool:
+    """Whether a server may have refused one of ``urls`` because its signature has expired.
+
+    Then Google answers with status 400, others with 401, 403, 404 or 410.
+    """
+    is_refusal = re.search("answered with status 4(00|01|03|04|10)", error.message)
+    return is_refusal is not None and any("?" in url for url in urls)
 
 
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:

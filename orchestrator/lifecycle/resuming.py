@@ -205,7 +205,8 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
         notes.append(f"changed options: {request.amendments}")
     if request.urls:
         count = len(url_lists.renewed(state.plan, request.urls))
-        notes.append(f"new addresses of {counted(count, 'file')}, for downloads that begin now")
+        which = counted(count, "file")
+        notes.append(f"new addresses of {which}, for downloads that begin now and for `update`")
     if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
         notes.append(
             f"extracting everything again: the extracted data are gone from {staging.root}"

@@ -6,6 +6,7 @@ tasks take their files from the published dataset (``jobs.finalize.carrying``).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 
 from msgspec import structs
 
-from jobs.errors import RunFolderError
+from jobs.errors import RunFolderError, SourceError, with_message
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Published, Shard, Stage
-from jobs.sources import registry
+from jobs.sources import registry, url_lists
 from jobs.storage import presence
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
@@ -109,7 +110,15 @@ def plan_update(
         same = carrying.same_shards(old, new)
         return carrying.plan_carry(folder, moved, receipt, same, new=new)
 
-    planned = _planned(request, carry)
+    try:
+        planned = _planned(request, carry)
+    except SourceError as error:
+        if not url_lists.may_have_expired(error, private.values()):
+            raise
+        again = (
+            f"`resume {shlex.quote(str(dest))} --url-list FILE` stores new addresses of the files"
+        )
+        raise with_message(error, f"{error.message} ({again}; then run `update` again)") from error
     state = Published(old.run_id, receipt.published, old.source.revision)
     plan = structs.replace(planned.plan, history=(*receipt.history, state))
     return _compared(old, replace(planned, plan=plan))

@@ -325,6 +325,31 @@ def test_files_at_urls_keep_the_names_of_the_launch(
     assert state(dest) == fresh(cli, dest, *words)
 
 
+def test_addresses_that_have_expired_are_replaced_before_an_update(
+    cli: Cli, web: FaultyServer, tmp_path: Path
+) -> None:
+    dest, listed = tmp_path / "data", tmp_path / "list.txt"
+    paths = [f"/{name}" for name in shards(2)]
+    for path, data in zip(paths, shards(2).values(), strict=True):
+        web.put(path, data, signed=True)
+
+    def sign() -> None:
+        listed.write_text("".join(f"{web.signed_url(path)}\n" for path in paths))
+
+    sign()
+    launch(cli, dest, "--url-list", listed)
+    web.put(paths[1], page_tar([10, 11], "new "), signed=True)
+    web.expire_signed_urls()
+    said = cli.run("update", dest, "--engine", "local", "--yes", rc=1)
+    assert f"`resume {dest} --url-list FILE` stores new addresses" in " ".join(said.err.split())
+    sign()
+    done = cli.run("resume", dest, "--url-list", listed)
+    assert "new addresses of 2 files, for downloads that begin now and for `update`" in done.err
+    update(cli, dest)
+    assert "Signature" not in said.out + said.err + done.out + done.err
+    assert b"new " in (dest / "prompts.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("fault", "is_known"),
     [
