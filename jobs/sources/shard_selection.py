@@ -284,15 +284,16 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     if not layout.has_records:
         return ""
     images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
-    beside = [name for name in names if not name.startswith(images)]
+    inside = (name for name in names if name.startswith(images))
+    if not any(magic.is_data_name(name) or not magic.last_ending(name) for name in inside):
+        return ""
+    beside = (name for name in names if not name.startswith(images))
     has_data = any(
         magic.decompressed_name(name) == records
         or magic.is_container(name, magic.packing_named(name))
         for name in beside
     )
-    inside = [name for name in names if name.startswith(images)]
-    has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
-    return images if has_data and has_images else ""
+    return images if has_data else ""
 
 
 def _may_be_pieces(family: Family, images: str, heads: Mapping[str, bytes]) -> bool:
@@ -360,9 +361,10 @@ def _groups(
             groups.append(Group(family.joined_name, family.names, packing))
     taken = {name for group in groups for name in group.names}
     left = [name for name in single if name not in taken]
-    kinds = {_kind(name) for name in left if magic.packing_of(heads.get(name, b""))} - {None}
-    unseen = [name for name in left if name not in heads and _kind(name) in kinds]
-    heads = {**heads, **look.heads(unseen)}
+    packed = [name for name in left if name in heads and magic.packing_of(heads[name])]
+    if kinds := {_kind(name) for name in packed} - {None}:
+        unseen = [name for name in left if name not in heads and _kind(name) in kinds]
+        heads = {**heads, **look.heads(unseen)}
     for name in left:
         if packing := _packing(name, heads):
             groups.append(Group(name, (name,), packing))

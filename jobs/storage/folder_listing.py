@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from jobs.storage.safe_paths import MAX_DEPTH, SampleEnds, junk_kind, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes added to each file's size, so that many small files are work too
+_BLOCK = 1000  # items that are written together
 _Line = tuple[str, str, int, int, int, str]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Line).decode
@@ -183,20 +184,20 @@ def write(
 ) -> FolderListing:
     """List ``root`` into ``out`` atomically, cut into ``parts`` of about equal work.
 
-    ``tick`` is called for each item and may raise. The first line is the root itself.
+    ``tick`` is called every so many items and may raise. The first line is the root itself.
     """
     hasher = digest.new("sha256")
-    members = data_bytes = weight = 0
+    members = data_bytes = 0
+    items = _with_root(root, leave)
     with as_storage_error(f"writing {quoted(str(out))}"), GrowingFile(out) as stream:
-        for item in _with_root(root, leave):
+        while block := list(islice(items, _BLOCK)):
             tick()
-            line = item.line()
-            hasher.update(line)
-            stream.write(line)
-            data_bytes += item.size
-            weight += item.size + _OVERHEAD
-            members += 1
-        cuts = _cuts(stream.flushed(), parts, weight - _OVERHEAD)
+            lines = b"".join(item.line() for item in block)
+            hasher.update(lines)
+            stream.write(lines)
+            data_bytes += sum(item.size for item in block)
+            members += len(block)
+        cuts = _cuts(stream.flushed(), parts, data_bytes + (members - 1) * _OVERHEAD)
         stream.publish()
     sha256 = Digest("sha256", hasher.hexdigest())
     return FolderListing(cuts, members - 1, data_bytes, sha256)
