@@ -317,5 +317,5 @@ class Squashfs(PackedOutput):
         mount = shlex.quote(f"/tmp/{name}")  # the user's own: only root may use /mnt
         return (
             f"mkdir -p {mount} && squashfuse {image} {mount}",
-            f"apptainer exec -B {image}:/data:image-src=/ IMAGE.sif ls /data",
+            f"apptainer exec -B {image}:/data:image-src=/,ro IMAGE.sif ls /data",
         )

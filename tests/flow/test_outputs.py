@@ -277,7 +277,7 @@ def test_a_run_makes_an_image_that_is_mounted_as_it_tells_and_repaired_to_the_sa
     read = code_of(dest).splitlines()
     image = f"'{dest}/my-data.squashfs'"
     assert read[0] == f"mkdir -p /tmp/my-data && squashfuse {image} /tmp/my-data"
-    assert read[1].startswith(f"apptainer exec -B '{dest}/my-data.squashfs':/data:image-src=/ ")
+    assert read[1].startswith(f"apptainer exec -B '{dest}/my-data.squashfs':/data:image-src=/,ro ")
     said = cli.having(COLUMNS="50").run("status").out
     assert "✓ Packed 61 files into my-data.squashfs\n" in said
     assert "".join(f"→ {line}\n" for line in read) in said
