@@ -88,8 +88,8 @@ def settled(finding: str | None, *, named: bool) -> str | None:
 
 def foreign(head: bytes) -> str:
     """A description of content that is not an image."""
-    if pointer := next((kind for start, kind in _POINTERS.items() if head.startswith(start)), None):
-        return pointer
+    if head.startswith(tuple(_POINTERS)):
+        return next(kind for start, kind in _POINTERS.items() if head.startswith(start))
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
         start = start.lower()
