@@ -17,23 +17,21 @@ from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes of output
 _FEED = 1 << 20  # bytes of input; 128 KiB make a tar.gz 6 % slower
+_FIRST_FEED = 16 << 10  # bytes of a stream, which may be one of thousands
+_SMALL = 256 << 10  # bytes of output; to hand over a block costs as much as a small file
 # Messages of liblzma, after it has compared the header's checksum, and of zstd.
 _is_lacking = re.compile("unsupported options|Unsupported frame parameter").search
 _NO_MEMORY = ("not enough memory", "allocation_failed")  # messages of zstd and lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 _MAGICS = {  # first bytes of a stream
+    "gz": magic.GZIP.magics,
     "zst": magic.ZSTD.magics,
     "xz": magic.XZ.magics,
     "bz2": (b"BZh",),
     "lz4": magic.LZ4.magics,
 }
-_GZIP_END = 5  # bytes: the size at the end of a gzip member, and another byte
+_zeros = re.compile(rb"\0*").match
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
-# What to do where other data follow a stream.
-_IGNORED = (
-    "; `gzip -d` ignores this; if its output is complete, unpack it and launch with --local-path "
-    "on the folder"
-)
 _IF_COMPLETE = f"if everything before it is complete, {UNPACK}"
 
 
@@ -44,7 +42,7 @@ class Readable(Protocol):
 
 
 class Decompressor(Protocol):
-    """What ``lzma``, ``bz2``, ``compression.zstd`` and ``lz4.frame`` have in common."""
+    """What ``lzma``, ``bz2``, ``compression.zstd``, ISA-L and ``lz4.frame`` have in common."""
 
     @property
     def eof(self) -> bool: ...
@@ -52,7 +50,7 @@ class Decompressor(Protocol):
     def needs_input(self) -> bool: ...
     @property
     def unused_data(self) -> bytes | None: ...
-    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
+    def decompress(self, data: bytes | memoryview, /, max_length: int = -1) -> bytes: ...
 
 
 def inflated(
@@ -66,13 +64,34 @@ def inflated(
     """
     compression = format.value.removeprefix("tar.")
     if format is Format.TAR_GZ:
-        yield from _gzip_of_tar(source, archive)
-    elif compression == "gz":
-        yield from _gzip(source, archive)
-    elif compression in ("zst", "xz", "bz2", "lz4", "lzma"):
-        yield from _streams(compression, source, archive, memory)
+        yield from _gzip_of_tar(source, archive, memory)
+    elif compression in _MAGICS or compression == "lzma":
+        yield from _gathered(_streams(compression, source, archive, memory))
     else:
         yield from _plain(source, archive)
+
+
+def _gathered(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same bytes, with small blocks joined."""
+    held: list[memoryview] = []
+    size = 0
+    try:
+        for block in blocks:
+            if size + len(block) > _SMALL and held:
+                yield _joined(held)
+                held, size = [], 0
+            held.append(block)
+            size += len(block)
+    except ArchiveError:
+        if held:
+            yield _joined(held)  # it shows which member is damaged
+        raise
+    if held:
+        yield _joined(held)
+
+
+def _joined(blocks: list[memoryview]) -> memoryview:
+    return blocks[0] if len(blocks) == 1 else memoryview(b"".join(blocks))
 
 
 def _plain(source: Readable, archive: str) -> Iterator[memoryview]:
@@ -101,40 +120,20 @@ class Blocks:
         return bytes(data)
 
 
-def _gzip_of_tar(source: Readable, archive: str) -> Iterator[memoryview]:
+def _gzip_of_tar(source: Readable, archive: str, memory: Memory) -> Iterator[memoryview]:
     """A tar compressed by gzip, or twice by gzip, as some scripts and servers do by mistake."""
-    blocks = _gzip(source, archive)
+    blocks = _gathered(_streams("gz", source, archive, memory))
     head = memoryview(b"")
     for block in blocks:
         head = memoryview(bytes(head) + bytes(block)) if head else block
         if len(head) >= magic.HEAD:
             break
-    joined = chain([head], blocks)
+    whole: Iterator[memoryview] = chain([head], blocks)
     start = bytes(head[: tar_header.BLOCK])
     is_packed = start.startswith(magic.GZIP.magics) and not tar_header.is_header(start)
-    yield from _gzip(Blocks(joined), archive) if is_packed else joined
-
-
-class _Into:
-    """Adds ``readinto``, which ISA-L calls, to a source that can only ``read``."""
-
-    def __init__(self, source: Readable) -> None:
-        self._source = source
-        self.read = source.read  # ISA-L requires the attribute
-        self.read_bytes = 0
-        self._last = b""  # bytes that were read
-
-    def readinto(self, buffer: memoryview) -> int:
-        data = self._source.read(len(buffer))
-        buffer[: len(data)] = data
-        self.read_bytes += len(data)
-        self._last = (self._last + data[-_GZIP_END:])[-_GZIP_END:]
-        return len(data)
-
-    def may_have_ended(self, least: int, most: int) -> bool:
-        """Whether all but the last byte may be a complete gzip member with so many bytes."""
-        size = int.from_bytes(self._last[:-1], "little")  # RFC 1952, ISIZE
-        return len(self._last) == _GZIP_END and (size - least) % (1 << 32) <= most - least
+    if is_packed:
+        whole = _gathered(_streams("gz", Blocks(whole), archive, memory))
+    yield from whole
 
 
 def stream_errors() -> tuple[type[Exception], ...]:
@@ -154,40 +153,6 @@ def _errors_of(compression: str) -> tuple[type[Exception], ...]:
     return (*stream_errors(), RuntimeError)  # lz4's
 
 
-def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
-    # ISA-L checks the CRC and length of each gzip member, refuses anything but members and zeros
-    # after it, and releases the interpreter lock.
-    from isal import isal_zlib
-
-    raw = _Into(source)
-    reader = isal_zlib._GzipReader(raw, _FEED)  # type: ignore[arg-type]  # it needs no more
-    total = 0
-    while True:
-        block = bytearray(BLOCK)
-        try:
-            count = reader.readinto(block)
-        except stream_errors() as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            # The output before the damage still shows which member it is in.
-            head = block.rstrip(b"\0")
-            if head:
-                yield memoryview(head)
-            fact = f"the gzip stream is damaged ({error})"
-            before = total + len(head)
-            if "Not a gzipped file" in str(error):  # after a complete gzip member
-                fact += _IGNORED
-            elif isinstance(error, EOFError) and raw.may_have_ended(before, total + BLOCK):
-                fact = f"another byte follows the gzip stream{_IGNORED}"
-            raise damaged(archive, fact, offset=before) from error
-        if not raw.read_bytes:
-            raise damaged(archive, "the file is empty")
-        if not count:
-            return
-        total += count
-        yield memoryview(block)[:count]
-
-
 def _decompressor(compression: str, memory: Memory) -> Decompressor:
     """The decompressor of one stream."""
     found: Decompressor
@@ -201,6 +166,11 @@ def _decompressor(compression: str, memory: Memory) -> Decompressor:
         found = lzma.LZMADecompressor(format, memlimit=memory.most)
     elif compression == "bz2":
         found = extras.decompressor("bz2").BZ2Decompressor()
+    elif compression == "gz":
+        from isal import igzip_lib
+
+        # It checks the CRC and the length, and releases the interpreter lock.
+        return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     else:
         import lz4.frame
 
@@ -216,40 +186,88 @@ def _begins_stream(compression: str, head: bytes) -> bool:
     return head.startswith(_MAGICS[compression])
 
 
+class _Pieces:
+    """The bytes of a source, in pieces of the requested size, of which the end can be given back.
+
+    A decompressor copies what follows its stream in a piece.
+    """
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._block = source.read(_FEED)
+        self._position = 0  # in the block
+        self.is_empty = not self._block
+
+    def head(self) -> bytes:
+        """The next bytes: enough for the header of a stream, if there are so many."""
+        while len(self._block) - self._position < _LONGEST_HEADER:
+            more = self._source.read(_FEED)
+            if not more:
+                break
+            self._block, self._position = self._block[self._position :] + more, 0
+        return self._block[self._position : self._position + _LONGEST_HEADER]
+
+    def take(self, most: int) -> memoryview:
+        """The next bytes, at most so many; empty at the end of the source."""
+        if self._position == len(self._block):
+            self._block, self._position = self._source.read(_FEED), 0
+        piece = memoryview(self._block)[self._position : self._position + most]
+        self._position += len(piece)
+        return piece
+
+    def give_back(self, count: int) -> None:
+        """The last ``count`` bytes of the last piece are the next ones again."""
+        self._position -= count
+
+    def skip_zeros(self) -> bool:
+        """Skip zeros, with which tapes and xz pad streams; return whether other bytes follow."""
+        while self._block:
+            self._position = _zeros(self._block, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._block):
+                return True
+            self._block, self._position = self._source.read(_FEED), 0
+        return False
+
+
 def _streams(
     compression: str, source: Readable, archive: str, memory: Memory
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
     errors = _errors_of(compression)
-    total = 0
-    data = source.read(_FEED)
-    if not data:
+    pieces = _Pieces(source)
+    if pieces.is_empty:
         raise damaged(archive, "the file is empty")
-    while data:
-        data = _expect_stream(compression, source, data, archive, total)
+    total = 0
+    is_left = True
+    while is_left:
+        head = pieces.head()
+        if not _begins_stream(compression, head):
+            fact = f"data that is not a compressed stream follows the last stream; {_IF_COMPLETE}"
+            raise damaged(archive, fact, offset=total)
         decompressor = _decompressor(compression, memory)
         # A zstd window uses memory only as it fills, because the system allocates pages when they
         # are written: a larger one is accepted as long as it is not filled.
-        window = _zstd_window(data, archive, memory) if compression == "zst" else 0
-        begun = total
+        window = _zstd_window(head, archive, memory) if compression == "zst" else 0
+        begun, feed = total, _FIRST_FEED
         while not decompressor.eof:
-            if decompressor.needs_input and not data:
-                data = source.read(_FEED)
-                if not data:
+            piece = memoryview(b"")
+            if decompressor.needs_input:
+                piece, feed = pieces.take(feed), min(2 * feed, _FEED)
+                if not piece:
                     raise damaged(archive, "the compressed stream is truncated", offset=total)
             try:
-                block = decompressor.decompress(data, BLOCK)
+                block = decompressor.decompress(piece, BLOCK)
             except errors as error:
                 if any(words in str(error) for words in _NO_MEMORY):
                     raise MemoryError(str(error)) from error
                 raise _stream_error(error, archive, total, memory) from error
-            data = b""
             if block:
                 total += len(block)
                 if total - begun > _most_window(memory) < window:
                     raise _window_too_large(window, archive, memory)
                 yield memoryview(block)
-        data = _after_zeros(source, decompressor.unused_data or b"")
+        pieces.give_back(len(decompressor.unused_data or b""))
+        is_left = pieces.skip_zeros()
 
 
 def _stream_error(error: Exception, archive: str, total: int, memory: Memory) -> ArchiveError:
@@ -260,31 +278,6 @@ def _stream_error(error: Exception, archive: str, total: int, memory: Memory) ->
         fact = f"is compressed in a way that this version of the library does not read ({error})"
         return unsupported(archive, f"{fact}; {UNPACK}")
     return damaged(archive, f"the compressed stream is damaged ({error})", offset=total)
-
-
-def _expect_stream(
-    compression: str, source: Readable, data: bytes, archive: str, total: int
-) -> bytes:
-    while len(data) < _LONGEST_HEADER:
-        more = source.read(_FEED)
-        if not more:
-            break
-        data += more
-    if not _begins_stream(compression, data):
-        fact = f"data that is not a compressed stream follows the last stream; {_IF_COMPLETE}"
-        raise damaged(archive, fact, offset=total)
-    return data
-
-
-def _after_zeros(source: Readable, data: bytes) -> bytes:
-    """The bytes after zeros, with which tapes and xz pad streams; empty at the end."""
-    while True:
-        data = data.lstrip(b"\0")
-        if data:
-            return data
-        data = source.read(_FEED)
-        if not data:
-            return b""
 
 
 def _zstd_window(header: bytes, archive: str, memory: Memory) -> int:
