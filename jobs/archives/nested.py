@@ -54,7 +54,7 @@ def is_nested(path: bytes) -> bool:
         return False
     name = as_text(path)
     packing = magic.packing_named(name)
-    if packing is None or not packing.is_read:
+    if packing is None or not packing.is_read or magic.is_data_name(name):
         return False
     return magic.is_container(magic.ending(name), packing)
 

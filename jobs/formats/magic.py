@@ -168,13 +168,13 @@ _DATA = (
     "fbx usd usdz pcd las laz e57 step blend kml kmz shp dbf shx prj gpkg pmtiles mbtiles "
     "rds rda rdata jar war whl apk ipa cbz 3mf ttf otf woff woff2 proto wasm so "
     "mgz bam bcf cram tbi csi mxl mscz musx qza qzv sb2 sb3 slx mlx ggb xmind kra ora osz osk f3d "
-    "docm dotx xlsm xlsb pptm vsdx hwpx"
+    "docm dotx xlsm xlsb pptm vsdx hwpx aab aar xpi vsix nupkg fmu qgz shz pt2 ptl mar nemo skops"
 )
 _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
-# The same, of formats that programs read compressed: scans, sequences and their annotations, and
-# files with an index of their own.
+# The same, of formats that programs read compressed: scans, sequences and their annotations, files
+# with an index of their own, and arrays.
 _COMPRESSED = "nii vcf warc wat wet fa fasta fna faa fq fastq bed gff gff3 gtf"
-_COMPRESSED_DATA = tuple(f".{word}.gz" for word in _COMPRESSED.split())
+_PACKED_DATA = (*(f".{word}.gz" for word in _COMPRESSED.split()), ".zarr.zip")
 RECORDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of files that may be records
 # First members of zips that are one document or model: Office Open XML, OpenDocument and EPUB,
 # Java, PyTorch.
@@ -257,7 +257,9 @@ def packing_named(name: str) -> Packing | None:
 def is_data_name(name: str) -> bool:
     """Whether a name has the ending of a well-known data format."""
     ending = last_ending(name).lower()
-    return ending in _DATA_ENDINGS or (ending == ".gz" and name.lower().endswith(_COMPRESSED_DATA))
+    return ending in _DATA_ENDINGS or (
+        ending in (".gz", ".zip") and name.lower().endswith(_PACKED_DATA)
+    )
 
 
 def is_tar_name(name: str) -> bool:

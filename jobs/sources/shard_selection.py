@@ -137,6 +137,9 @@ def sort_out(
     candidates = [family for family in candidates if _may_be_pieces(family, images, heads)]
     sizes = {name: file.size for name, file in by_name.items()}
     groups = _groups(declared, candidates, single, heads, sizes, look)
+    if meant is not None and not groups and list(map(magic.packing_named, single)) == [magic.ZIP]:
+        # A file that is data beside others (x.zarr.zip) is an archive if it is named alone.
+        groups = [Group(single[0], (single[0],), magic.ZIP)]
     _check_readable(groups, where)
     taken = {name for group in groups for name in group.names}
     _check_images([name for name in inside if name not in taken], heads, request, where)

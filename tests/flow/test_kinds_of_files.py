@@ -16,7 +16,7 @@ from jobs.errors import Cause, SourceError
 from tests.support.archives.hostile import COMPRESSIONS
 from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.builders.complete_run import complete_run, planned
-from tests.support.builders.contents import in_pieces, line, png, tarred
+from tests.support.builders.contents import in_pieces, line, png, tarred, zipped
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -90,11 +90,24 @@ def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose |= dict.fromkeys(data, gzip.compress(b"x"))
     named_otherwise = ("frames.jgz", "tf/train-00000-of-00002", "tf/train-00001-of-00002")
     loose |= dict.fromkeys(named_otherwise, gzip.compress(b"[]"))
-    loose |= {"r.fa.gz.gzi": b"x", "song.mxl": ZIP}
+    loose |= {"r.fa.gz.gzi": b"x", "song.mxl": ZIP, "w.pt2": ZIP, "y.zarr.zip": ZIP}
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = complete_run(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []
     assert brought.files == {**ALL, **loose}
+
+
+def test_data_that_are_a_zip_by_name_too_are_an_archive_if_they_are_named_alone(
+    tmp_path: Path,
+) -> None:
+    arrays = {"2020.zarr.zip": zipped({"a/0": b"0"}), "2021.zarr.zip": zipped({"a/0": b"1"})}
+    place = source(tmp_path, arrays)
+    assert complete_run(tmp_path / "all", place, *FILES).files == arrays
+    assert complete_run(tmp_path / "one", place / "2020.zarr.zip", *FILES).files == {"a/0": b"0"}
+    with FaultyServer({f"/{name}": data for name, data in arrays.items()}) as server:
+        urls = [word for name in arrays for word in ("--url", server.url(f"/{name}"))]
+        assert complete_run(tmp_path / "urls", urls, *FILES).files == arrays
+        assert complete_run(tmp_path / "url", urls[:2], *FILES).files == {"a/0": b"0"}
 
 
 @pytest.mark.parametrize(

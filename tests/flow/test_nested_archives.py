@@ -371,7 +371,8 @@ def test_archives_among_images_are_refused_with_the_option_that_extracts_them(
 
 
 def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
-    source = nested(tmp_path, {**TREES, "n03.npz": b"PK", "n04.csv.gz": b"x"})
+    data = {"n03.npz": b"PK", "n04.csv.gz": b"x", "n05.zarr.zip": b"PK"}
+    source = nested(tmp_path, {**TREES, **data})
     brought = complete_run(tmp_path, source, "--layout", "files")
     assert brought.problems == []
     assert "2 files are archives themselves" in brought.text
