@@ -15,6 +15,7 @@ from jobs.storage.safe_paths import quoted, sample_key
 _SHOWN = 3  # of these in a message
 _CHECKED = 64 << 20  # bytes; of larger files the first record is not read for a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
+_JOIN = "join them into one file and launch with --local-path on a folder with it and the archives"
 _COMPRESSED_RECORDS = tuple(
     records + ending
     for packing in magic.PACKINGS
@@ -98,12 +99,16 @@ class OtherFiles:
             if usable:
                 largest = " or ".join(quoted(file.path) for file in usable[:_SHOWN])
                 fact += f"; if the records are in {largest}, run `resume` with --records-file"
+                if len(usable) > 1:
+                    fact += f", which reads one of them; to read several, {_JOIN}"
             else:
                 path, error = files[0].path, first[files[0].path].error
                 names_none = f"the first record of {quoted(path)} names no image"
                 fact += f"; {quoted(path)} {error}" if error else f"; {names_none}"
                 hints = (_field_hint(file, first[file.path].likely) for file in files)
                 fact += next(filter(None, hints), "")
+        elif (some := self._many_lists()) and look(some).names_images:
+            fact += f"; if the records are in many files, as {quoted(some.path)}, {_JOIN}"
         elif self._compressed:
             fact += (
                 f"; {quoted(self._compressed)} provides none, because it is compressed inside an "
@@ -118,6 +123,11 @@ class OtherFiles:
         elif self._table:
             fact += f"; the table {quoted(self._table)} provides none, because it names no image"
         return fact
+
+    def _many_lists(self) -> DataFile | None:
+        """The first of many files that may each contain records, and not those of one image."""
+        first = next((files[0] for files in self.likely.values()), None)
+        return None if first is None or first.path.lower().endswith(".json") else first
 
 
 def _field_hint(file: DataFile, likely: tuple[str, str] | None) -> str:

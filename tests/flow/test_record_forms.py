@@ -466,6 +466,19 @@ def test_the_websight_layout_takes_no_other_list(tmp_path: Path) -> None:
     assert "no shard has a prompts.jsonl; if the records are in 'train/metadata.jsonl' or" in text
 
 
+@pytest.mark.parametrize(("count", "where"), [(2, "in 'a-0.jsonl' or"), (30, "in many files")])
+def test_a_list_in_several_files_has_to_be_joined(tmp_path: Path, count: int, where: str) -> None:
+    lists: dict[bytes | str, bytes]
+    lists = {f"a-{number}.jsonl": LINES.encode() for number in range(count)}
+    text = refused(tmp_path, [Content(lists), Content(dict.fromkeys(NAMES, png()))])
+    assert f"if the records are {where}" in text
+    assert "join them into one file and launch with --local-path" in text
+    sidecars: dict[bytes | str, bytes]
+    sidecars = {f"a-{number}.json": LINES.encode() for number in range(count)}
+    text = refused(tmp_path / "json", [Content(sidecars), Content(dict.fromkeys(NAMES, png()))])
+    assert ("join them" in text) == (count == 2)
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
