@@ -257,15 +257,30 @@ def local_digests(
         pairs += [(stem, digest) for digest in listed.values() if len(listed) == 1]
         if not any(file in names for file, _ in pairs):
             base = folder if folder in folders else ""
-            moved = {own: _without_folders(own, base, names) for own in listed}
-            times = Counter(moved.values())
-            pairs = [(file, listed[own]) for own, file in moved.items() if times[file] == 1]
+            pairs = list(_of_author(listed, base, names).items())
         if not any(file in names for file, _ in pairs):
             unused.append(name)
         for file, digest in pairs:
             if file in names and (file not in found or len(digest.hex) > len(found[file].hex)):
                 found[file] = digest
     return found, unused
+
+
+def digests_of(listed: Mapping[str, Digest], names: Collection[str]) -> dict[str, Digest]:
+    """The digests of ``names``, in the folder of a list and below, by ``listed``, what it says.
+
+    If no name in it is a file's, its author may have had the files in other folders.
+    """
+    found = {name: listed[name] for name in names if name in listed}
+    return found or _of_author(listed, "", names)
+
+
+def _of_author(
+    listed: Mapping[str, Digest], base: str, names: Collection[str]
+) -> dict[str, Digest]:
+    moved = {own: _without_folders(own, base, names) for own in listed}
+    times = Counter(moved.values())
+    return {file: listed[own] for own, file in moved.items() if file and times[file] == 1}
 
 
 def _without_folders(path: str, base: str, names: Collection[str]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, takewhile
 
 from jobs.errors import SourceError, with_message
 from jobs.formats import magic
@@ -179,26 +180,34 @@ class _Beside:
         for url in urls:
             if not urllib.parse.urlsplit(url).query:  # a signature is for one file only
                 folders.setdefault(_folder(url), []).append(url)
-        lists = [f"{folder}/{name}" for folder in folders for name in file_names.DIGEST_LISTS]
+        places = sorted({*folders, *_common(folders)}, key=len, reverse=True)
+        lists = [f"{place}/{name}" for place in places for name in file_names.DIGEST_LISTS]
         # The first one's own is probably needed.
         self._ask([*lists, *(_own(first) for first, *_ in folders.values())])
-        known = {folder: self._listed(folder) for folder in folders}
-        left = [
-            [url for url in members if url_lists.last_name(url) not in known[folder]]
-            for folder, members in folders.items()
-        ]
+        members = list(chain.from_iterable(folders.values()))
+        known: dict[str, Digest] = {}
+        for place in places:  # the nearest list counts
+            known = {**self._listed(place, members), **known}
+        left = [[url for url in each if url not in known] for each in folders.values()]
         self._ask([_own(first) for first, *_ in filter(None, left)])
         # If the first one has no file of its own, the others of its folder have none.
-        having = [members for members in left if members and self._read(members[0])]
-        self._ask([_own(url) for members in having for url in members])
-        return [
-            known.get(_folder(url), {}).get(url_lists.last_name(url)) or self._read(url)
-            for url in urls
-        ]
+        having = [each for each in left if each and self._read(each[0])]
+        self._ask([_own(url) for url in chain.from_iterable(having)])
+        return [known.get(url) or self._read(url) for url in urls]
 
-    def _listed(self, folder: str) -> dict[str, Digest]:
-        answers = (self._answer(f"{folder}/{name}") for name in file_names.DIGEST_LISTS)
-        return next(filter(None, answers), {})
+    def _listed(self, folder: str, urls: Iterable[str]) -> dict[str, Digest]:
+        """The digests of those ``urls`` that are in a folder, or below it, by a list there."""
+        for name in file_names.DIGEST_LISTS:
+            if not (listed := self._answer(f"{folder}/{name}")):
+                continue
+            below = {
+                urllib.parse.unquote(url.removeprefix(f"{folder}/")): url
+                for url in urls
+                if url.startswith(f"{folder}/") and not url.endswith("/")
+            }
+            if found := file_names.digests_of(listed, below):
+                return {below[path]: digest for path, digest in found.items()}
+        return {}
 
     def _read(self, url: str) -> Digest | None:
         """The digest in the file of the address; None if it has none, or was not asked for."""
@@ -232,6 +241,14 @@ class _Beside:
 
 def _folder(url: str) -> str:
     return url.rpartition("/")[0]
+
+
+def _common(folders: Collection[str]) -> list[str]:
+    """The folder that has all of them, if they are several and of one host."""
+    parts = [folder.split("/") for folder in folders]
+    pairs = zip(min(parts, default=[]), max(parts, default=[]), strict=False)
+    common = [one for one, other in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    return ["/".join(common)] if len(common) > 2 else []
 
 
 def _own(url: str) -> str:

@@ -229,6 +229,33 @@ def test_urls_give_size_name_and_digest(web: FaultyServer) -> None:
     assert source.private() == {}
 
 
+@pytest.mark.parametrize(
+    ("place", "written", "found"),
+    [
+        pytest.param("/s/a/SHA256SUMS", "/home/me/out/{}", [True, False], id="other folders"),
+        pytest.param("/s/a/SHA256SUMS", "./{}", [True, False], id="own folder"),
+        pytest.param("/s/SHA256SUMS", "{folder}/{}", [True, True], id="above"),
+        pytest.param("/s/md5sum.txt", "out/{folder}/{}", [False, False], id="another algorithm"),
+        pytest.param("/s/SHA256SUMS.txt", "out/{folder}/{}", [True, True], id="above, moved"),
+        pytest.param("/s/SHA256SUMS", "{}", [False, False], id="ambiguous"),
+        pytest.param("/SHA256SUMS", "s/{folder}/{}", [False, False], id="too far above"),
+    ],
+)
+def test_a_list_of_digests_may_have_folders(
+    web: FaultyServer, place: str, written: str, found: list[bool]
+) -> None:
+    lines = []
+    for folder in ("a", "b b"):
+        web.put(f"/s/{folder}/1.tar.gz", GZ + folder.encode())
+        path = written.replace("{folder}", folder).replace("{}", "1.tar.gz")
+        lines.append(f"{hashlib.sha256(GZ + folder.encode()).hexdigest()}  {path}\n")
+    in_own = place.startswith("/s/a/")
+    web.put(place, "".join(lines[: 1 if in_own else None]).encode())
+    source = opened(SourceKind.URL, web.url("/s/a/1.tar.gz"), web.url("/s/b b/1.tar.gz"))
+    files = [shard.files[0] for shard in source.shards()]
+    assert [file.digest is not None for file in files] == found
+
+
 def test_an_address_and_its_digests_are_requested_at_the_same_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
