@@ -25,7 +25,7 @@ from jobs.errors import Cause, SourceError
 from jobs.runtime import background
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.responses import PROXY_LOGIN, RetryLater
-from jobs.transfer.target import Target, hide_addresses, origin_of, redact
+from jobs.transfer.target import Target, as_given, hide_addresses, origin_of, redact
 
 # As in browsers (https://fetch.spec.whatwg.org/#http-redirect-fetch). Only their number is limited:
 # an address may redirect to itself, to set a cookie or to change to https.
@@ -271,8 +271,10 @@ class ConnectionPool:
             if any(key.lower() == "authorization" for key in headers):
                 auth = _unchanged  # otherwise requests replaces it by a login in the address
             request = requests.Request("GET", url, headers=dict(headers), auth=auth)
+            prepared = self._session.prepare_request(request)
+            prepared.url = as_given(prepared.url or url, url)
             return self._session.send(
-                self._session.prepare_request(request),
+                prepared,
                 allow_redirects=False,
                 timeout=(_CONNECT_S, self._stall_s),
                 **known.settings,

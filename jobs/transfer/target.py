@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from jobs.model import Digest
 
 _PORTS = {"http": 80, "https": 443}
 _SHOWN = 200  # characters of a name in a message, at most
+# Of a path and a query that need no escapes (RFC 3986, 3.3 and 3.4).
+_is_escaped = re.compile(r"(?:[\w.~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*", re.ASCII).fullmatch
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +55,18 @@ def hide_addresses(*libraries: str) -> None:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.ERROR)
+
+
+def as_given(prepared: str, url: str) -> str:
+    """``prepared`` with the path and query of ``url``, if that has a query.
+
+    A signature in the query is for the path as it is; requests removes ``/../`` and some escapes.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if not (parts.query and _is_escaped(parts.path) and _is_escaped(parts.query)):
+        return prepared
+    sent = urllib.parse.urlsplit(prepared)
+    return sent._replace(path=parts.path or "/", query=parts.query).geturl()
 
 
 def origin_of(url: str) -> tuple[str, str, int]:

@@ -17,7 +17,7 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError, Stopped
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer.connection import is_trusted
+from jobs.transfer.connection import ConnectionPool, is_trusted
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.target import Target, origin_of, redact
 from jobs.transfer.transfer import Transfer
@@ -300,6 +300,27 @@ def test_a_login_is_sent_again_after_a_redirect_within_its_origin(
     transfer().fetch(lambda: target, out, name="shard.bin", size=len(DATA), digest=SHA)
     assert out.read_bytes() == DATA
     assert {request.status for request in web.asked("/b")} == {206}
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("/d/../a?s=1", "/d/../a?s=1"),
+        ("/d/./a//b?s=1", "/d/./a//b?s=1"),
+        ("/%2e%2e/a%2Fb+c%20d%7E%41?s=%2B/%7e", "/%2E%2E/a%2Fb+c%20d%7E%41?s=%2B/%7E"),
+        ("/a b|ü?s=1", "/a%20b%7C%C3%BC?s=1"),
+        ("/a?s=1&t=50%", "/a?s=1&t=50%25"),
+        ("/d/../a", "/a"),
+        ("?s=1", "/?s=1"),
+    ],
+)
+def test_the_path_of_a_signed_address_is_sent_as_it_is(
+    web: FaultyServer, asked: str, sent: str
+) -> None:
+    pool = ConnectionPool(1, 10)
+    with contextlib.closing(pool):
+        pool.get(Target(web.url("") + asked), {}, name="a").close()
+    assert web.asked()[-1].target == sent
 
 
 @pytest.mark.parametrize(
