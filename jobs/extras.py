@@ -38,6 +38,7 @@ class Extra(NamedTuple):
 DECODE = Extra("decode", "Pillow", "PIL", "--verify decode")
 PARQUET = Extra("parquet", "pyarrow", "pyarrow", "a parquet file")
 BLAKE3 = Extra("blake3", "blake3", "blake3", "--digest blake3")
+CRC = Extra("cloud", "anycrc", "anycrc", "the checksum that the object store publishes")
 S3 = Extra("cloud", "botocore", "botocore", "an s3:// URL")
 GCS = Extra("cloud", "google-auth", "google.auth", "a gs:// URL")
 AZURE = Extra("cloud", "azure-storage-blob", "azure.storage.blob", "an az:// URL")

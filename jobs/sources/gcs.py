@@ -5,7 +5,6 @@ https://cloud.google.com/storage/docs/json_api/v1
 
 from __future__ import annotations
 
-import base64
 import os
 import threading
 import urllib.parse
@@ -14,7 +13,7 @@ from typing import Any
 
 from jobs import extras
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest, SourceFile
+from jobs.model import SourceFile
 from jobs.sources import http_probe
 from jobs.sources.object_urls import (
     NoSuchObject,
@@ -23,11 +22,13 @@ from jobs.sources.object_urls import (
     is_anonymous,
     no_such_bucket,
 )
+from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Target, redact
 
 _PUBLIC = "https://storage.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-_FIELDS = "name,size,md5Hash,generation,contentEncoding"
+_FIELDS = "name,size,md5Hash,crc32c,generation,contentEncoding"
+_HASHES = {"md5": "md5Hash", "crc32c": "crc32c"}  # fields by the name in ``X-Goog-Hash``
 
 
 class GcsClient:
@@ -154,7 +155,7 @@ def _unusable(error: Exception) -> SourceError:
 
 
 def _file(url: ObjectUrl, item: Mapping[str, str]) -> SourceFile:
-    """The file of an object's resource; composite objects have no MD5.
+    """The file of an object's resource; composite objects have a CRC-32C, but no MD5.
 
     Objects that are stored with the coding gzip are decompressed on the way, so their size and MD5
     are not those of the file (https://cloud.google.com/storage/docs/transcoding).
@@ -163,6 +164,6 @@ def _file(url: ObjectUrl, item: Mapping[str, str]) -> SourceFile:
     locator = str(url.with_key(name))
     if item.get("contentEncoding") == "gzip":
         return SourceFile(name, locator, version=generation)
-    md5 = item.get("md5Hash")
-    digest = Digest("md5", base64.b64decode(md5).hex()) if md5 else None
+    hashes = ",".join(f"{name}={item[key]}" for name, key in _HASHES.items() if key in item)
+    digest = published_digest({"X-Goog-Hash": hashes}, is_complete=True)
     return SourceFile(name, locator, int(item["size"]), digest, generation)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
+from jobs.storage.digest import is_computed
 from jobs.transfer.rate_limits import backoff_s, rate_limit_s, retry_after_s
 
 # 202: the file is being prepared, or browsers have to pass a test. 511 comes from a captive portal
@@ -21,7 +22,8 @@ _TRY_AGAIN = frozenset({202, 408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 5
 # Responses that some servers give to any request with Range, although they have the file.
 _OF_THE_RANGE = frozenset({400, 403, 405, 406, 416, 501})
 _TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
-_LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best first
+# In bytes; the best first.
+_LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc64nvme": 8, "crc32c": 4, "crc32": 4}
 PROXY_LOGIN = (
     "the proxy requires a login; add it to its address in the environment (HTTP_PROXY, "
     "HTTPS_PROXY), as http://USER:PASSWORD@HOST:PORT"
@@ -282,11 +284,12 @@ def published_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest
         if headers.get("x-amz-checksum-type", "").upper() != "COMPOSITE":
             names = {name: headers.get(f"x-amz-checksum-{name}", "") for name in _LENGTHS}
             found |= {name: value for name, value in names.items() if value}
+    found.setdefault("md5", _s3_etag(headers))
     for name, length in _LENGTHS.items():
         value = _bytes(found.get(name, ""))
-        if len(value) == length:
+        if len(value) == length and is_computed(name):
             return Digest(name, value.hex())
-    return _s3_etag(headers)
+    return None
 
 
 def _fields(text: str) -> list[tuple[str, str]]:
@@ -302,12 +305,15 @@ def _bytes(text: str) -> bytes:
         return b""
 
 
-def _s3_etag(headers: Mapping[str, str]) -> Digest | None:
+def _s3_etag(headers: Mapping[str, str]) -> str:
+    """The MD5 that an ETag is, in base64; empty if it is none."""
     match = re.fullmatch(r'"([0-9a-f]{32})"', headers.get("ETag", "").strip())
     keyed = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
     keyed = keyed or "x-amz-server-side-encryption-customer-algorithm" in headers
     is_s3 = headers.get("Server", "") == "AmazonS3" and "x-amz-request-id" in headers
-    return Digest("md5", match[1]) if match and is_s3 and not keyed else None
+    if match is None or not is_s3 or keyed:
+        return ""
+    return base64.b64encode(bytes.fromhex(match[1])).decode()
 
 
 class DecodedBody:

@@ -21,6 +21,7 @@ from jobs.sources.base import RemoteSource, Source, SourceRequest
 from jobs.sources.object_urls import ObjectUrl
 from jobs.sources.registry import open_source, reopen
 from jobs.sources.s3 import S3Client
+from jobs.storage import digest
 from jobs.transfer.transfer import Transfer
 from tests.support.builders.contents import tarred
 from tests.support.servers import faults
@@ -434,6 +435,19 @@ def test_public_objects_at_google_need_no_credentials(
     error = refused("gs://pages/")
     assert error.cause is Cause.AUTHENTICATION
     assert "/nowhere/key.json" in error.message
+
+
+def test_an_object_at_google_of_several_uploads_is_compared_with_its_crc(
+    gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_env(monkeypatch, gcs.env)
+    gcs.is_composite = True
+    source = opened("gs://pages/one.tar.gz")
+    (shard,) = source.shards()
+    assert shard.files[0].digest == Digest("crc32c", digest.of("crc32c", [GZ]))
+    assert fetch(source, tmp_path / "out") == GZ
+    monkeypatch.setitem(sys.modules, "anycrc", None)  # not installed
+    assert opened("gs://pages/one.tar.gz").shards()[0].files[0].digest is None
 
 
 def test_an_object_at_google_that_was_replaced_is_an_error(

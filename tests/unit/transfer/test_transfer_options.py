@@ -20,6 +20,7 @@ from jobs.sources import http_probe
 from jobs.sources.base import RemoteSource, SourceRequest, key_of
 from jobs.sources.registry import open_source, reopen
 from jobs.sources.url_lists import parse_url_list
+from jobs.storage import digest as digests
 from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
@@ -253,12 +254,21 @@ def _b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+def _crc(name: str) -> str:
+    return _b64(bytes.fromhex(digests.of(name, [DATA])))
+
+
 @pytest.mark.parametrize(
     ("headers", "algorithm"),
     [
         ({"x-amz-checksum-sha256": _b64(hashlib.sha256(DATA).digest())}, "sha256"),
         ({"x-amz-checksum-sha1": _b64(hashlib.sha1(DATA).digest())}, "sha1"),
         ({"x-amz-checksum-crc32": _b64(zlib.crc32(DATA).to_bytes(4, "big"))}, "crc32"),
+        (
+            {"x-amz-checksum-crc64nvme": _crc("crc64nvme"), "x-amz-checksum-crc32": "AAAAAA=="},
+            "crc64nvme",
+        ),
+        ({"x-goog-hash": f"crc32c={_crc('crc32c')}"}, "crc32c"),
         ({"Content-MD5": _b64(hashlib.md5(DATA).digest())}, "md5"),
         ({"x-goog-hash": f"crc32c=AAAAAA==,md5={_b64(hashlib.md5(DATA).digest())}"}, "md5"),
         (
@@ -274,6 +284,7 @@ def _b64(data: bytes) -> str:
                 "ETag": f'"{hashlib.md5(DATA).hexdigest()}"',
                 "Server": "AmazonS3",
                 "x-amz-request-id": "1",
+                "x-amz-checksum-crc64nvme": "AAAAAAAAAAA=",
             },
             "md5",
         ),
