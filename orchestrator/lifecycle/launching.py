@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from jobs.errors import EngineError, UsageError
-from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runtime import background
 from jobs.runtime.process import cores
@@ -22,6 +22,9 @@ from orchestrator.inspection.run_list import Run
 from orchestrator.lifecycle import claim, planning, preflight, space, submitting
 from orchestrator.lifecycle.request import LaunchRequest, stage_resources
 from orchestrator.lifecycle.submitting import Tick
+
+if TYPE_CHECKING:
+    from jobs.finalize.carrying import CarryPlan
 
 
 @dataclass(frozen=True)

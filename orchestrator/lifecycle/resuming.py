@@ -12,7 +12,6 @@ from typing import Literal
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, UsageError, counted
-from jobs.finalize import publish, repair
 from jobs.model import (
     Cluster,
     Format,
@@ -123,6 +122,8 @@ def plan_resume(
     at the destination, ``EngineError`` if the scheduler does not respond, so that running tasks are
     unknown, ``ClaimedError`` if another process is submitting, or downloading before it submits.
     """
+    from jobs.finalize import repair  # a launch starts faster without
+
     request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments, deep, urls)
     planned = _plan(folder, request)
     state, progress = planned.state, Progress()
@@ -247,6 +248,8 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     Raises ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``,
     ``VerificationError`` if a damaged dataset is another run's.
     """
+    from jobs.finalize import repair  # as in ``plan_resume``
+
     folder, request = planned.folder, planned.request
     if request.urls:
         renewed = url_lists.renewed(planned.state.plan, request.urls)
@@ -376,6 +379,8 @@ def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Optio
     Raises ``UsageError`` if the run is active, has published or begun to, or if these options would
     extract the archives differently.
     """
+    from jobs.finalize import publish  # as in ``plan_resume``
+
     if state.status is RunStatus.DONE or presence.exists(folder.receipt):
         raise UsageError(
             f"run {folder.run_id} has published its dataset, whose options cannot be changed any "

@@ -10,13 +10,11 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
 from jobs.errors import RunFolderError, SourceError, with_message
-from jobs.finalize import carrying
-from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Published, Shard, Stage
 from jobs.sources import registry, url_lists
 from jobs.storage import presence
@@ -28,6 +26,9 @@ from orchestrator.engines.slurm.arguments import arguments_for
 from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest, override
+
+if TYPE_CHECKING:
+    from jobs.finalize.carrying import CarryPlan
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def plan_update(
     run folder, ``UsageError`` if the dataset cannot be updated with these options, ``SourceError``
     as a launch does.
     """
+    from jobs.finalize import carrying  # a launch starts faster without
+
     dest = dest.expanduser().absolute()
     receipt = carrying.published_receipt(dest)
     folder = _run_folder(receipt, log_dir)
@@ -134,6 +137,8 @@ def _planned(request: LaunchRequest, carry: Callable[[Plan], CarryPlan]) -> Plan
 
 
 def _compared(old: Plan, planned: Planned) -> PlannedUpdate:
+    from jobs.finalize import carrying  # as above
+
     shards = planned.plan.shards
     same = carrying.same_shards(old, planned.plan)
     left, names = set(planned.shards_left), {shard.name for shard in shards}

@@ -257,3 +257,16 @@ def test_help_loads_no_heavy_library(words: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["heavy:"]
+
+
+def test_a_launch_does_not_load_the_code_of_finalize() -> None:
+    """A fifth of the CPU time before the first request, which nothing else can hide."""
+    program = (
+        "import sys, orchestrator.cli.launch, orchestrator.cli.messages\n"
+        "print('loaded:', *[name for name in sys.modules if name.startswith('jobs.finalize')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["loaded:"]
