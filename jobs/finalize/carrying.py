@@ -22,7 +22,7 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import has_loose_records
 from jobs.checks import records
 from jobs.checks.base import is_warning
-from jobs.errors import RunFolderError, VerificationError, counted, from_os_error
+from jobs.errors import RunFolderError, VerificationError, check_is_of_file, from_os_error
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
 from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
@@ -48,6 +48,7 @@ from jobs.storage.blocks import line_blocks, read_range
 from jobs.storage.manifest import PublishedFile, entry_blocks, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import RECEIPT, own_names
 from jobs.verify.dataset import manifest_fault
 
@@ -156,19 +157,16 @@ def plan_carry(
     Without a new plan, as for a repair, it is the ``old`` one. The other shards are downloaded
     although they did not change, for the ``reasons``: their files or records are not known, or may
     not be the same in a new launch. ``folder`` and ``old`` belong to the run that published the
-    dataset. Raises ``VerificationError`` if the records file is damaged, or the manifest of packed
-    files; with ``repairs`` what needs them is not reused.
+    dataset. What needs the records file or the dataset's manifest is not reused if these are
+    damaged.
     """
     replaces = bool(receipt.findings.get(FindingKind.KEPT_FIRST.value))
     # By the manifest members are found, and files that others have replaced.
     needs_manifest = old.options.packs or replaces
     if needs_manifest and (fault := manifest_fault(Path(old.dest), receipt)):
-        if not repairs:
-            raise VerificationError(
-                f"{fault} ({old.dest}), so the files of the dataset cannot be reused; repair it "
-                "first with `resume --deep`, or launch again with --overwrite"
-            )
-        return CarryPlan()
+        # Of a packed dataset the repair downloads everything, too.
+        remedy = "" if old.options.packs else " (`resume --deep` repairs that)"
+        return CarryPlan(reasons=dict.fromkeys(same, fault + remedy))
     choice = _Choice(folder, old, receipt, same, new or old, repairs=repairs)
     evidence, manifests, reasons = {}, {}, {}
     for new_id, shard in same.items():
@@ -217,8 +215,9 @@ class _Choice:
             with suppress(RunFolderError):
                 parts = [read_summary(folder.manifest(part)) for part in shard.each_part()]
                 self._summaries[shard.id] = parts
+        self._why_omitted = "their records cannot be separated from those of other shards"
         # Of each shard's records in the records file; None: it has none. Those are omitted whose
-        # records cannot be separated from those of others.
+        # records are not known.
         self.ranges: Mapping[str, RecordsRange | None] = self._record_ranges()
 
     def _found(self, *kinds: FindingKind) -> bool:
@@ -251,7 +250,7 @@ class _Choice:
         if fetched.format in TARS and self._may_change_kind(shard):
             return "whether their files are samples depends on records beside the archives"
         if shard.id not in self.ranges:
-            return "their records cannot be separated from those of other shards"
+            return self._why_omitted
         ranged = self.ranges[shard.id]
         if per_shard and ranged is not None and self._has_moved():
             return "which files their records mean depends on the folders of all shards"
@@ -347,9 +346,8 @@ class _Choice:
         if not having or len(parts) < len(self._old.shards) or published is None:
             return ranges
         path = Path(self._old.dest, published.path)
-        if fault := _records_fault(path, published):
-            if not self._repairs:
-                raise VerificationError(fault)
+        if not _is_as_published(path, published):
+            self._why_omitted = f"{published.path} does not match the manifest"
             return ranges
         if not (cuts := self._cuts(path, list(having))):
             return ranges
@@ -400,19 +398,14 @@ def _entries(folder: RunFolder, shard: Shard) -> Iterator[Entry]:
     return chain.from_iterable(read_manifest(folder.manifest(part)) for part in shard.each_part())
 
 
-def _records_fault(path: Path, published: PublishedFile) -> str | None:
-    """Why the published records cannot be used; None if they can."""
+def _is_as_published(path: Path, published: PublishedFile) -> bool:
+    """Whether the records file is the one in the manifest."""
     try:
         size = path.stat().st_size
-        found = (size, _digest("crc32", path, 0, size))
+        return (size, _digest("crc32", path, 0, size)) == (published.size, published.crc32)
     except OSError as error:
-        found = (0, error.strerror or "")
-    if found == (published.size, published.crc32):
-        return None
-    return (
-        f"{path} does not match the manifest, so its records cannot be reused; repair the "
-        "dataset first with `resume --deep`, or launch again with --overwrite"
-    )
+        check_is_of_file(error, doing=f"reading {quoted(str(path))}")
+        return False
 
 
 def _blocks_of_lines(path: Path, ranged: RecordsRange) -> Iterator[bytes]:
@@ -427,7 +420,10 @@ def _blocks_of_lines(path: Path, ranged: RecordsRange) -> Iterator[bytes]:
 
 
 def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
-    """Byte offsets at which groups of so many records begin, and the size of the file."""
+    """Byte offsets at which groups of so many records begin, and the size of the file.
+
+    Empty if it has not as many records as all groups together.
+    """
     cuts = [0]
     at = seen = 0
     wanted = counts[0]
@@ -439,12 +435,7 @@ def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
                     wanted += counts[len(cuts) - 1]
                 seen += 1
             at += len(line)
-    if seen != sum(counts):
-        raise VerificationError(
-            f"{path} has {counted(seen, 'record')}, but {RECEIPT} counts {sum(counts)} for its "
-            "shards; launch again with --overwrite"
-        )
-    return [*cuts, at]
+    return [*cuts, at] if seen == sum(counts) else []
 
 
 def _digest(algorithm: str, path: Path, start: int, stop: int) -> str:

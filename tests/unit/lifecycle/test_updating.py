@@ -218,22 +218,56 @@ def test_a_packed_dataset_that_was_renamed_gets_shards_of_its_new_name(tmp_path:
     assert dataset.equals_a_new_launch()
 
 
-def test_a_pipe_in_place_of_the_records_is_not_waited_for(dataset: Dataset) -> None:
-    published_records = dataset.dest / "prompts.jsonl"
-    published_records.unlink()
-    os.mkfifo(published_records)  # nobody ever writes to it
-    with pytest.raises(VerificationError, match=r"does not match the manifest.*resume --deep"):
-        dataset.plan()
+@pytest.mark.parametrize("how", ["a pipe", "another byte", "gone"])
+def test_shards_whose_records_are_damaged_are_downloaded_again(tmp_path: Path, how: str) -> None:
+    dataset = Dataset(tmp_path)
+    for index in range(2):
+        dataset.path(f"s-{index}").write_bytes(page_tar(range(10 * index, 10 * index + 2)))
+    dataset.path("s-2").write_bytes(tarred({"README": b"free"}))
+    dataset.launch()
+    path = dataset.dest / "prompts.jsonl"
+    data = path.read_bytes()
+    path.unlink()
+    if how == "a pipe":
+        os.mkfifo(path)  # nobody ever writes to it
+    elif how == "another byte":
+        path.write_bytes(data.replace(b"0001", b"1000", 1))
+    dataset.path("s-1").write_bytes(page_tar(range(10, 12), "new "))
+    update = dataset.update()
+    assert names(update.reused) == ["s-2.tar"]
+    assert list(update.reasons) == ["prompts.jsonl does not match the manifest"]
+    assert dataset.equals_a_new_launch()
 
 
-def test_a_packed_dataset_with_a_damaged_manifest_is_repaired_first(tmp_path: Path) -> None:
-    dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET))
-    dataset.path("s-0").write_bytes(page_tar(range(2)))
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        pytest.param(Options(output=Output.WEBDATASET), "", id="packed"),
+        pytest.param(
+            Options(on_collision=OnCollision.KEEP_FIRST),
+            " (`resume --deep` repairs that)",
+            id="the first file counts",
+        ),
+    ],
+)
+def test_everything_is_downloaded_again_where_files_are_only_found_by_a_damaged_manifest(
+    tmp_path: Path, options: Options, remedy: str
+) -> None:
+    dataset = Dataset(tmp_path, options)
+    for index in range(2):
+        made = colliding(range(10 * index, 10 * index + 2), "old ")
+        if options.packs:
+            made = page_tar(range(10 * index, 10 * index + 2))
+        dataset.path(f"s-{index}").write_bytes(made)
     dataset.launch()
     manifest = dataset.dest / "MANIFEST.jsonl"
-    manifest.write_bytes(manifest.read_bytes()[1:])
-    with pytest.raises(VerificationError, match=r"does not match RECEIPT.json.*resume --deep"):
-        dataset.plan()
+    manifest.write_bytes(b"".join(reversed(manifest.read_bytes().splitlines(keepends=True))))
+    dataset.path("s-1").write_bytes(page_tar(range(10, 12), "new "))
+    update = dataset.update()
+    assert not update.reused
+    why = "MANIFEST.jsonl is damaged: it does not match RECEIPT.json"
+    assert list(update.reasons) == [why + remedy]
+    assert dataset.equals_a_new_launch()
 
 
 @pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
