@@ -39,7 +39,7 @@ def check(
 ) -> None:
     """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
     found = problems(plan, run_dir, temp_limit, left)
-    _refuse(found or list(_unwritable_after_all(plan, run_dir)))
+    _refuse(found or list(_unwritable_after_all(plan, run_dir, is_new=left is None)))
 
 
 def check_packages(plan: Plan) -> None:
@@ -58,12 +58,12 @@ def check_packages(plan: Plan) -> None:
 def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> None:
     """Raise ``PreflightError`` if there is no space or folder for a run's unfinished work."""
     found = problems_of_rest(plan, left, temp_limit)
-    _refuse(found or list(_unwritable_after_all(plan, None)))
+    _refuse(found or list(_unwritable_after_all(plan, None, is_new=False)))
 
 
 def problems_of_rest(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> list[str]:
     """Problems of a run's unfinished work, a line each; changes nothing."""
-    return [*_unwritable(plan, None), *space.problems(plan, temp_limit, left)]
+    return [*_unwritable(plan, None, is_new=False), *space.problems(plan, temp_limit, left)]
 
 
 def problems(
@@ -78,7 +78,7 @@ def problems(
     plan that is to be fetched and written (None: all of it).
     """
     return [
-        *_unwritable(plan, run_dir),
+        *_unwritable(plan, run_dir, is_new=left is None),
         *_badly_placed(plan, run_dir),
         *_in_the_way(plan, run_dir),
         *_occupied(plan, run_dir),
@@ -195,8 +195,12 @@ def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
     return places
 
 
-def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Folders that cannot be created or written to, or in which our own files are closed to us."""
+def _unwritable(plan: Plan, run_dir: Path | None, *, is_new: bool) -> Iterator[str]:
+    """Folders that cannot be created or written to, or in which our own files are closed to us.
+
+    ``is_new``: they can still be chosen, as by a launch.
+    """
+    other = "choose another one" if is_new else "change that, then try again"
     mask = os.umask(0o77)
     os.umask(mask)
     if mask & 0o700:
@@ -210,21 +214,21 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         try:
             if not presence.is_folder(there):
                 kind = "a dangling link" if there.is_symlink() else "not a folder"
-                yield f"{what}: {quoted(str(there))} is {kind}; choose another one"
+                yield f"{what}: {quoted(str(there))} is {kind}; {other}"
             elif filesystems.is_read_only(there):
-                yield f"{what} is on a read-only file system; choose another one"
+                yield f"{what} is on a read-only file system; {other}"
             elif not os.access(there, os.W_OK | os.X_OK):
                 do = "written to" if there == path else f"created in {quoted(str(there))}"
-                yield (
-                    f"{what} cannot be {do}: permission denied; choose another one, or ask for "
-                    "permission"
-                )
+                yield f"{what} cannot be {do}: permission denied; {other}, or ask for permission"
         except OSError as error:
-            yield f"{from_os_error(error, doing=what).message}; choose another one"
+            yield f"{from_os_error(error, doing=what).message}; {other}"
 
 
-def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Folders that only look writable (quotas, squashed root); creates and removes a file."""
+def _unwritable_after_all(plan: Plan, run_dir: Path | None, *, is_new: bool) -> Iterator[str]:
+    """Folders that only look writable (quotas, squashed root); creates and removes a file.
+
+    ``is_new`` as in ``_unwritable``.
+    """
     for path, name in _places(plan, run_dir).items():
         try:
             with tempfile.TemporaryFile(
@@ -235,7 +239,9 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         except OSError as error:
             failure = from_os_error(error, doing=f"writing to the {name} {quoted(str(path))}")
             full = failure.cause in (Cause.DISK_FULL, Cause.QUOTA)
-            remedy = "; free some space, or choose another one" if full else "; choose another one"
+            remedies = ["free some space"] if full else []
+            remedies += ["choose another one"] if is_new else []
+            remedy = f"; {', or '.join(remedies)}" if remedies else ""
             yield failure.message + ("" if failure.cause is Cause.LIMIT else remedy)
 
 

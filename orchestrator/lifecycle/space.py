@@ -119,15 +119,18 @@ def _space_for_archives(archives: Need, data: Need) -> int | None:
 
 def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> list[str]:
     """Missing space of a run (``left``: of its unfinished work), a line each."""
-    option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
-    remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
-    few = ""
-    if not plan.options.packs:
-        packed = "webdataset" if plan.options.layout.has_records else "zip"
-        few = f", or pack the dataset into few files with --output {packed} or squashfs"
+    more = fewer = ""
+    if left is None:  # only at launch
+        option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
+        more = ", or choose another --dest or --temp-dir"
+        more += f" (without {option}, archives are deleted as they are extracted)" if option else ""
+        fewer = " or choose another --dest"
+        if not plan.options.packs:
+            packed = "webdataset" if plan.options.layout.has_records else "zip"
+            fewer += f", or pack the dataset into few files with --output {packed} or squashfs"
     return [
         *_larger_than(plan, limit, left),
-        *_missing_space(needs(plan, limit, left), remedy, few),
+        *_missing_space(needs(plan, limit, left), more, fewer),
     ]
 
 
@@ -203,8 +206,11 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     )
 
 
-def _missing_space(wanted: Sequence[Need], remedy: str, few: str) -> Iterator[str]:
-    """File systems and quotas with less space than all needs on them."""
+def _missing_space(wanted: Sequence[Need], more: str, fewer: str) -> Iterator[str]:
+    """File systems and quotas with less space than all needs on them.
+
+    ``more``, ``fewer``: further remedies for missing bytes, and inodes.
+    """
     by_device: dict[int, list[Need]] = {}
     for need in wanted:
         if need.bytes or need.inodes:
@@ -214,10 +220,10 @@ def _missing_space(wanted: Sequence[Need], remedy: str, few: str) -> Iterator[st
                 continue  # reported already
             by_device.setdefault(device, []).append(need)
     for together in by_device.values():
-        yield from _missing_space_on_one(together, remedy, few)
+        yield from _missing_space_on_one(together, more, fewer)
 
 
-def _missing_space_on_one(wanted: Sequence[Need], remedy: str, few: str) -> Iterator[str]:
+def _missing_space_on_one(wanted: Sequence[Need], more: str, fewer: str) -> Iterator[str]:
     size, number = sum(need.bytes for need in wanted), sum(need.inodes for need in wanted)
     what = " and ".join(need.what for need in wanted if need.bytes)
     where = quoted(str(wanted[-1].path))
@@ -229,12 +235,10 @@ def _missing_space_on_one(wanted: Sequence[Need], remedy: str, few: str) -> Iter
         if room.bytes is not None and room.bytes < size:
             yield (
                 f"{where}: {what} need at least {units.size(size)}, but {room.of} has "
-                f"{units.size(room.bytes)} left; free some space, or choose another --dest or "
-                f"--temp-dir{remedy}"
+                f"{units.size(room.bytes)} left; free some space{more}"
             )
         if room.inodes is not None and room.inodes < number:
             yield (
                 f"{where}: at least {number:,} files will be created, but {room.of} "
-                f"has {room.inodes:,} inodes left; remove files or choose another "
-                f"--dest{few}"
+                f"has {room.inodes:,} inodes left; remove files{fewer}"
             )

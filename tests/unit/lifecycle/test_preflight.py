@@ -170,16 +170,32 @@ def test_a_file_system_that_reports_no_size_has_room(
     assert preflight.problems(plan(tmp_path / "d", size=HUGE)) == []
 
 
-def test_what_is_left_of_a_run_needs_only_room_for_that(tmp_path: Path) -> None:
-    @dataclass
-    class Left:
-        shards_left: tuple[str, ...]
-        parts_left: tuple[str, ...]
+@dataclass
+class Left:
+    """Unfinished work."""
 
+    shards_left: tuple[str, ...]
+    parts_left: tuple[str, ...]
+
+
+def test_what_is_left_of_a_run_needs_only_room_for_that(tmp_path: Path) -> None:
     made = plan(tmp_path / "d", size=HUGE)
     with pytest.raises(PreflightError, match="need at least"):
         preflight.check_space(made, Left((made.shards[0].id,), (made.parts()[0].id,)))
     preflight.check_space(made, Left((), ()))
+
+
+def test_another_place_is_proposed_to_a_launch_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystems, "is_read_only", lambda path: True)
+    made = plan(tmp_path / "d", size=HUGE)
+    left = Left(tuple(s.id for s in made.shards), tuple(p.id for p in made.parts()))
+    assert all("choose another" in line for line in preflight.problems(made))
+    for lines in (preflight.problems(made, left=left), preflight.problems_of_rest(made, left)):
+        assert lines[0].endswith("is on a read-only file system; change that, then try again")
+        assert lines[-1].endswith("left; free some space") or "inodes" in lines[-1]
+        assert not any("choose another" in line for line in lines)
 
 
 def test_inodes_are_counted_where_the_file_system_has_a_number(
