@@ -206,6 +206,12 @@ def refused(
     if status in (200, 206):
         return None
     what = f"{name}: {site} answered with status {status}"
+    if headers.get("x-ms-error-code") == "BlobArchived":
+        return SourceError(
+            f"{what}: the object is in Azure's access tier Archive, which cannot be read directly; "
+            "move it to another tier (`az storage blob set-tier`), wait until that is done, then "
+            "launch again"
+        )
     wait_s = retry_after_s(headers)
     wait_s = rate_limit_s(headers) if wait_s is None else wait_s
     # GitHub also answers with 403 to too many requests (docs.github.com, on its REST API).

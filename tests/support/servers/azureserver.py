@@ -32,6 +32,7 @@ class AzureServer(WebServer):
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
         self._folders: set[str] = set()  # paths
+        self.archived: set[str] = set()  # names of blobs in the access tier Archive
         self.is_public = False
         super().__init__(("azure",))
         self.anonymous_env = {"AZURE_STORAGE_ENDPOINT": f"{self.url()}/{self.account}"}
@@ -57,11 +58,16 @@ class AzureServer(WebServer):
         if request.path not in self._blobs:
             return _error(404, "BlobNotFound")
         content = self._blobs[request.path]
+        is_archived = request.path.removeprefix(f"{place}/") in self.archived
+        if is_archived and request.method == "GET":
+            return _error(409, "BlobArchived")
         wanted = request.headers.get("if-match")
         if wanted not in (None, _etag(content)):
             return _error(412, "ConditionNotMet")
         headers = {"ETag": _etag(content), "Content-MD5": _md5(content)}
-        return file_answer(content, {**headers, "x-ms-blob-type": "BlockBlob"})
+        tier = "Archive" if is_archived else "Hot"
+        headers |= {"x-ms-blob-type": "BlockBlob", "x-ms-access-tier": tier}
+        return file_answer(content, headers)
 
     def _is_allowed(self, request: Request) -> bool:
         header = request.headers.get("authorization")

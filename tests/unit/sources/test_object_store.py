@@ -493,6 +493,21 @@ def test_blobs_come_with_a_key_a_signature_of_the_user_or_nothing(
         assert named.cause is Cause.USAGE
 
 
+def test_a_blob_in_the_archive_is_named_as_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with AzureServer() as azure:
+        set_env(monkeypatch, azure.env)
+        azure.put("one.tar.gz", GZ)
+        source = opened("az://pages/one.tar.gz")
+        source.shards()
+        azure.archived.add("one.tar.gz")
+        with pytest.raises(SourceError, match=r"access tier Archive.* move it to another"):
+            fetch(source, tmp_path / "out")
+        for url in ("az://pages/one.tar.gz", "az://pages/"):
+            assert "access tier Archive" in refused(url).message
+
+
 WRONG_KEY = faults.Fault(None, None, headers={"x-ms-error-code": "AuthenticationFailed"})
 INVALID_NAME = faults.Fault(None, None, headers={"x-ms-error-code": "InvalidResourceName"})
 
