@@ -15,7 +15,10 @@ from jobs.storage.safe_paths import quoted, sample_key
 _SHOWN = 3  # of these in a message
 _CHECKED = 64 << 20  # bytes; of larger files the first record is not read for a message
 _FEW = 20  # with more of these a message names none, because they are sidecars
-_JOIN = "join them into one file and launch with --local-path on a folder with it and the archives"
+_JOIN = (
+    "launch with --join GLOB, which reads files beside the archives as one file; of those in "
+    "archives, make one file, and launch with --local-path on a folder with it and the archives"
+)
 _COMPRESSED_RECORDS = tuple(
     records + ending
     for packing in magic.PACKINGS

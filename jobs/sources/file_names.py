@@ -7,7 +7,7 @@ import glob
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import SourceError
@@ -31,6 +31,7 @@ _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".
 _PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
 _GIT = re.compile(r"(^|/)\.git(/|$|attributes$|ignore$|modules$)")
 _DIGITS = re.compile(r"(\d{1,1000})")  # Python converts at most 4,300 to an integer
+_LISTS = (".jsonl", ".ndjson")  # of records, one on each line
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_NAME = 60  # characters of a name in an id, at most; the id is used in file names
 _NEAR = 3  # names in a message, at most
@@ -119,6 +120,24 @@ def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
         kinds.setdefault(kind, []).append(name)
     listed = "; ".join(f"{first_names(names)} ({kind})" for kind, names in sorted(kinds.items()))
     return (f"{where}: left out because they are not part of the data: {listed}",) if left else ()
+
+
+def notes_on_lists(names: Collection[str], layout: Layout, where: str) -> Iterator[str]:
+    """Notes on records in several files, if no file has the name of the records file."""
+    plain = {name: magic.decompressed_name(name) for name in names}
+    if not layout.has_records or any(p.endswith(layout.records_names) for p in plain.values()):
+        return
+    counts = Counter(
+        _DIGITS.sub("*", glob.escape(name))
+        for name, own in plain.items()
+        if own.lower().endswith(_LISTS)
+    )
+    for pattern, count in counts.items():
+        if count > 1:
+            yield (
+                f"{where}: {count} files may be one list of records, and are not merged; to read "
+                f"them as one file, launch with --join {quoted(pattern)}"
+            )
 
 
 def check_finished(names: Iterable[str], known: Collection[str]) -> None:

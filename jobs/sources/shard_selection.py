@@ -180,8 +180,11 @@ def notes_of(found: SortedFiles, request: SourceRequest, where: str) -> tuple[st
             f"{where}: no file can contain records, so the verification will fail; launch with "
             "--layout files to publish the files without records"
         )
+    single = [group.name for group in found.groups if len(group.names) == 1]
+    single += [file.name for file in found.loose]
     return (
         *notes,
+        *file_names.notes_on_lists(single, request.layout, where),
         *_notes_on_sets(found, where),
         *file_names.notes_of(found.extras, where),
     )

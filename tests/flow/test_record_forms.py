@@ -472,11 +472,11 @@ def test_a_list_in_several_files_has_to_be_joined(tmp_path: Path, count: int, wh
     lists = {f"a-{number}.jsonl": LINES.encode() for number in range(count)}
     text = refused(tmp_path, [Content(lists), Content(dict.fromkeys(NAMES, png()))])
     assert f"if the records are {where}" in text
-    assert "join them into one file and launch with --local-path" in text
+    assert "launch with --join GLOB" in text
     sidecars: dict[bytes | str, bytes]
     sidecars = {f"a-{number}.json": LINES.encode() for number in range(count)}
     text = refused(tmp_path / "json", [Content(sidecars), Content(dict.fromkeys(NAMES, png()))])
-    assert ("join them" in text) == (count == 2)
+    assert ("--join GLOB" in text) == (count == 2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import threading
@@ -21,6 +22,7 @@ from jobs.sources.registry import open_source
 from jobs.sources.url_lists import expand_braces
 from jobs.transfer import responses
 from jobs.transfer.transfer import Transfer
+from tests.support.builders.contents import tarred
 from tests.support.servers import faults
 from tests.support.servers.faults import Fault
 from tests.support.servers.hubserver import HubServer
@@ -254,6 +256,31 @@ def test_a_list_of_digests_may_have_folders(
     source = opened(SourceKind.URL, web.url("/s/a/1.tar.gz"), web.url("/s/b b/1.tar.gz"))
     files = [shard.files[0] for shard in source.shards()]
     assert [file.digest is not None for file in files] == found
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "glob"),
+    [
+        pytest.param(["c-{}.jsonl.gz"], {}, "'c-*.jsonl.gz'", id="compressed"),
+        pytest.param(["x/t-{}-of-2.jsonl"], {}, "'x/t-*-of-*.jsonl'", id="in a folder"),
+        pytest.param(["c-{}.jsonl", "prompts.jsonl.gz"], {}, None, id="the list itself is there"),
+        pytest.param(["c-{}.jsonl"], {"layout": Layout("files")}, None, id="no records"),
+        pytest.param(["c-{}.jsonl"], {"join": ("c-*",)}, None, id="joined"),
+        pytest.param(["c-{}.json"], {}, None, id="of one image each"),
+    ],
+)
+def test_a_list_in_several_files_is_noted_with_the_option_that_joins_them(
+    tmp_path: Path, names: list[str], options: dict[str, object], glob: str | None
+) -> None:
+    for name in ["i.tar", *(name.format(n) for name in names for n in range(2))]:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        data = b'{"image": "a.png"}\n'
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    (tmp_path / "i.tar").write_bytes(tarred({"a.png": b""}))
+    notes = " ".join(opened(SourceKind.LOCAL, tmp_path, **options).select().notes)
+    assert ("2 files may be one list" in notes) == (glob is not None)
+    assert f"--join {glob}" in notes or glob is None
 
 
 def test_an_address_and_its_digests_are_requested_at_the_same_time(
