@@ -45,7 +45,10 @@ class Locator:
 
 
 def parse_locator(text: str) -> Locator:
-    """Parse ``org/name``, ``hf://datasets/org/name@rev/path``, or the address of a page."""
+    """Parse ``org/name``, ``hf://datasets/org/name@rev/path``, or the address of a page.
+
+    Raises ``SourceError`` (``USAGE``) for a bucket, which has no revisions.
+    """
     text = text.strip()
     pattern = _HF
     if text.startswith("hf://"):
@@ -55,6 +58,12 @@ def parse_locator(text: str) -> Locator:
         pattern = _PAGE
     else:
         rest, default = text.strip("/"), ""
+    if rest.startswith("buckets/"):
+        raise SourceError(
+            f"{quoted(text)} is a bucket of the Hub, and only repositories can be launched; copy "
+            "it with `hf buckets sync`, then launch with --local-path on the copy",
+            cause=Cause.USAGE,
+        )
     match = pattern.fullmatch(rest)
     if match is None:
         # Old repositories have no owner; the Hub knows whether there is one.

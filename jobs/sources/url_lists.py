@@ -191,6 +191,8 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
 
 def check(url: str) -> None:
     """Raise ``SourceError`` (``USAGE``) for anything but an http(s) address."""
+    if url.startswith("hf://"):
+        raise _usage(f"{quoted(url)} is an address of the Hugging Face Hub; give it to --hf-repo")
     if not is_http(url):
         # Without a scheme, a user and a password are not recognized as such.
         raise _usage(

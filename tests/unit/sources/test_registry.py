@@ -117,6 +117,8 @@ def test_locators_are_read() -> None:
         ({"locators": ("org/d",), "files": ("shard-9.tar.gz",)}, Cause.NOT_FOUND, "data/shard-9"),
         ({"locators": ("org/gated",)}, Cause.GATED, "/datasets/org/gated"),
         ({"locators": ("org/m",)}, Cause.NOT_FOUND, "--repo-type model"),
+        ({"locators": ("hf://buckets/org/b/x.tar",)}, Cause.USAGE, "hf buckets sync"),
+        ({"locators": ("https://huggingface.co/buckets/org/b",)}, Cause.USAGE, "hf buckets sync"),
     ],
 )
 def test_the_hub_s_refusals_say_what_to_do(
@@ -570,6 +572,11 @@ def test_an_address_that_gives_a_page_is_refused_with_what_to_write(
 def test_a_port_that_is_none_is_refused() -> None:
     with pytest.raises(SourceError, match="not an http or https URL"):
         opened(SourceKind.URL, "http://h:99999/a.tar")
+
+
+def test_an_address_of_the_hub_is_no_url() -> None:
+    with pytest.raises(SourceError, match="give it to --hf-repo"):
+        opened(SourceKind.URL, "hf://datasets/org/d")
 
 
 def test_braces_and_lists_are_read() -> None:
