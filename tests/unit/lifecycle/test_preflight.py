@@ -248,6 +248,61 @@ def test_a_lustre_quota_counts_and_is_named(
     assert "your group's quota" in lines[1]
 
 
+def test_a_lustre_quota_of_the_folder_s_project_and_group_counts(
+    tmp_path: Path, quota_tool: Callable[[str, str], None]
+) -> None:
+    quota_tool("lfs", "")
+    script = tmp_path / "bin" / "lfs"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in "project -d "*) echo "  1001 P $3" ;; '
+        '"quota -q -p 1001 "*) echo "/s 5 0 0 - 90 0 100 -" ;; '
+        '"quota -q -g 4321 "*) echo "/s 5 0 0 - 70 0 100 -" ;; esac\n'
+    )
+    dest = tmp_path / "shared"
+    dest.mkdir()
+    lefts = {room.of: room.inodes for room in filesystems.free_space(dest)[1:]}
+    assert lefts == {"the project's quota": 10}
+    if os.geteuid() == 0:
+        os.chown(dest, -1, 4321)
+        dest.chmod(0o2775)
+        lefts = {room.of: room.inodes for room in filesystems.free_space(dest)[1:]}
+        assert lefts == {"your group's quota": 30, "the project's quota": 10}
+
+
+def test_gpfs_quotas_of_user_group_and_fileset_count(
+    tmp_path: Path,
+    quota_tool: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = (
+        "mmlsquota::HEADER:version:reserved:reserved:filesystemName:quotaType:id:name:blockUsage:"
+        "blockQuota:blockLimit:blockInDoubt:blockGrace:filesUsage:filesQuota:filesLimit:"
+        "filesInDoubt:filesGrace:remarks:quota:defQuota:fid:filesetname:"
+    )
+    row = "mmlsquota::0:1:::fs1:{}:none:{}:0:{}:0:none:e:on:off::{}:"
+    rows = {
+        "-Y fs1": [
+            row.format("USR:1001:me:90:100:0:0", 5, 0, "mine"),
+            row.format("USR:1001:me:99:100:0:0", 5, 0, "another"),
+        ],
+        f"-Y -g {os.getegid()} fs1": [row.format("GRP:1:lab:0:0:0:0", 70, 100, "")],
+        "-Y -j mine fs1": [row.format("FILESET:7:mine:0:0:0:0", 90, 100, "")],
+    }
+    quota_tool("mmlsattr", "fileset name:         mine")
+    quota_tool("mmlsquota", "")
+    cases = "".join(
+        f'"{words}") echo "{chr(10).join([head, *of])}" ;; ' for words, of in rows.items()
+    )
+    (tmp_path / "bin" / "mmlsquota").write_text(f'#!/bin/sh\ncase "$*" in {cases} esac\n')
+    assert filesystems.free_space(tmp_path)[1:] == []  # of another type
+    monkeypatch.setattr(filesystems, "mount_of", lambda path: ("/gpfs", "gpfs", "/dev/fs1"))
+    assert filesystems.free_space(tmp_path)[1:] == [
+        filesystems.FreeSpace(10 * 1024, None, "your quota"),
+        filesystems.FreeSpace(None, 30, "your group's quota"),
+        filesystems.FreeSpace(None, 10, "the quota of the fileset mine"),
+    ]
+
+
 def test_a_quota_of_the_mount_counts_and_another_mounts_does_not(
     tmp_path: Path, quota_tool: Callable[[str, str], None]
 ) -> None:
