@@ -180,10 +180,9 @@ def _failure(group: ProblemGroup, log: TaskLog | None, run: str) -> str:
     log_lines = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
     items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
     steps = "\n".join(f"websight-orchestrate {step.format(run=run)}" for step in group.next_steps)
-    cause = group.cause.value.replace("_", " ")
     noun = "Task" if len(group.tasks) == 1 else "Tasks"
     return (
-        f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.problems)}</h3>\n'
+        f'<h3 class="trouble">{escape(group.title)} × {len(group.problems)}</h3>\n'
         f"<p>{noun} {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
         + (f"<pre>{escape(steps)}</pre>\n" if steps else "")
         + (f"<details><summary>{escape(str(log.path))}</summary>" if log_lines and log else "")

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from orchestrator import units
 from orchestrator.display.terminal import TerminalStyle
@@ -232,20 +231,13 @@ def _numbers(state: RunState, count: StageCount) -> Iterator[str]:
         yield state_text
 
 
-_NOT_FAILED = {
-    Cause.CANCELLED: "cancelled",
-    Cause.DEPENDENCY: "never started",
-    Cause.ENGINE: "not submitted",
-}
-
-
 def _state_text(state: RunState, count: StageCount) -> str:
     """The state of a stage without running tasks."""
     if not count.tasks:
         return "nothing to do"
     if count.bad:
         causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
-        word = _NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
+        word = metrics.NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
         return f"{count.bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
         extracts = count.stage is Stage.EXTRACT and metrics.extracted_while_downloading(state)
@@ -325,11 +317,10 @@ def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
 
 
 def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str]:
-    cause = group.cause.value.replace("_", " ")
     times = f" × {len(group.problems)}" if len(group.problems) > 1 else ""
     noun = "task" if len(group.tasks) == 1 else "tasks"
     which = f" ({noun} {_short(units.indices(group.tasks), 40)})"
-    head = f"{group.stage.value}: {cause}{times}{which if group.stage is Stage.EXTRACT else ''}"
+    head = f"{group.title}{times}{which if group.stage is Stage.EXTRACT else ''}"
     yield f"  {look.paint('✗', 'red')} {look.paint(head, 'bold')}"
     for message in group.messages[:_MOST_FAILURES]:
         yield from _wrapped("     ", message.splitlines(), look)

@@ -20,6 +20,13 @@ SUSPENDED = ("SUSPENDED", "STOPPED")  # Slurm's states of a started job that doe
 _ENOUGH_S = 5.0  # of work until a rate is meaningful
 _SLOW = 0.5  # of the others' rate
 
+# Words for tasks that ended without success and have not failed.
+NOT_FAILED = {
+    Cause.CANCELLED: "cancelled",
+    Cause.DEPENDENCY: "never started",
+    Cause.ENGINE: "not submitted",
+}
+
 
 @dataclass(frozen=True)
 class StageRate:
@@ -64,6 +71,12 @@ class ProblemGroup:
     outcome: Outcome
     problems: tuple[OpenProblem, ...]
     next_steps: tuple[str, ...] = field(default=())  # commands; {run} is the run
+
+    @property
+    def title(self) -> str:
+        """The stage and the cause in words."""
+        cause = NOT_FAILED.get(self.cause, self.cause.value.replace("_", " "))
+        return f"{self.stage.value}: {cause}"
 
     @property
     def tasks(self) -> tuple[int, ...]:

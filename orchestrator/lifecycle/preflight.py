@@ -114,14 +114,7 @@ def notes(
             "a download was cut short; if you know the digests, give them with --sha256"
         )
     if on_slurm:
-        places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
-        for option, path in places.items():
-            kind = filesystems.local_type(path) if path is not None else None
-            if kind is not None:
-                found.append(
-                    f"{option} {quoted(str(path))} is on a {kind}, which compute nodes may not "
-                    "see; choose a folder on a shared file system"
-                )
+        found += _on_this_machine(plan, run_dir)
         if not plan.source.is_local and not download_here:
             found += _not_exported(plan, sbatch_args)
         if unused := sorted(name for name in os.environ if name.startswith("SBATCH_")):
@@ -143,6 +136,24 @@ def notes(
     if not on_slurm or download_here or not any("--propagate" in a for a in sbatch_args):
         found += _limited(plan)
     return found
+
+
+def _on_this_machine(plan: Plan, run_dir: Path | None) -> Iterator[str]:
+    """Folders of the run that compute nodes probably do not see."""
+    dest, temp = Path(plan.dest), Path(plan.temp)
+    places = {
+        "--local-path": Path(plan.source.locator) if plan.source.is_local else None,
+        "--dest": dest,
+        "--temp-dir": temp if not temp.is_relative_to(dest) else None,
+        "--log-dir": run_dir,
+    }
+    for option, path in places.items():
+        kind = filesystems.local_type(path) if path is not None else None
+        if kind is not None:
+            yield (
+                f"{option} {quoted(str(path))} is on a {kind}, which compute nodes may not see; "
+                "choose a folder on a shared file system"
+            )
 
 
 def _limited(plan: Plan) -> Iterator[str]:

@@ -121,6 +121,13 @@ def test_what_a_later_attempt_requests_otherwise_than_the_launch_is_shown(
     assert ("changed " in _screen(state)) is bool(shown)
 
 
+def test_a_refused_job_was_not_submitted() -> None:
+    run = RunBuilder(2).submitted(accepted=False, refused="no such partition")
+    assert "✗ download: not submitted attempt 1: no such partition" in " ".join(
+        _screen(run.state()).split()
+    )
+
+
 def test_failures_come_with_the_next_command() -> None:
     text = _screen(runs.under_way().state())
     assert "✗ extract: out of memory (task 3)" in text

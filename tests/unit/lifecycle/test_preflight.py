@@ -443,6 +443,18 @@ def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_folders_that_nodes_may_not_see_are_noted_once_and_the_source_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystems, "local_type", lambda path: "tmpfs")
+    made = local(plan(tmp_path / "d"), tmp_path / "source")
+    made = structs.replace(made, temp=f"{made.dest}/.incoming/{RUN_ID}/archives")
+    first = [note.partition(" ")[0] for note in preflight.notes(made, tmp_path / "logs")]
+    assert first == ["--local-path", "--dest", "--log-dir"]
+    made = structs.replace(made, temp=str(tmp_path / "temp"))
+    assert any(note.startswith("--temp-dir") for note in preflight.notes(made))
+
+
 def test_options_for_sbatch_in_the_environment_are_said_to_be_unused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
