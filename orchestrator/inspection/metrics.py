@@ -155,7 +155,7 @@ def _stage_rate(
 def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
     """The work of a running task on unfinished items."""
     beat = view.heartbeat
-    if view.status is not TaskStatus.RUNNING or beat is None or view.result is not None:
+    if view.status is not TaskStatus.RUNNING or beat is None:
         return 0.0
     mine = sum(weights[item] for item in view.task.items)
     done = sum(weights[item] for item in view.task.items if item not in left)

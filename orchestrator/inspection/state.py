@@ -307,6 +307,8 @@ def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) 
         beat = None
     late_s = 0.0 if submission.is_local else LATE_S  # no delay on one machine
     status = task_status(result, engine, evidence.now, late_s=late_s)
+    if status.live:
+        result = None  # Slurm has requeued the task since it wrote why it was stopped
     problem = None
     if status is TaskStatus.MISSING:
         if submission.refused is not None:

@@ -83,6 +83,16 @@ def test_a_task_that_has_just_ended_is_not_waited_for() -> None:
     assert all(group.stage is not Stage.EXTRACT for group in metrics.waiting(run.state(), runs.NOW))
 
 
+def test_the_progress_of_a_requeued_task_is_that_of_its_present_run() -> None:
+    run = (
+        RunBuilder(1).submitted().result(Stage.DOWNLOAD, cause=Cause.CANCELLED).beat(Stage.DOWNLOAD)
+    )
+    requeued = replace(runs.running(), restarts=1, started=runs.NOW - timedelta(seconds=60))
+    counts = metrics.count_stages(run.seen(requeued, Stage.DOWNLOAD).state(), runs.NOW)
+    count = counts[Stage.DOWNLOAD]
+    assert (count.rate.fraction > 0, count.elapsed_s, count.bytes) == (True, 60, 100_000_000)
+
+
 def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
     run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
     state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
