@@ -529,6 +529,8 @@ class Heartbeat(Struct, frozen=True):
     bytes_total: int | None = None
     files_done: int = 0
     items_done: int = 0
+    bytes_kept: int = 0  # those of ``bytes_done`` that an earlier attempt did
+    files_kept: int = 0
     current: str | None = None  # id of the current shard or part
 
 

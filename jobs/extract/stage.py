@@ -32,7 +32,8 @@ def run_extract(
         summary = _summary(folder, part) if part.id in finished else None
         if summary is not None:
             results[part.id] = _result(summary)
-            progress.add(bytes=plan.part_bytes(part) or 0, files=summary.files, items=1)
+            size = plan.part_bytes(part) or 0
+            progress.add(bytes=size, files=summary.files, items=1, kept=True)
         elif part.shard not in here:
             results[part.id] = ItemResult(part.id, Outcome.RETRYABLE, problem=_not_fetched(part))
             progress.add(items=1)

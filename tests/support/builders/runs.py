@@ -278,6 +278,7 @@ class RunBuilder:
         *numbers: int,
         age_s: float = 2,
         files: int = 50,
+        kept: int = 0,
         host: str = "n1",
     ) -> RunBuilder:
         """Heartbeats of tasks of the newest submission that began a minute ago."""
@@ -293,6 +294,7 @@ class RunBuilder:
                 bytes_done=100_000_000,
                 bytes_total=SHARD_BYTES * max(1, len(task.items)),
                 files_done=files,
+                bytes_kept=kept,
                 current=task.items[0] if task.items else None,
             )
             for task in self.tasks(stage)

@@ -302,8 +302,8 @@ def test_both_digests_of_a_stored_archive_take_one_reading_that_can_be_stopped(
     out.write_bytes(data)
 
     class Stopping(Progress):
-        def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None:
-            super().add(bytes=bytes, files=files, items=items)
+        def add(self, **counts: Any) -> None:
+            super().add(**counts)
             if stopped:
                 self.stop(Cause.CANCELLED, "enough")
 
@@ -311,6 +311,11 @@ def test_both_digests_of_a_stored_archive_take_one_reading_that_can_be_stopped(
     (found,) = run(folder, plan, progress)
     assert (found.outcome is Outcome.OK) is not stopped
     assert stopped or progress.bytes_done == len(data)
+    assert progress.bytes_kept == 0  # they took the time to read them
+    if not stopped:
+        again = Progress()
+        run(folder, plan, again)
+        assert again.bytes_kept == again.bytes_done == len(data)
 
 
 @pytest.mark.parametrize(

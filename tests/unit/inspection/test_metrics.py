@@ -93,6 +93,18 @@ def test_the_progress_of_a_requeued_task_is_that_of_its_present_run() -> None:
     assert (count.rate.fraction > 0, count.elapsed_s, count.bytes) == (True, 60, 100_000_000)
 
 
+def test_what_an_earlier_attempt_did_counts_for_the_progress_and_not_for_the_rate() -> None:
+    def rate(kept: int) -> metrics.StageRate:
+        run = RunBuilder(1).submitted().beat(Stage.DOWNLOAD, kept=kept)
+        state = run.seen(runs.running(), Stage.DOWNLOAD).state()
+        return metrics.count_stages(state, runs.NOW)[Stage.DOWNLOAD].rate
+
+    new, resumed = rate(0), rate(90_000_000)  # of 100 MB
+    assert new.fraction == resumed.fraction > 0
+    assert new.bytes_s is not None and resumed.bytes_s == pytest.approx(new.bytes_s / 10)
+    assert new.eta_s is not None and resumed.eta_s == pytest.approx(new.eta_s * 10)
+
+
 def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
     run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
     state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
