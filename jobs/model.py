@@ -212,8 +212,7 @@ IMAGEFOLDER = ("metadata.jsonl", "metadata.csv")
 class Layout(Struct, frozen=True):
     """Where a dataset's records and images are."""
 
-    # auto: records are detected; websight: only this records file; webdataset: samples of files
-    # with the same key; files: no records.
+    # auto: detected; websight: only the records file; webdataset: samples by their key; files: none
     name: str = "auto"
     records: str = "prompts.jsonl"
     images: str = "images"
@@ -528,7 +527,6 @@ class Heartbeat(Struct, frozen=True):
     bytes_done: int = 0
     bytes_total: int | None = None
     files_done: int = 0
-    items_done: int = 0
     bytes_kept: int = 0  # those of ``bytes_done`` that an earlier attempt did
     files_kept: int = 0
     current: str | None = None  # id of the current shard or part

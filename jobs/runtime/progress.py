@@ -129,7 +129,6 @@ class Heart:
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
             files_done=progress.files_done,
-            items_done=progress.items_done,
             bytes_kept=progress.bytes_kept,
             files_kept=progress.files_kept,
             current=progress.current,
