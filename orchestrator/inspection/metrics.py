@@ -10,7 +10,7 @@ from statistics import median
 
 from jobs import model
 from jobs.errors import Cause
-from jobs.model import Outcome, SourceKind, Stage, job_ids_of
+from jobs.model import Heartbeat, Outcome, SourceKind, Stage, job_ids_of
 from orchestrator import units
 from orchestrator.engines.base import COMPLETING, EngineState
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
@@ -98,11 +98,13 @@ def _share_done(state: RunState, stage: Stage) -> float:
 
 def extracted_while_downloading(state: RunState) -> int:
     """Files that running download tasks have extracted."""
-    return sum(
-        view.heartbeat.files_done
-        for view in state.of_stage(Stage.DOWNLOAD)
-        if view.status is TaskStatus.RUNNING and view.heartbeat is not None
-    )
+    return sum(beat.files_done for beat in _beats(state.of_stage(Stage.DOWNLOAD)))
+
+
+def _beats(views: Iterable[TaskView]) -> list[Heartbeat]:
+    """The heartbeats of tasks that run, or may run if the scheduler does not respond."""
+    may_run = (TaskStatus.RUNNING, TaskStatus.UNKNOWN)
+    return [v.heartbeat for v in views if v.status in may_run and v.heartbeat is not None]
 
 
 def _not_reported(state: RunState) -> int:
@@ -155,13 +157,11 @@ def _stage_rate(
 
 def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
     """The work of a running task on unfinished items."""
-    beat = view.heartbeat
-    if view.status is not TaskStatus.RUNNING or beat is None:
+    beat = next(iter(_beats([view])), None)
+    if beat is None or not beat.bytes_total:
         return 0.0
     mine = sum(weights[item] for item in view.task.items)
     done = sum(weights[item] for item in view.task.items if item not in left)
-    if not beat.bytes_total:
-        return 0.0
     return max(0.0, min(1.0, beat.bytes_done / beat.bytes_total) * mine - done)
 
 
@@ -473,13 +473,7 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     left = set(state.shards_left)
     sizes = {shard.id: shard.size for shard in state.plan.shards}
     done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in left)
-    done += sum(
-        view.heartbeat.bytes_done
-        for view in state.tasks
-        if view.stage is Stage.DOWNLOAD
-        and view.status is TaskStatus.RUNNING
-        and view.heartbeat is not None
-    )
+    done += sum(beat.bytes_done for beat in _beats(state.of_stage(Stage.DOWNLOAD)))
     known = [size for size in sizes.values() if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     return (min(done, total) if total is not None else done), total

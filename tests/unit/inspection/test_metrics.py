@@ -105,6 +105,14 @@ def test_what_an_earlier_attempt_did_counts_for_the_progress_and_not_for_the_rat
     assert new.eta_s is not None and resumed.eta_s == pytest.approx(new.eta_s * 10)
 
 
+def test_the_progress_is_known_while_the_scheduler_does_not_respond() -> None:
+    run = RunBuilder(1).submitted().beat(Stage.DOWNLOAD).having(engine_silent="no response")
+    state = run.state()
+    assert state.counts[Stage.DOWNLOAD][TaskStatus.UNKNOWN] == 1
+    assert metrics.bytes_fetched(state)[0] == 100_000_000
+    assert metrics.count_stages(state, runs.NOW)[Stage.DOWNLOAD].rate.fraction > 0
+
+
 def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
     run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
     state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
