@@ -173,7 +173,10 @@ def _partitions(known: Iterable[Partition]) -> Iterator[str]:
     for each in known:
         words = ["the default"] if each.is_default else []
         words += [] if each.is_up else ["not up"]
-        words.append(f"jobs of {units.format_time(each.limit_min)}")
+        has_limit = each.limit_min != units.UNLIMITED
+        words.append(
+            f"at most {units.format_time(each.limit_min)}" if has_limit else "no time limit"
+        )
         yield f"# partition {each.name}: {', '.join(words)}"
 
 

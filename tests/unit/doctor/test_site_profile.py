@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+from pathlib import Path
 
 import pytest
 from msgspec import structs
@@ -22,6 +23,22 @@ def test_a_profile_is_made_for_a_uid_without_a_name(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pwd, "getpwuid", nameless)
     text = site_profile.text(Resources(partition="cpu"), [], "https://huggingface.co")
     assert 'partition = "cpu"' in text
+
+
+def test_partitions_are_listed_with_their_time_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "scontrol"
+    command.write_text(
+        "#!/bin/sh\n"
+        "echo PartitionName=cpu Default=YES MaxTime=UNLIMITED State=UP\n"
+        "echo PartitionName=short Default=NO MaxTime=00:10:00 State=UP\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    text = site_profile.text(Resources(), [], "https://hub")
+    assert "# partition cpu: the default, no time limit\n" in text
+    assert "# partition short: at most 0:10:00\n" in text
 
 
 def test_a_fact_of_several_lines_is_one_comment() -> None:
