@@ -184,7 +184,8 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
                 files += item.files
                 bytes_ += item.bytes
         elif view.heartbeat is not None:
-            files += view.heartbeat.files_done
+            # The files of a download are archives; its heartbeat counts those that it extracts.
+            files += view.heartbeat.files_done if view.stage is not Stage.DOWNLOAD else 0
             bytes_ += view.heartbeat.bytes_done
     return files, bytes_
 
@@ -470,10 +471,12 @@ def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> Sta
 
 def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     """Bytes of downloaded archives, and of all archives (None if the source reports no sizes)."""
-    left = set(state.shards_left)
     sizes = {shard.id: shard.size for shard in state.plan.shards}
-    done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in left)
-    done += sum(beat.bytes_done for beat in _beats(state.of_stage(Stage.DOWNLOAD)))
+    running = [view for view in state.of_stage(Stage.DOWNLOAD) if _beats([view])]
+    # A heartbeat counts the shards that its task has finished, too.
+    others = {item for view in running for item in view.task.items}.union(state.shards_left)
+    done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in others)
+    done += sum(beat.bytes_done for beat in _beats(running))
     known = [size for size in sizes.values() if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     return (min(done, total) if total is not None else done), total

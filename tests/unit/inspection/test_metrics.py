@@ -113,6 +113,17 @@ def test_the_progress_is_known_while_the_scheduler_does_not_respond() -> None:
     assert metrics.count_stages(state, runs.NOW)[Stage.DOWNLOAD].rate.fraction > 0
 
 
+def test_a_shard_that_a_running_download_has_finished_counts_once() -> None:
+    run = RunBuilder(2).submitted().beat(Stage.DOWNLOAD)
+    run = run.seen(runs.running(), Stage.DOWNLOAD)
+    first = run.plan.shards[0].id
+    state = run.having(fetched=frozenset({first})).state()
+    assert first not in state.shards_left
+    assert metrics.bytes_fetched(state)[0] == 100_000_000
+    count = metrics.count_stages(state, runs.NOW)[Stage.DOWNLOAD]
+    assert count.files == 0  # its heartbeat's are those that it has extracted
+
+
 def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
     run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
     state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
