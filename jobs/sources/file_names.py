@@ -7,7 +7,7 @@ import glob
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import SourceError
@@ -256,21 +256,22 @@ def parse_digest_list(text: str, name: str) -> dict[str, Digest]:
     return found
 
 
-def local_digests(
-    root: Path, lists: Iterable[str], names: Collection[str]
+def listed_digests(
+    read: Callable[[str], str | None], lists: Iterable[str], names: Collection[str]
 ) -> tuple[dict[str, Digest], list[str]]:
-    """The digests of ``names``, local files below ``root``, in ``lists`` there; unused lists.
+    """The digests of ``names`` in ``lists``, files of the same source; unused lists.
 
-    A list is for files below its own folder (or any, if there are none); ``NAME.md5``, for example,
-    is also for ``NAME``. If no name in it is a file's, its author may have had the files in other
-    folders. Of two digests of a file the longer one is used.
+    ``read`` returns the text of a list, or None. A list is for files below its own folder (or any,
+    if there are none); ``NAME.md5``, for example, is also for ``NAME``. If no name in it is a
+    file's, its author may have had the files in other folders. Of two digests of a file the longer
+    one is used.
     """
     found: dict[str, Digest] = {}
     unused = []
     folders = {file[: at + 1] for file in names for at, mark in enumerate(file) if mark == "/"}
     for name in lists:
         folder, last = name[: name.rfind("/") + 1], posixpath.basename(name)
-        listed = parse_digest_list(_text(root / name) or "", last)
+        listed = parse_digest_list(read(name) or "", last)
         stem = name.removesuffix(magic.last_ending(name))
         pairs = [(folder + own, digest) for own, digest in listed.items()]
         pairs += [(stem, digest) for digest in listed.values() if len(listed) == 1]
@@ -309,7 +310,8 @@ def _without_folders(path: str, base: str, names: Collection[str]) -> str:
     return next((end for end in ends if end in names), "")
 
 
-def _text(path: Path) -> str | None:
+def local_text(path: Path) -> str | None:
+    """The text of a list of digests; None if there is none."""
     try:
         if not presence.is_file(path) or path.stat().st_size > MOST_DIGEST_LIST:
             return None

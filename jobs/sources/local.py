@@ -190,7 +190,9 @@ class LocalSource(LocalFiles):
         lists += filter(file_names.is_digest_list, found.extras)
         single = [s for s in shards if s.kind is not ShardKind.TREE]
         names = {file.name for shard in single for file in shard.files}
-        digests, unused = file_names.local_digests(folder, dict.fromkeys(lists), names)
+        digests, unused = file_names.listed_digests(
+            lambda name: file_names.local_text(folder / name), dict.fromkeys(lists), names
+        )
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE

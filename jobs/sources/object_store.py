@@ -12,7 +12,7 @@ from msgspec import structs
 from jobs.errors import Cause, SourceError, UsageError
 from jobs.model import Digest, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
-from jobs.sources import file_names, url_lists
+from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
 from jobs.sources.shard_selection import select_remote
@@ -125,6 +125,8 @@ class ObjectStoreSource(RemoteSource):
         files = self._described(file_names.chosen_files(listed.values(), self._request))
         if meant is not None:
             meant &= {file.name for file in files}
+        else:
+            files = self._with_digests(files, listed)
         where = self.describe().locator
         return select_remote(self, files, self._request, where=where, meant=meant)
 
@@ -194,6 +196,26 @@ class ObjectStoreSource(RemoteSource):
             if isinstance(answer, SourceError):
                 raise answer
         return [answer for answer in answers if isinstance(answer, SourceFile)]
+
+    def _with_digests(
+        self, files: list[SourceFile], listed: Mapping[str, SourceFile]
+    ) -> list[SourceFile]:
+        """``files`` with the digests in lists among the objects, where the store has none."""
+        lists = file_names.chosen(  # whatever --include says
+            filter(file_names.is_digest_list, listed), (), self._request.exclude
+        )
+        if all(file.digest or file.name in lists for file in files):
+            return files
+
+        def read(name: str) -> str | None:
+            target, most = self.resolver(listed[name], "")(), file_names.MOST_DIGEST_LIST
+            return http_probe.fetch_text(target.url, target.headers, most, wire)
+
+        with http_probe.Connections(self.at_once) as wire:
+            texts = background.map_interruptible(read, lists, self.at_once)
+        names = {file.name for file in files}
+        found, _ = file_names.listed_digests(dict(zip(lists, texts, strict=True)).get, lists, names)
+        return [structs.replace(file, digest=file.digest or found.get(file.name)) for file in files]
 
     def _hint(self, url: ObjectUrl) -> str:
         """What may have been meant by the URL of an object that does not exist."""

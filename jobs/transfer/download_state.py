@@ -215,8 +215,8 @@ class DownloadState:
                 DigestError(
                     f"{self.name}: the downloaded file has {digests[want.algorithm]}, but the "
                     f"published digest is {want}; the published file is damaged or was replaced "
-                    "since (launch again), a proxy modifies it, or a list beside a URL is wrong "
-                    "(launch with --sha256)"
+                    "since (launch again), a proxy modifies it, or a list of digests beside it is "
+                    "wrong (launch with --sha256, or --exclude the list below a prefix)"
                 )
             )
         self._arrivals.finish()  # readers need not wait until it is durable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +157,30 @@ def test_only_what_is_a_digest_is_used_as_one(s3: S3Server) -> None:
         "parts.tar.gz": None,
         "kms.tar.gz": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        pytest.param("d/SHA256SUMS", "parts.tar.gz", id="beside"),
+        pytest.param("checksums.txt", "out/d/parts.tar.gz", id="above, with other folders"),
+        pytest.param("d/parts.tar.gz.sha256", "parts.tar.gz", id="its own"),
+    ],
+)
+def test_an_object_without_a_digest_is_compared_with_a_list_below_the_prefix(
+    s3: S3Server, tmp_path: Path, name: str, written: str
+) -> None:
+    pieces = [b"\x1f\x8b\x08\x00" + bytes(5 * MB), GZ]
+    s3.put_in_parts("d/parts.tar.gz", pieces)
+    s3.put("d/other.tar.gz", GZ)
+    value = hashlib.sha256(b"".join(pieces)).hexdigest()
+    s3.put(name, f"{value}  {written}\n{'0' * 64}  other.tar.gz\n".encode())
+    shards = opened("s3://pages/", include=("*.gz",)).shards()
+    digests = {shard.files[0].name: shard.files[0].digest for shard in shards}
+    assert digests["d/parts.tar.gz"] == Digest("sha256", value)
+    assert digests["d/other.tar.gz"] == Digest("sha256", hashlib.sha256(GZ).hexdigest())
+    left = opened("s3://pages/", exclude=(name,)).shards()
+    assert None in {shard.files[0].digest for shard in left}
 
 
 KMS = {"x-amz-server-side-encryption": "aws:kms"}
