@@ -144,7 +144,8 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
     if head.startswith(tar_header.END):
         return _no_archive(label, "not an archive: it begins with zeros (an unfinished download?)")
     if magic.is_tar_name(name) and len(head) >= tar_header.BLOCK:
-        return _no_archive(label, "named like a tar, but its first header is damaged")
+        fact = "its first header is damaged, or it is a piece of a split archive without the others"
+        return _no_archive(label, f"named like a tar, but {fact}")
     begins = f"not an archive: it begins with {quoted(head[:16])}"
     return _no_archive(label, f"{begins} (use --join for the pieces of a split archive)")
 

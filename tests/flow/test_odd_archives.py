@@ -201,6 +201,12 @@ def test_bytes_after_a_compressed_tar_are_refused_with_what_unpacks_it(
     assert "--local-path on the folder" in text
 
 
+def test_of_a_piece_alone_the_message_says_that_it_may_be_one(tmp_path: Path) -> None:
+    data = b"\x8c\x07piece" * 300
+    text = complete_run(tmp_path, put(tmp_path / "source" / "d-07.tar.gz", data)).text
+    assert "or it is a piece of a split archive without the others" in text
+
+
 def test_a_gzip_that_was_cut_is_not_said_to_be_complete(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES))[:-1])
     text = complete_run(tmp_path / "refused", source).text
