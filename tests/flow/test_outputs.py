@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import re
 import shlex
@@ -181,6 +182,42 @@ def test_in_the_loop_of_the_guide_a_worker_without_a_tar_reads_nothing(
         monkeypatch.setenv("WORKER", worker)
         done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
         assert done.stdout.decode() == pages
+
+
+# The pictures as they are stored, not decoded.
+_READ_BY_LOADER = """\
+import datasets, pickle, sys
+{code}
+rows = dataset.cast_column("png", datasets.Image(decode=False))
+sys.stdout.buffer.write(pickle.dumps([(row["json"], row["png"]["bytes"]) for row in rows]))
+"""
+
+
+def test_the_loader_of_datasets_reads_pictures_with_one_ending(
+    dataset: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(dataset, source)
+    records = [record for record in lines_of(source) if record["image"].endswith(".png")]
+    lines = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+    (source / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    for path in (source / "images").glob("*.jpg"):
+        path.unlink()
+    dest = packed(tmp_path, source, "--shard-records", "7")
+    guide = Path(__file__).parents[2] / "docs" / "OUTPUTS.md"
+    text = guide.read_text(encoding="utf-8")
+    (code,) = re.findall(r"^dataset = datasets[^)]*^\)$", text, re.MULTILINE)
+    code = code.replace("/scratch/me/websight/websight", f"{dest}/{dest.name}")
+    done = subprocess.run(
+        [sys.executable, "-c", _READ_BY_LOADER.format(code=code)],
+        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert len(records) > 7  # several tars
+    assert pickle.loads(done.stdout) == [
+        (record, (source / record["image"]).read_bytes()) for record in records
+    ]
 
 
 def test_no_tree_of_files_is_ever_made(dataset: Path, tmp_path: Path) -> None:
