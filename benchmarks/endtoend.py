@@ -23,9 +23,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from benchmarks.websight import (
     turns,
 )
 from benchmarks.websight_data import WEBSIGHT_V2, Dataset
+from jobs.model import Output
 from tests.support.cluster.slurm import available
 from tests.support.servers.hubserver import HubServer, Repo
 from tests.support.servers.wire import Answer, Request
@@ -150,10 +152,28 @@ class LinkedBench(Bench):
     """The turns of ``benchmarks.websight`` with every byte of data behind the link."""
 
     def __init__(
-        self, runs: Path, dataset: Dataset, stack: ExitStack, over: Link, latency_ms: float = 0
+        self,
+        runs: Path,
+        dataset: Dataset,
+        stack: ExitStack,
+        over: Link,
+        latency_ms: float = 0,
+        temp_limit: int | None = None,
     ) -> None:
         super().__init__(runs, dataset, stack, latency_ms)
         self._over = over
+        self._temp_limit = temp_limit
+
+    def ours(self, row: Row, engine: str, output: Output = Output.FILES) -> Outcome:
+        """Launch and wait; with a limit, what lies in the temporary folder is sampled."""
+        if self._temp_limit is None:
+            return super().ours(row, engine, output)
+        row = replace(row, words=(*row.words, "--temp-limit", str(self._temp_limit)))
+        with Sampled(self._runs, "*/.incoming/*/archives/*") as stored:
+            outcome = super().ours(row, engine, output)
+        print(f"at most {stored.most / 1e6:.1f} MB of archives", file=sys.stderr, flush=True)
+        above = f"{stored.most} bytes of archives" if stored.most > self._temp_limit else ""
+        return replace(outcome, wrong=outcome.wrong or above)
 
     @cached_property
     def _web(self) -> str:
@@ -174,6 +194,32 @@ class LinkedBench(Bench):
         addresses = "\n".join(self.urls(row))
         command = ["xargs", "-P", "8", "-n", "1", "curl", "-sf", "-o", "/dev/null"]
         return self.timed(command, {}, addresses)[1]
+
+
+class Sampled:
+    """The most bytes that files of a folder, chosen by a glob, have on the disk meanwhile."""
+
+    def __init__(self, folder: Path, glob: str) -> None:
+        self.most = 0
+        self._folder, self._glob = folder, glob
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> Sampled:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(0.02):
+            with contextlib.suppress(FileNotFoundError):  # one that has just been deleted
+                found = [file.stat() for file in self._folder.glob(self._glob)]
+                # Of a file with holes what is stored, without blocks of the file system's own.
+                stored = sum(min(status.st_size, 512 * status.st_blocks) for status in found)
+                self.most = max(self.most, stored)
 
 
 def _run(*words: str) -> None:
@@ -221,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--latency", type=float, default=0, help="ms by which each access to a file takes longer"
     )
+    parser.add_argument("--temp-limit", type=int, help="of ours, in bytes; it is sampled")
     chosen = parser.parse_args(argv)
     if reason := missing():
         sys.exit(f"benchmarks.endtoend: {reason}")
@@ -237,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             over = stack.enter_context(link(f"ws{os.getpid()}"))
-            bench = LinkedBench(runs, dataset, stack, over, chosen.latency)
+            limits = chosen.latency, chosen.temp_limit
+            bench = LinkedBench(runs, dataset, stack, over, *limits)
             for rate in chosen.rate or RATES:
                 for name in chosen.only or tuple(ROWS):
                     row = ROWS[name]
