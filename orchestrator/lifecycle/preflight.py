@@ -209,9 +209,8 @@ def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
 def _unwritable(plan: Plan, run_dir: Path | None, *, is_new: bool) -> Iterator[str]:
     """Folders that cannot be created or written to, or in which our own files are closed to us.
 
-    ``is_new``: they can still be chosen, as by a launch.
+    ``is_new``: all of them can still be chosen, as by a launch; an update chooses the run folder.
     """
-    other = "choose another one" if is_new else "change that, then try again"
     mask = os.umask(0o77)
     os.umask(mask)
     if mask & 0o700:
@@ -221,6 +220,8 @@ def _unwritable(plan: Plan, run_dir: Path | None, *, is_new: bool) -> Iterator[s
         )
     for path, name in _places(plan, run_dir).items():
         what = f"the {name} {quoted(str(path))}"
+        can_choose = is_new or path == run_dir
+        other = "choose another one" if can_choose else "change that, then try again"
         there = filesystems.existing(path)
         try:
             if not presence.is_folder(there):
@@ -251,7 +252,7 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None, *, is_new: bool) -> 
             failure = from_os_error(error, doing=f"writing to the {name} {quoted(str(path))}")
             full = failure.cause in (Cause.DISK_FULL, Cause.QUOTA)
             remedies = ["free some space"] if full else []
-            remedies += ["choose another one"] if is_new else []
+            remedies += ["choose another one"] if is_new or path == run_dir else []
             remedy = f"; {', or '.join(remedies)}" if remedies else ""
             yield failure.message + ("" if failure.cause is Cause.LIMIT else remedy)
 

@@ -196,6 +196,9 @@ def test_another_place_is_proposed_to_a_launch_only(
         assert lines[0].endswith("is on a read-only file system; change that, then try again")
         assert lines[-1].endswith("left; free some space") or "inodes" in lines[-1]
         assert not any("choose another" in line for line in lines)
+    (_, line, *_) = preflight.problems(made, tmp_path / "logs" / "run", left=left)
+    assert line.startswith("the run folder (--log-dir)")
+    assert line.endswith("is on a read-only file system; choose another one")
 
 
 def test_inodes_are_counted_where_the_file_system_has_a_number(
