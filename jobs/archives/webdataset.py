@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -27,10 +27,11 @@ from jobs.archives.base import (
     unsupported,
 )
 from jobs.archives.member_index import normalized
-from jobs.errors import counted
+from jobs.errors import ArchiveError, counted
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS
-from jobs.model import Layout, Options, Part, Shard
+from jobs.model import Entry, Layout, Options, Part, Shard
+from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import SampleEnds, as_text, junk_kind, quoted, sample_key, text_of
 
 _JSON = frozenset({"json", "jsn"})
@@ -133,6 +134,36 @@ class _Seen:
         if len(self._hashes[kind]) < _MOST_SEEN:
             self._hashes[kind].add(key)
         return any(key in keys for other, keys in self._hashes.items() if other != kind)
+
+
+def divided_sample(entries: Callable[[], Iterable[Entry]]) -> bytes | None:
+    """The key of an image and of data that are files of an archive of samples; None: there is none.
+
+    Data that are in the same part as their image became a record. ``entries`` gives the archive's
+    files, each time from the first one.
+    """
+
+    def extensions() -> Iterator[tuple[bytes, str]]:
+        for entry in entries():
+            path = path_of(entry)
+            key = sample_key(path)
+            if key != path and entry.inner is None and entry.size <= _MOST_TEXT:
+                yield key, _extension(path, key)
+
+    data = (key for key, extension in extensions() if _kind(extension) in _DATA)
+    keys = set(islice(data, _MOST_SEEN))
+    images = (key for key, extension in extensions() if _is_image(extension)) if keys else ()
+    return next((key for key in images if key in keys), None)
+
+
+def not_together(label: str, key: bytes) -> ArchiveError:
+    """The error for a sample whose files do not follow each other."""
+    return unsupported(
+        label,
+        f"has files with the key {quoted(key)} that do not follow each other, as "
+        f"those of a WebDataset sample do; {UNPACK} and --layout webdataset, or launch "
+        "with --layout files",
+    )
 
 
 class _Before(NamedTuple):
@@ -271,12 +302,7 @@ class Samples(Archive):
         """Write the record of a sample; if it has no image, yield its data as files."""
         images = [extension for extension in sample.files if _is_image(extension)]
         if self._seen.in_pieces(sample, has_image=bool(images)):
-            raise unsupported(
-                self._label,
-                f"has files with the key {quoted(sample.key)} that do not follow each other, as "
-                f"those of a WebDataset sample do; {UNPACK} and --layout webdataset, or launch "
-                "with --layout files",
-            )
+            raise not_together(self._label, sample.key)
         if images:
             lines.write(self._record(sample, images))
             return

@@ -6,14 +6,16 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 
 from jobs.archives import nested
 from jobs.archives.base import label_of, several_records
 from jobs.archives.detect import TARS
+from jobs.archives.webdataset import divided_sample, not_together
 from jobs.checks.base import is_no_image, is_unnamed_zip
 from jobs.checks.registry import is_image_name
 from jobs.errors import RunFolderError
@@ -134,6 +136,7 @@ def _check_completeness(context: FinalizeContext, summaries: list[PartSummary]) 
             if not _fits(part, summary, fetched):
                 forget_manifest(context, part, "it was cut at other positions than the other parts")
         _check_records(context, pairs)
+        _check_samples(context, pairs)
         members = sum(summary.members for _, summary in pairs)
         if fetched.members is not None and fetched.members != members:
             fact = f"its parts contain {members} of {fetched.members} members"
@@ -163,6 +166,22 @@ def _check_records(context: FinalizeContext, pairs: list[tuple[Part, PartSummary
     }
     if len(folders) > 1:
         raise several_records(label_of(context.shards[parts[0].shard]), records, folders)
+
+
+def _check_samples(context: FinalizeContext, pairs: list[tuple[Part, PartSummary]]) -> None:
+    """Raise ``ArchiveError`` if the data of a sample and its image are in different parts.
+
+    Within a part, extraction finds that. Each part has warned of data without an image.
+    """
+    if len(pairs) < 2 or not any(summary.samples and summary.warnings for _, summary in pairs):
+        return
+    manifests = [context.folder.manifest(part) for part, _ in pairs]
+    key = None
+    with suppress(RunFolderError):  # a later pass reports damage
+        key = divided_sample(lambda: chain.from_iterable(map(read_manifest, manifests)))
+    if key is not None:
+        key = key.removeprefix(f"{context.plan.options.layout.images}/".encode())
+        raise not_together(label_of(context.shards[pairs[0][0].shard]), key)
 
 
 def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jobs.archives.webdataset import looks_like_samples
+from jobs.errors import ArchiveError
+from jobs.extract.child_process import PartExtractor
 from jobs.finalize.repair import reset_damaged
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
@@ -21,7 +24,7 @@ from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import Raw, zip_of
 from tests.support.builders.complete_run import complete_run
 from tests.support.builders.contents import chunk, line, png, tarred
-from tests.support.builders.made_run import Run
+from tests.support.builders.made_run import Run, extracted
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers.webserver import FaultyServer
 
@@ -546,3 +549,34 @@ def test_samples_that_are_sorted_by_extension_are_refused_with_the_way_out(
     brought = complete_run(tmp_path / "folder", source.parent, *SAMPLES)
     found = [json.loads(each)["txt"] for each in brought.files["prompts.jsonl"].splitlines()]
     assert found == ["one"] * 3
+
+
+@pytest.mark.parametrize("first", ["png", "json"])
+def test_an_archive_that_is_sorted_by_extension_is_refused_by_tasks_that_see_a_part_each(
+    tmp_path: Path, first: str
+) -> None:
+    files = {f"{n:02d}.png": png(n) for n in range(20)}
+    files |= {f"{n:02d}.json": b'{"caption": 1}' for n in range(20)}
+    inner = sorted(files, key=lambda name: (not name.endswith(first), name))
+    whole = {"a.png": png(50), "a.json": b"{}", **{name: files[name] for name in inner}}
+    path = tmp_path / "o.tar"
+    path.write_bytes(tarred(whole))
+    options = structs.replace(WEBDATASET, on_bad_record=OnBadRecord.DROP)
+    run = RunBuilder(path, parts=3, options=options).fetched(tmp_path)
+    for part in run.parts:  # each task has a process of its own
+        (result,) = extracted(PartExtractor(run.folder, run.plan, Progress()), part)
+        assert result.problem is None
+    with pytest.raises(ArchiveError, match="do not follow each other") as refused:
+        run.finalize()
+    assert "o.tar: has files with the key" in refused.value.message
+
+
+def test_data_without_an_image_stay_files_in_any_part(tmp_path: Path) -> None:
+    files = samples(range(9))
+    del files["00001.png"], files["00007.png"]
+    path = tmp_path / "o.tar"
+    path.write_bytes(tarred(files))
+    run = RunBuilder(path, parts=3, options=WEBDATASET).fetched(tmp_path)
+    for part in run.parts:
+        extracted(PartExtractor(run.folder, run.plan, Progress()), part)
+    assert run.finish()["counts"]["records"] == 7

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.download.stage import run_download
+from jobs.errors import OrchestrateError
 from jobs.extract.child_process import PartExtractor
 from jobs.finalize.stage import run_finalize
 from jobs.model import Part, Plan
@@ -78,6 +79,9 @@ def finished(
     here = folder.fetched_ids()
     items = extracted(attempts, *(part for part in parts if part.shard in here))
     problems += [item.problem.message for item in items if item.problem]
-    summary, problem = run_finalize(folder, plan, Progress())
+    try:
+        summary, problem = run_finalize(folder, plan, Progress())
+    except OrchestrateError as error:  # as in a task
+        return CompleteRun(folder, plan, [*problems, error.message], ())
     problems += [problem.message] if problem else []
     return CompleteRun(folder, plan, problems, summary.lines)
