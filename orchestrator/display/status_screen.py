@@ -234,7 +234,7 @@ def _numbers(state: RunState, count: StageCount) -> Iterator[str]:
 def _state_text(state: RunState, count: StageCount) -> str:
     """The state of a stage without running tasks."""
     if not count.tasks:
-        return "nothing to do"
+        return "nothing to do" if count.rate.fraction >= 1 else "not submitted yet"
     if count.bad:
         causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
         word = metrics.NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"

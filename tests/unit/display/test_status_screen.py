@@ -121,6 +121,14 @@ def test_what_a_later_attempt_requests_otherwise_than_the_launch_is_shown(
     assert ("changed " in _screen(state)) is bool(shown)
 
 
+def test_stages_after_a_download_in_a_shell_are_not_submitted_yet() -> None:
+    run = RunBuilder(1)
+    shards = [shard.id for shard in run.plan.shards]
+    download = [(Stage.DOWNLOAD, 0, shards)]
+    text = _screen(run.submitted(download, engine="local", onward="slurm").state())
+    assert text.count("not submitted yet") == 2 and "nothing to do" not in text
+
+
 def test_a_refused_job_was_not_submitted() -> None:
     run = RunBuilder(2).submitted(accepted=False, refused="no such partition")
     assert "✗ download: not submitted attempt 1: no such partition" in " ".join(
