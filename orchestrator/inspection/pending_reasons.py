@@ -12,13 +12,14 @@ from orchestrator.units import indices
 # https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html
 _WAITS = {
     "Priority": "other jobs come first; it starts when its turn comes",
-    "Resources": "for free nodes; it may start sooner with less -c, --mem or --time",
+    "Resources": "for free nodes; less -c, --mem or --time may start it sooner (`cancel`, then "
+    "`resume` with them)",
     "Dependency": "for the job before it to end",
     "JobArrayTaskLimit": "for its turn: as many tasks as --parallel allows are running",
     "BeginTime": "until its start time (--begin)",
     "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved; it starts once they are "
-    "available, or exclude them with --exclude-nodes",
-    "NodeDown": "a node it needs is down; exclude it with --exclude-nodes",
+    "available, or `cancel` and `resume` with another --partition or --exclude-nodes",
+    "NodeDown": "a node it needs is down; `cancel`, then `resume` with --exclude-nodes",
     "Reservation": "for its reservation to begin, or to have free nodes (`scontrol show "
     "reservation` shows when)",
     "PartitionDown": "the partition is down; it starts when the site brings it up, or `cancel` "
@@ -147,9 +148,7 @@ def will_never_start(reason: str) -> bool:
 
 
 def _found(word: str, exact: Mapping[str, str], patterns: Mapping[str, str]) -> str | None:
-    # If tasks of an array have different reasons, Slurm lists them all: "JobHeldUser,None".
-    first = word.partition(",")[0]
     matching = (
         words for pattern, words in patterns.items() if re.match(pattern, word, re.IGNORECASE)
     )
-    return exact.get(word) or next(matching, None) or exact.get(first)
+    return exact.get(word) or next(matching, None)
