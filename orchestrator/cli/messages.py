@@ -42,7 +42,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Source    {plan.source.kind.value} {plan.source.pinned_name}",
         f"Shards    {len(plan.shards):,} ({units.plural(archives, 'archive')}), {_total(plan)}",
         f"To        {plan.dest}",
-        f"Archives  {plan.temp}{_kept(planned)}",
+        f"Archives  {_archives(planned)}",
         f"Records   {_records(plan.options.layout)}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
@@ -79,12 +79,14 @@ def _packed(wanted: Options) -> str:
     return f"{wanted.output.value}, {output.unit}s of at most {units.size(wanted.shard_size)}{most}"
 
 
-def _kept(planned: Planned) -> str:
-    """How long archives are there, where that is not until the dataset is published."""
-    if planned.plan.options.keep_archive:
-        return " (kept)"
-    limit = planned.temp_limit
-    return "" if limit is None else f" (at most {units.size(limit)} at a time)"
+def _archives(planned: Planned) -> str:
+    """Where archives are, and how long, where that is not until the dataset is published."""
+    plan, limit = planned.plan, planned.temp_limit
+    if plan.source.is_local:
+        return f"read where they are; temporary files in {plan.temp}"
+    if plan.options.keep_archive:
+        return f"{plan.temp} (kept)"
+    return plan.temp if limit is None else f"{plan.temp} (at most {units.size(limit)} at a time)"
 
 
 def engine_line(planned: Planned | Resumable) -> str:

@@ -33,6 +33,7 @@ def test_no_is_an_answer(tmp_path: Path, answer: str, code: int) -> None:
     done = CliRunner().invoke(command, input=f"{answer}\n")
     assert done.exit_code == code
     assert ("Nothing was started." in done.output) is (answer == "n")
+    assert "Archives  read where they are; temporary files in " in done.output
 
 
 def test_a_resume_says_which_jobs_it_cancels_and_which_it_leaves(tmp_path: Path) -> None:
