@@ -204,7 +204,11 @@ class Sample:
         self._images = f"{context.plan.options.layout.images}/"
         # Of each piece some lines only, so the time does not depend on its size.
         sampled = list(latency.each(partial(_sampled, context), context.pieces))
-        self._paths = [paths for paths, _ in sampled]
+        # Corrected paths, which are those of files, say nothing on the folders of others.
+        self._paths = [
+            set(filter(_is_rooted, paths)) if piece.is_corrected else paths
+            for piece, (paths, _) in zip(context.pieces, sampled, strict=True)
+        ]
         self._literal: dict[str, bool] = {}  # whether a file of that path was seen
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.

@@ -205,18 +205,20 @@ def test_a_new_archive_with_a_copy_of_the_records_adds_none(
 
 
 @pytest.mark.parametrize("policy", [OnBadRecord.ERROR, OnBadRecord.DROP])
+@pytest.mark.parametrize("named", [(2, 3, 0), (1,)])
+@pytest.mark.parametrize("folder", ["/home/me/images", "/home/me/pictures"])
 def test_a_new_record_may_call_an_image_as_a_reused_one_did_before_it_was_corrected(
-    tmp_path: Path, policy: OnBadRecord
+    tmp_path: Path, policy: OnBadRecord, folder: str, named: tuple[int, ...]
 ) -> None:
     def made(first: int, *named: int) -> bytes:
-        rows = [{"image": f"/home/me/images/{n:04d}.png"} for n in named]
+        rows = [{"image": f"{folder}/{n:04d}.png"} for n in named]
         return tarred({**images(range(first, first + 2)), "prompts.jsonl": lines(*rows)})
 
     old = {"a.tar": made(0, 0, 1), "b.tar": made(2, 2)}
-    new = {**old, "b.tar": made(2, 2, 3, 0)}
+    new = {**old, "b.tar": made(2, *named)}
     tree, reused = updated(tmp_path, old, new, Options(on_bad_record=policy))
     assert reused == {"a.tar"}
-    assert len(tree["prompts.jsonl"].splitlines()) == 5
+    assert len(tree["prompts.jsonl"].splitlines()) == 2 + len(named)
 
 
 @pytest.mark.parametrize("array", [False, True])
