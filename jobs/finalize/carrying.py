@@ -43,7 +43,7 @@ from jobs.model import (
     Verify,
     shard_of,
 )
-from jobs.storage import atomic, digest
+from jobs.storage import atomic, digest, presence
 from jobs.storage.blocks import line_blocks, read_range
 from jobs.storage.manifest import PublishedFile, entry_blocks, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
@@ -95,6 +95,10 @@ def published_receipt(dest: Path) -> Receipt:
     try:
         return read_receipt(dest / RECEIPT)
     except FileNotFoundError:
+        if not presence.is_there(dest):
+            raise VerificationError(
+                f"{dest} does not exist; give the folder of the published dataset"
+            ) from None
         raise VerificationError(
             f"{dest} has no {RECEIPT}: no dataset was published there, its repair is not finished, "
             "or the receipt was lost; use launch, or `resume` of the run that published it, which "

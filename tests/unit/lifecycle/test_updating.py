@@ -186,6 +186,8 @@ def test_a_moved_run_folder_is_named_and_found_with_log_dir(dataset: Dataset) ->
 def test_a_folder_without_a_dataset_cannot_be_updated(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"no dataset was published there.*use launch"):
         plan_update(tmp_path, log_dir=dataset.logs)
+    with pytest.raises(VerificationError, match="none does not exist; give the folder of"):
+        plan_update(tmp_path / "none", log_dir=dataset.logs)
 
 
 def test_the_members_of_unchanged_archives_need_space_only_if_they_are_packed(
