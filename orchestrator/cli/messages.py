@@ -149,9 +149,17 @@ def _print(text: str | bytes, *, err: bool = False) -> None:
 def announce(planned: Planned, mode: OutputMode) -> None:
     """Print what will be done and, on a terminal, ask whether to continue."""
     print_lines(plan_lines(planned))
-    if mode.asks and not click.confirm("Start?", default=True, err=True):
+    if mode.asks and not _agrees():
         print_lines(["Nothing was started."])
         raise click.exceptions.Exit(exit_codes.INTERRUPTED)
+
+
+def _agrees() -> bool:
+    try:
+        return click.confirm("Start?", default=True, err=True)
+    except click.Abort:  # Ctrl-C, or the end of the input
+        print_lines([""])  # the question has no end of its line yet
+        return False
 
 
 def dry_run(planned: Planned, *, as_json: bool) -> int:
