@@ -56,6 +56,7 @@ class Claim:
 
 
 _HELD = {
+    RunStatus.PLANNED: "it is being launched at this moment; see `status {run}`",
     RunStatus.RUNNING: "it is running; see `status {run}`, or stop it with `cancel {run}`",
     RunStatus.INCOMPLETE: (
         "it is incomplete; finish it with `resume {run}`, or release the destination with "
@@ -78,8 +79,8 @@ def _why_held(held: Claim) -> str | None:
         state = state_of(other)
     except OrchestrateError as error:
         return f"it is unknown whether it is still running ({error.message})"
-    if state.status is RunStatus.PLANNED and held.maker.alive:
-        return "it is being launched at this moment"
+    if state.status is RunStatus.PLANNED and not held.maker.alive:
+        return None
     return _HELD[state.status].format(run=run_word(other)) if state.status in _HELD else None
 
 

@@ -206,3 +206,12 @@ def test_a_refusal_names_the_other_run_for_copying(tmp_path: Path) -> None:
     held = claim.take(run.staging, run.folder.path, lambda held: None)
     why = claim._why_held(held)
     assert why is not None and f"`cancel '{run.folder.path}'`" in why
+
+
+def test_a_run_that_is_being_launched_holds_its_destination_while_its_process_lives(
+    tmp_path: Path,
+) -> None:
+    run = RunBuilder(1).on_disk(tmp_path)
+    held = claim.take(run.staging, run.folder.path, lambda held: None)
+    assert f"at this moment; see `status {run.folder.path}`" in str(claim._why_held(held))
+    assert claim._why_held(replace(held, start="1")) is None
