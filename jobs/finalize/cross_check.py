@@ -77,7 +77,8 @@ def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, plac
     audit.context.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
     rows = rows_to_compare(audit, found, place)
-    found.respelled = with_new_spellings(audit.context, rows.files)
+    if any(piece.is_corrected for piece in audit.context.pieces):
+        found.respelled = with_new_spellings(audit.context, rows.files)
     _Bucket(audit, found, rewrites, placements).compare(rows)
     rewrites.flush()
     if placements is not None:

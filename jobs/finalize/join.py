@@ -144,7 +144,7 @@ def with_new_spellings(context: FinalizeContext, files: Iterable[_Row]) -> set[s
     path before they were corrected.
     """
     found: defaultdict[str, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for join_key, key, number, *_ in files if context.reused else ():
+    for join_key, key, number, *_ in files:
         found[join_key][key].add(context.part_of(number).shard)
     shards: set[str] = set()
     for by_key in found.values():
