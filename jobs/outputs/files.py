@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jobs.errors import ArchiveError, Cause, OrchestrateError, StorageError, from_os_error
+from jobs.errors import (
+    ArchiveError,
+    Cause,
+    OrchestrateError,
+    StorageError,
+    from_os_error,
+    with_step,
+)
 from jobs.model import Options, ShardKind
 from jobs.storage.safe_paths import TWO_KINDS, quoted, text_of
 
@@ -19,6 +26,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
 _BLOCK = 4096  # bytes; shorter holes save no space
+_FEWER_FILES = "remove files, then {then}, or launch with --output webdataset or squashfs"
 
 
 def mode_of(mode: int) -> int:
@@ -214,11 +222,15 @@ def own_writing(path: Path) -> Iterator[None]:
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
     """``error`` with a remedy; on a full disk with the free space and inodes, if known."""
-    space = ""
+    space, has_inodes = "", True
     with suppress(OSError):
         status = os.statvfs(root)
-        gib = status.f_bavail * status.f_frsize / (1 << 30)
-        inodes = f" and {status.f_favail} inodes" if status.f_files else ""
         if error.errno == errno.ENOSPC and status.f_blocks:
-            space = f" ({gib:.2f} GiB{inodes} are free)"
-    return from_os_error(error, doing=f"writing {path}", note=space, then="run `resume`")
+            free = f"{status.f_bavail * status.f_frsize / 1e6:.1f} MB"
+            inodes = f" and {status.f_favail:,} inodes" if status.f_files else ""
+            space = f" ({free}{inodes} are free)"
+            has_inodes = not status.f_files or status.f_favail > 0
+    found = from_os_error(error, doing=f"writing {path}", note=space)
+    if not has_inodes:
+        found.remedy = _FEWER_FILES
+    return with_step(found, "run `resume`")

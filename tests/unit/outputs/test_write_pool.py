@@ -109,7 +109,7 @@ def test_a_large_file_streams_past_the_queue(
 @pytest.mark.parametrize(
     ("number", "cause", "fact"),
     [
-        (errno.ENOSPC, Cause.DISK_FULL, r"no space left \(.* GiB.* free\); free some space"),
+        (errno.ENOSPC, Cause.DISK_FULL, r"no space left \(.* MB.* free\); free some space"),
         (errno.EDQUOT, Cause.QUOTA, "over quota; free some space"),  # others have the free space
     ],
 )
@@ -128,6 +128,21 @@ def test_an_inline_error_is_ours_and_names_path_and_free_space(
     with pytest.raises(StorageError, match=f"writing '.*/x': {fact}") as caught:
         put(inline, tmp_path, "x", b"1")
     assert caught.value.cause is cause
+
+
+def test_a_disk_without_inodes_needs_fewer_files_and_not_space(
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = list(os.statvfs(tmp_path))
+    values[5], values[7] = 1000, 0  # f_files, f_favail
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("jobs.outputs.files.os.write", full)
+    monkeypatch.setattr("jobs.outputs.files.os.statvfs", lambda path: os.statvfs_result(values))
+    with pytest.raises(StorageError, match=r"0 inodes are free\); remove files, then run `resume`"):
+        put(inline, tmp_path, "x", b"1")
 
 
 def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
