@@ -44,6 +44,15 @@ def contains(kind: pa.DataType, is_one: Callable[[pa.DataType], bool]) -> bool:
     return is_one(kind)
 
 
+def converter_of(kind: pa.DataType) -> Callable[[pa.Array], list[Any]]:
+    """``python_values`` for columns of that type, which is looked at only once."""
+    return python_values if contains(kind, _may_need_text) else _as_they_are
+
+
+def _as_they_are(column: pa.Array) -> list[Any]:
+    return column.to_pylist()  # type: ignore[no-any-return]
+
+
 def python_values(column: pa.Array) -> list[Any]:
     """The column's values; times and durations that would not stay exact as ISO 8601 text."""
     import pyarrow as pa
