@@ -25,6 +25,8 @@ _LIST = re.compile(
     r"|(sha\d+|md5|b3|check)sums?([._-]\w+)?(\.(txt|md5|sha\d+))?",
     re.IGNORECASE,
 )
+# Files that may be such lists, or data; they are published, too.
+_PERHAPS_LIST = re.compile(r"(.+[._-])?((sha\d+|md5)(sums?)?|checksums?)\.txt", re.IGNORECASE)
 _SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # beside the file itself
 _OF_THE_HUB = ".cache/huggingface/"  # files of the Hub's client in a download folder
 _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
@@ -222,6 +224,11 @@ def first_names(names: Iterable[str]) -> str:
 def is_digest_list(name: str) -> bool:
     """Whether a file has the name of a list of digests."""
     return _LIST.fullmatch(posixpath.basename(name)) is not None
+
+
+def may_list_digests(name: str) -> bool:
+    """Whether a file may be a list of digests, by its name."""
+    return is_digest_list(name) or _PERHAPS_LIST.fullmatch(posixpath.basename(name)) is not None
 
 
 def digest_of(word: str) -> Digest | None:

@@ -185,7 +185,7 @@ class LocalSource(LocalFiles):
         """``shards`` with the digests listed in ``folder`` and below, and all notes."""
         beside = [name for name, is_file in _beside(folder / "_") if is_file]
         lists = file_names.chosen(  # whatever --include says
-            filter(file_names.is_digest_list, beside), (), self._request.exclude
+            filter(file_names.may_list_digests, beside), (), self._request.exclude
         )
         lists += filter(file_names.is_digest_list, found.extras)
         single = [s for s in shards if s.kind is not ShardKind.TREE]

@@ -202,7 +202,7 @@ class ObjectStoreSource(RemoteSource):
     ) -> list[SourceFile]:
         """``files`` with the digests in lists among the objects, where the store has none."""
         lists = file_names.chosen(  # whatever --include says
-            filter(file_names.is_digest_list, listed), (), self._request.exclude
+            filter(file_names.may_list_digests, listed), (), self._request.exclude
         )
         if all(file.digest or file.name in lists for file in files):
             return files

@@ -693,6 +693,9 @@ def listed(algorithm: str, form: str, name: str = "a.tar.gz", own: str | None = 
         ("SHA256SUMS", listed("sha256", "SHA2-256({1})= {0}\n"), "sha256"),
         ("md5sum.txt", listed("sha256", "{}  {}\n"), None),
         ("md5sum.txt", listed("md5", "{}  other.tar.gz\n"), None),
+        ("pages-sha256.txt", listed("sha256", "{}  {}\n"), "sha256"),
+        ("MD5.txt", listed("md5", "{}  out/{}\n"), "md5"),
+        ("md5.txt", b"of the pictures", None),
     ],
 )
 def test_files_of_a_folder_have_the_digests_that_are_listed_beside_them(
@@ -705,6 +708,12 @@ def test_files_of_a_folder_have_the_digests_that_are_listed_beside_them(
         (file, *_) = (shard.files[0] for shard in source.shards())
         assert file.digest == (expected and Digest(algorithm or "", expected))
         assert ("1 file is compared with the digests" in "".join(source.notes())) is bool(expected)
+
+
+def test_what_may_be_a_list_of_digests_or_data_is_published(tmp_path: Path) -> None:
+    lists = {"pages_md5.txt": listed("md5", "{}  {}"), "sha256.txt": b"of the pictures"}
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", {**HELD, **lists}))
+    assert names(source)[2:] == sorted(lists)
 
 
 def test_of_several_lists_the_one_with_the_longest_digests_and_not_excluded_counts(
