@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
-from jobs.storage.digest import is_computed
+from jobs.storage.digest import HEX_LENGTHS, is_computed
 from jobs.transfer.rate_limits import backoff_s, rate_limit_s, retry_after_s
 
 # 202: the file is being prepared, or browsers have to pass a test. 511 comes from a captive portal
@@ -22,8 +22,7 @@ _TRY_AGAIN = frozenset({202, 408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 5
 # Responses that some servers give to any request with Range, although they have the file.
 _OF_THE_RANGE = frozenset({400, 403, 405, 406, 416, 501})
 _TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
-# In bytes; the best first.
-_LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc64nvme": 8, "crc32c": 4, "crc32": 4}
+_BEST_FIRST = ("sha256", "sha1", "md5", "crc64nvme", "crc32c", "crc32")  # digests in headers
 PROXY_LOGIN = (
     "the proxy requires a login; add it to its address in the environment (HTTP_PROXY, "
     "HTTPS_PROXY), as http://USER:PASSWORD@HOST:PORT"
@@ -288,13 +287,13 @@ def published_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest
     if is_complete:
         found |= {"md5": headers["Content-MD5"]} if "Content-MD5" in headers else {}
         if headers.get("x-amz-checksum-type", "").upper() != "COMPOSITE":
-            names = {name: headers.get(f"x-amz-checksum-{name}", "") for name in _LENGTHS}
+            names = {name: headers.get(f"x-amz-checksum-{name}", "") for name in _BEST_FIRST}
             found |= {name: value for name, value in names.items() if value}
     found.setdefault("md5", _s3_etag(headers))
-    for name, length in _LENGTHS.items():
-        value = _bytes(found.get(name, ""))
-        if len(value) == length and is_computed(name):
-            return Digest(name, value.hex())
+    for name in _BEST_FIRST:
+        value = _bytes(found.get(name, "")).hex()
+        if len(value) == HEX_LENGTHS[name] and is_computed(name):
+            return Digest(name, value)
     return None
 
 
