@@ -527,8 +527,8 @@ class Heartbeat(Struct, frozen=True):
     bytes_done: int = 0
     bytes_total: int | None = None
     files_done: int = 0
-    bytes_kept: int = 0  # those of ``bytes_done`` that an earlier attempt did
-    files_kept: int = 0
+    earlier_bytes: int = 0  # those of ``bytes_done`` that an earlier attempt did
+    earlier_files: int = 0
     current: str | None = None  # id of the current shard or part
 
 

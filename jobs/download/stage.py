@@ -187,7 +187,7 @@ class _Downloads:
             self._remove(shard)
             self._put_away(shard)
         elif before is not None and (size := self._complete_size(shard, before)) is not None:
-            self._progress.add(bytes=size, kept=True)
+            self._progress.add(bytes=size, earlier=True)
             if self._space.limited:
                 self._extract(shard)
             return size

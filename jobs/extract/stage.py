@@ -33,7 +33,7 @@ def run_extract(
         if summary is not None:
             results[part.id] = _result(summary)
             size = plan.part_bytes(part) or 0
-            progress.add(bytes=size, files=summary.files, items=1, kept=True)
+            progress.add(bytes=size, files=summary.files, items=1, earlier=True)
         elif part.shard not in here:
             results[part.id] = ItemResult(part.id, Outcome.RETRYABLE, problem=_not_fetched(part))
             progress.add(items=1)

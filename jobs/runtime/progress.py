@@ -29,20 +29,20 @@ class Progress:
         self.bytes_done = 0
         self.files_done = 0
         self.items_done = 0
-        self.bytes_kept = 0
-        self.files_kept = 0
+        self.earlier_bytes = 0
+        self.earlier_files = 0
         self._deadline = deadline
         self._lock = threading.Lock()
         self._stop: tuple[Cause, str] | None = None
 
-    def add(self, *, bytes: int = 0, files: int = 0, items: int = 0, kept: bool = False) -> None:
-        """Add to the counters; ``kept``: an earlier attempt did that, in no time of this one."""
+    def add(self, *, bytes: int = 0, files: int = 0, items: int = 0, earlier: bool = False) -> None:
+        """Add to the counters; ``earlier``: an earlier attempt did that, in no time of this one."""
         with self._lock:
             self.bytes_done += bytes
             self.files_done += files
             self.items_done += items
-            self.bytes_kept = min(self.bytes_kept + bytes * kept, self.bytes_done)
-            self.files_kept = min(self.files_kept + files * kept, self.files_done)
+            self.earlier_bytes = min(self.earlier_bytes + bytes * earlier, self.bytes_done)
+            self.earlier_files = min(self.earlier_files + files * earlier, self.files_done)
 
     def stop(self, cause: Cause, message: str) -> None:
         """Ask the task to stop soon; the first reason is stored."""
@@ -129,8 +129,8 @@ class Heart:
             bytes_done=progress.bytes_done,
             bytes_total=progress.bytes_total,
             files_done=progress.files_done,
-            bytes_kept=progress.bytes_kept,
-            files_kept=progress.files_kept,
+            earlier_bytes=progress.earlier_bytes,
+            earlier_files=progress.earlier_files,
             current=progress.current,
         )
         try:

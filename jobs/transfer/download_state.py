@@ -94,7 +94,7 @@ class DownloadState:
                 self.check_head()
             except StartOver:
                 self.partial.start_over()
-            self._progress.add(bytes=self.partial.total, kept=True)
+            self._progress.add(bytes=self.partial.total, earlier=True)
         self._arrivals.begin(self.partial.fd)
         self._report()
 

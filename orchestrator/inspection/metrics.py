@@ -139,8 +139,8 @@ def _stage_rate(
     if seconds is None or seconds < _ENOUGH_S:
         return StageRate(fraction)
     mine = {item for view in views for item in view.task.items}
-    kept_files, kept_bytes = _kept(views)
-    here = sum(weights[item] for item in mine if item not in left) + under_way - kept_bytes
+    earlier_files, earlier_bytes = _earlier(views)
+    here = sum(weights[item] for item in mine if item not in left) + under_way - earlier_bytes
     files, bytes_ = files_and_bytes(views)
     ahead = sum(
         weights[item] for view in views if view.status.live for item in view.task.items
@@ -149,8 +149,8 @@ def _stage_rate(
     live = any(view.status.live for view in views)
     return StageRate(
         fraction,
-        bytes_s=max(0, bytes_ - kept_bytes) / seconds,
-        files_s=(files - kept_files) / seconds if files > kept_files else None,
+        bytes_s=max(0, bytes_ - earlier_bytes) / seconds,
+        files_s=(files - earlier_files) / seconds if files > earlier_files else None,
         eta_s=seconds * ahead / here if live and here > 0 else None,
     )
 
@@ -190,10 +190,10 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
     return files, bytes_
 
 
-def _kept(views: Iterable[TaskView]) -> tuple[int, int]:
+def _earlier(views: Iterable[TaskView]) -> tuple[int, int]:
     """Files and bytes of tasks that an earlier attempt had done before they started."""
     beats = [view.heartbeat for view in views if view.heartbeat is not None]
-    return sum(beat.files_kept for beat in beats), sum(beat.bytes_kept for beat in beats)
+    return sum(beat.earlier_files for beat in beats), sum(beat.earlier_bytes for beat in beats)
 
 
 def moved(state: RunState, stage: Stage) -> tuple[int, int]:
@@ -320,7 +320,7 @@ def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
         if view.started is None or view.status not in (TaskStatus.RUNNING, TaskStatus.DONE):
             continue
         seconds = ((view.ended or now) - view.started).total_seconds()
-        bytes_ = files_and_bytes([view])[1] - _kept([view])[1]
+        bytes_ = files_and_bytes([view])[1] - _earlier([view])[1]
         if seconds >= _ENOUGH_S and bytes_ > 0:
             found.append(bytes_ / seconds)
     return median(found) if found else None

@@ -294,7 +294,7 @@ class RunBuilder:
                 bytes_done=100_000_000,
                 bytes_total=SHARD_BYTES * max(1, len(task.items)),
                 files_done=files,
-                bytes_kept=kept,
+                earlier_bytes=kept,
                 current=task.items[0] if task.items else None,
             )
             for task in self.tasks(stage)

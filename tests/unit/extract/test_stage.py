@@ -105,10 +105,10 @@ def test_every_part_has_its_result_in_order_and_all_is_counted(
     assert len(run.tree()) == 30
     assert (progress.items_done, progress.files_done) == (3, 33)
     assert progress.bytes_done == sum(path.stat().st_size for path in shards)
-    assert (progress.bytes_kept, progress.files_kept) == (0, 0)
+    assert (progress.earlier_bytes, progress.earlier_files) == (0, 0)
     again = Progress()
     run_all(run, again)
-    assert (again.bytes_kept, again.files_kept) == (progress.bytes_done, 33)
+    assert (again.earlier_bytes, again.earlier_files) == (progress.bytes_done, 33)
 
 
 @pytest.mark.slow

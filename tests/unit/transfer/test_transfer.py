@@ -448,7 +448,7 @@ def test_bytes_of_an_interrupted_download_are_not_fetched_again(
     web.faults.clear()
     progress = Progress()
     assert fetch(web, tmp_path / "out", by=transfer(progress)) == DATA
-    assert MB <= progress.bytes_kept < len(DATA) == progress.bytes_done
+    assert MB <= progress.earlier_bytes < len(DATA) == progress.bytes_done
     # What was under way on the four connections when the error came was sent in vain.
     assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
 
