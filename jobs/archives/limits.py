@@ -24,7 +24,8 @@ from jobs.runtime.process import cores
 # An archive may always contain this much, whatever its ratio: it fits on any disk.
 FLOOR = 100_000_000  # bytes
 
-# Decompression may always use this much; a task stays below 128 MiB. `xz -9` needs 65 MiB.
+# Decompression may always use this much; with a small archive, a task stays below 128 MiB.
+# `xz -9` needs 65 MiB.
 _MEMORY = 72 << 20  # bytes
 # A larger archive may use this many times its size, because few shrink by a larger factor, ...
 _SHRUNK = 32

@@ -21,7 +21,8 @@ from jobs.model import Cut, Options
 from jobs.storage.safe_paths import unsafe
 
 # Bytes of a tar that are examined for the top folder and samples: the second number if there are
-# fewer than ``_ENOUGH`` files in the first, as of large pictures.
+# fewer than ``_ENOUGH`` files in the first, as of large pictures. They stay in memory until they
+# are read again, so a small archive, which may be a bomb, does not get more than the first number.
 _HEADS = (8 << 20, 32 << 20)
 _ENOUGH = 8
 _META = 1 << 20  # bytes of a pax header or a long name, at most
@@ -372,7 +373,7 @@ def examine_head(blocks: Iterator[memoryview], limits: Limits, options: Options)
 
     def head() -> Iterator[memoryview]:
         left = _HEADS[0]
-        longer = _HEADS[1] - left
+        longer = _HEADS[1] - left if limits.archive_bytes > left else 0
         try:
             for block in blocks:
                 taken.append(block)

@@ -49,3 +49,9 @@ def test_the_first_files_are_the_same_however_the_tar_is_read(first: int, size: 
     head = examine_head(iter(_in_blocks(data, size)), limits, Options())
     assert head.names == [*files]
     assert b"".join(head.blocks) == data
+
+
+def test_the_head_of_a_small_archive_takes_little_memory() -> None:
+    blocks = iter(_in_blocks(member(b"0.png", bytes(40 * MIB)), MIB))
+    examine_head(blocks, Limits.of("a.tar.gz", 50_000, Options()), Options())
+    assert sum(map(len, blocks)) > 31 * MIB  # not read yet
