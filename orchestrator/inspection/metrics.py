@@ -10,7 +10,7 @@ from statistics import median
 
 from jobs import model
 from jobs.errors import Cause
-from jobs.model import Heartbeat, Outcome, SourceKind, Stage, job_ids_of
+from jobs.model import Outcome, SourceKind, Stage, job_ids_of
 from orchestrator import units
 from orchestrator.engines.base import COMPLETING, EngineState
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
@@ -98,13 +98,30 @@ def _share_done(state: RunState, stage: Stage) -> float:
 
 def extracted_while_downloading(state: RunState) -> int:
     """Files that running download tasks have extracted."""
-    return sum(beat.files_done for beat in _beats(state.of_stage(Stage.DOWNLOAD)))
+    running = _beating(state.of_stage(Stage.DOWNLOAD))
+    return sum(view.heartbeat.files_done for view in running if view.heartbeat)
 
 
-def _beats(views: Iterable[TaskView]) -> list[Heartbeat]:
-    """The heartbeats of tasks that run, or may run if the scheduler does not respond."""
+def _beating(views: Iterable[TaskView]) -> list[TaskView]:
+    """The tasks with heartbeats that run, or may run if the scheduler does not respond."""
     may_run = (TaskStatus.RUNNING, TaskStatus.UNKNOWN)
-    return [v.heartbeat for v in views if v.status in may_run and v.heartbeat is not None]
+    return [view for view in views if view.status in may_run and view.heartbeat is not None]
+
+
+def _begun_downloads(state: RunState) -> list[TaskView]:
+    """Download tasks with heartbeats that run, or have left a shard whose bytes stay for the next.
+
+    Of tasks with the same shard, the last one counts.
+    """
+    found = []
+    left = set(state.shards_left)
+    for view in sorted(state.all_views, key=lambda view: -view.attempt):
+        if view.stage is not Stage.DOWNLOAD or view.heartbeat is None:
+            continue
+        if view.status.live or not left.isdisjoint(view.task.items):
+            found.append(view)
+            left.difference_update(view.task.items)
+    return found
 
 
 def _not_reported(state: RunState) -> int:
@@ -125,6 +142,7 @@ def _not_reported(state: RunState) -> int:
 
 def _stage_rate(
     views: Sequence[TaskView],
+    begun: Sequence[TaskView],
     items: Sequence[str],
     weights: Mapping[str, int],
     left: set[str],
@@ -132,13 +150,13 @@ def _stage_rate(
 ) -> StageRate:
     total = sum(weights[item] for item in items)
     undone = sum(weights[item] for item in items if item in left)
-    under_way = sum(_under_way(view, weights, left) for view in views)
-    done = min(float(total), total - undone + under_way)
+    done = min(total, total - undone + sum(_under_way(view, weights, left) for view in begun))
     fraction = done / total if total else 1.0
     seconds = _seconds(views, now)
     if seconds is None or seconds < _ENOUGH_S:
         return StageRate(fraction)
     mine = {item for view in views for item in view.task.items}
+    under_way = sum(_under_way(view, weights, left) for view in _beating(views))
     earlier_files, earlier_bytes = _earlier(views)
     here = sum(weights[item] for item in mine if item not in left) + under_way - earlier_bytes
     files, bytes_ = files_and_bytes(views)
@@ -156,8 +174,8 @@ def _stage_rate(
 
 
 def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
-    """The work of a running task on unfinished items."""
-    beat = next(iter(_beats([view])), None)
+    """The work of a task on unfinished items, by its heartbeat."""
+    beat = view.heartbeat
     if beat is None or not beat.bytes_total:
         return 0.0
     mine = sum(weights[item] for item in view.task.items)
@@ -435,8 +453,12 @@ def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
         Stage.EXTRACT: [part.id for part in state.plan.parts()],
     }
+    begun = {
+        Stage.DOWNLOAD: _begun_downloads(state),
+        Stage.EXTRACT: _beating(state.of_stage(Stage.EXTRACT)),
+    }
     rates = {
-        stage: _stage_rate(state.of_stage(stage), items[stage], weights, left, now)
+        stage: _stage_rate(state.of_stage(stage), begun[stage], items[stage], weights, left, now)
         if stage in items
         else StageRate(_share_done(state, stage))
         for stage in state.stages
@@ -470,13 +492,26 @@ def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> Sta
 
 
 def bytes_fetched(state: RunState) -> tuple[int, int | None]:
-    """Bytes of downloaded archives, and of all archives (None if the source reports no sizes)."""
+    """Bytes that are stored of archives, and of all archives (None if the source reports no sizes).
+
+    Archives that were removed after their extraction count as stored.
+    """
     sizes = {shard.id: shard.size for shard in state.plan.shards}
-    running = [view for view in state.of_stage(Stage.DOWNLOAD) if _beats([view])]
+    arrived = {
+        item.item: item.bytes
+        for view in state.all_views
+        if view.stage is Stage.DOWNLOAD and view.result is not None
+        for item in view.result.items
+    }
+    begun = _begun_downloads(state)
     # A heartbeat counts the shards that its task has finished, too.
-    others = {item for view in running for item in view.task.items}.union(state.shards_left)
-    done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in others)
-    done += sum(beat.bytes_done for beat in _beats(running))
+    others = {item for view in begun for item in view.task.items}.union(state.shards_left)
+    done = sum(
+        arrived.get(shard_id, 0) if size is None else size
+        for shard_id, size in sizes.items()
+        if shard_id not in others
+    )
+    done += sum(view.heartbeat.bytes_done for view in begun if view.heartbeat)
     known = [size for size in sizes.values() if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     return (min(done, total) if total is not None else done), total

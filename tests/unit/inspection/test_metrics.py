@@ -124,6 +124,35 @@ def test_a_shard_that_a_running_download_has_finished_counts_once() -> None:
     assert count.files == 0  # its heartbeat's are those that it has extracted
 
 
+@pytest.mark.parametrize("stopped", ["killed", "cancelled", "resumed"])
+def test_what_a_stopped_download_has_stored_is_progress(stopped: str) -> None:
+    run = RunBuilder(1).submitted().beat(Stage.DOWNLOAD)
+    run = run.seen(runs.ended("FAILED", Cause.KILLED), Stage.DOWNLOAD)
+    if stopped != "killed":
+        run = run.result(Stage.DOWNLOAD, cause=Cause.CANCELLED)
+    if stopped == "resumed":
+        run = run.submitted().seen(runs.pending(), Stage.DOWNLOAD)
+    state = run.state()
+    assert metrics.bytes_fetched(state)[0] == 100_000_000
+    pace = metrics.count_stages(state, runs.NOW)[Stage.DOWNLOAD].rate
+    assert (pace.fraction, pace.eta_s) == (0.25, None)
+
+
+def test_what_a_stopped_download_has_stored_counts_once() -> None:
+    run = RunBuilder(1).submitted().beat(Stage.DOWNLOAD)
+    run = run.seen(runs.ended("FAILED", Cause.KILLED), Stage.DOWNLOAD)
+    # The heartbeat of another number is still there.
+    run = run.submitted([(Stage.DOWNLOAD, 1, [run.plan.shards[0].id])]).beat(Stage.DOWNLOAD)
+    state = run.seen(runs.running(), Stage.DOWNLOAD).state()
+    assert metrics.bytes_fetched(state)[0] == 100_000_000
+
+
+def test_bytes_of_an_archive_of_unknown_size_are_known_once_it_is_there() -> None:
+    run = RunBuilder(runs.shard("a", size=None)).submitted().result(Stage.DOWNLOAD)
+    state = run.having(fetched=frozenset({"a"})).state()
+    assert metrics.bytes_fetched(state) == (25_000_000, None)
+
+
 def test_a_suspended_task_says_so_and_its_node_is_not_suspected() -> None:
     run = RunBuilder(1).submitted().beat(Stage.EXTRACT, age_s=2 * metrics.SILENT_S)
     state = run.seen(replace(runs.running(), raw="SUSPENDED"), Stage.EXTRACT).state()
