@@ -19,8 +19,9 @@ from orchestrator import units
 from orchestrator.display import report_figures as figures
 from orchestrator.display import status_screen
 from orchestrator.display.report_figures import Bar, Lane
-from orchestrator.inspection import metrics, run_list, task_logs
-from orchestrator.inspection.metrics import ProblemGroup, bytes_fetched, count_stages, job_ids
+from orchestrator.inspection import run_list, task_logs
+from orchestrator.inspection.metrics import bytes_fetched, count_stages, job_ids
+from orchestrator.inspection.problem_groups import ProblemGroup, problem_groups
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 from orchestrator.inspection.task_logs import TaskLog
 
@@ -166,7 +167,7 @@ def _charts(state: RunState, now: datetime) -> str:
 
 
 def _failures(state: RunState, folder: RunFolder) -> str:
-    groups = metrics.problem_groups(state)
+    groups = problem_groups(state)
     if not groups:
         return ""
     logs = task_logs.of_tasks(folder, state.tasks)

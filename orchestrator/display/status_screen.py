@@ -11,13 +11,8 @@ from jobs.model import SourceKind, Stage
 from orchestrator import units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import metrics, pending_reasons
-from orchestrator.inspection.metrics import (
-    ProblemGroup,
-    StageCount,
-    Waiting,
-    bytes_fetched,
-    count_stages,
-)
+from orchestrator.inspection.metrics import StageCount, Waiting, bytes_fetched, count_stages
+from orchestrator.inspection.problem_groups import NOT_FAILED, ProblemGroup, problem_groups
 from orchestrator.inspection.state import CONSEQUENCES, RunState, RunStatus, TaskStatus
 
 PROGRAM = "websight-orchestrate"
@@ -237,7 +232,7 @@ def _state_text(state: RunState, count: StageCount) -> str:
         return "nothing to do" if count.rate.fraction >= 1 else "not submitted yet"
     if count.bad:
         causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
-        word = metrics.NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
+        word = NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
         return f"{count.bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
         extracts = count.stage is Stage.EXTRACT and metrics.extracted_while_downloading(state)
@@ -304,7 +299,7 @@ def _nodes(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]
 
 
 def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
-    groups = metrics.problem_groups(state)
+    groups = problem_groups(state)
     if not groups:
         return
     yield look.paint(units.plural(len(state.problems), "problem"), "bold", "red")

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from jobs.errors import Cause
-from jobs.model import SourceKind, SourceRef, Stage
+from jobs.model import Stage
 from orchestrator.engines.base import TaskState
 from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.state import TaskStatus
@@ -222,22 +222,6 @@ def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
     assert remarks == {"n1": "failed", "n2": "no recent heartbeat from 1 running task"}
 
 
-def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
-    run = (
-        RunBuilder(4)
-        .submitted()
-        .result(Stage.EXTRACT, 0, 1, cause=Cause.OUT_OF_MEMORY)
-        .result(Stage.EXTRACT, 2, cause=Cause.UNSAFE_MEMBER)
-        .result(Stage.EXTRACT, 3)
-    )
-    memory, unsafe, *_ = [
-        group for group in metrics.problem_groups(run.state()) if group.stage is Stage.EXTRACT
-    ]
-    assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))
-    assert memory.next_steps == ("resume {run}",)
-    assert unsafe.next_steps == ("logs {run} --failed",)
-
-
 def test_a_part_that_was_extracted_twice_counts_once() -> None:
     run = RunBuilder(2).submitted().result(Stage.EXTRACT)
     again = run.submitted([(Stage.EXTRACT, 0, ["0000-pages.p0000"])]).result(Stage.EXTRACT)
@@ -262,12 +246,3 @@ def test_a_task_that_sent_a_heartbeat_just_now_is_not_silent() -> None:
     for age_s, silent in ((metrics.SILENT_S - 1, False), (metrics.SILENT_S + 1, True)):
         (view,) = run.beat(Stage.EXTRACT, age_s=age_s).state().of_stage(Stage.EXTRACT)
         assert (metrics.silent_for(view, runs.NOW) is not None) is silent
-
-
-@pytest.mark.parametrize(("kind", "helps"), [(SourceKind.LOCAL, False), (SourceKind.HUB, True)])
-def test_a_resume_is_not_recommended_where_the_planned_files_are_gone(
-    kind: SourceKind, helps: bool
-) -> None:
-    run = RunBuilder(1, source=SourceRef(kind, "pages")).submitted()
-    (group,) = metrics.problem_groups(run.result(Stage.DOWNLOAD, cause=Cause.CHANGED).state())
-    assert bool(group.next_steps) is helps
