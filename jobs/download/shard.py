@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobs.errors import (
     ArchiveError,
     Cause,
     DigestError,
+    OrchestrateError,
     SourceError,
     as_storage_error,
     from_os_error,
@@ -34,8 +36,23 @@ from jobs.transfer.ranges import Window
 from jobs.transfer.target import Received
 from jobs.transfer.transfer import Transfer
 
+log = logging.getLogger(__package__)
+
 _TRIES = 10  # consecutive failures without progress until a file has failed
 _CHUNK = 1 << 20  # bytes
+
+
+class DamagedTwiceError(DamagedError):
+    """Two downloads of an archive that is not stored were damaged; neither digest was compared."""
+
+
+class _NotComparedError(Exception):
+    """The extraction of an archive that is not stored ended for ``reason``, before its digest was
+    compared: it may be the transfer's fault."""
+
+    def __init__(self, reason: OrchestrateError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
 
 
 class ShardDownloader:
@@ -172,6 +189,32 @@ class ShardDownloader:
         most: int | None,
         window: Window | None,
     ) -> Fetched:
+        def once() -> Fetched:
+            return self._fetched_once(
+                shard, streams=streams, extracts=extracts, most=most, window=window
+            )
+
+        try:
+            return once()
+        except _NotComparedError as error:
+            log.info("%s: %s; downloading it again", shard.id, error.reason.message)
+        try:
+            return once()
+        except _NotComparedError as error:
+            reason = error.reason
+            if isinstance(reason, DamagedError):
+                raise DamagedTwiceError(reason.message, member=reason.member) from error
+            raise reason from error
+
+    def _fetched_once(
+        self,
+        shard: Shard,
+        *,
+        streams: bool,
+        extracts: bool,
+        most: int | None,
+        window: Window | None,
+    ) -> Fetched:
         outs = self._staging.archives_of(shard)
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
@@ -195,7 +238,7 @@ class ShardDownloader:
                 streaming.exception()
                 if isinstance(error, AbandonedError):
                     self._progress.check()
-                    streaming.result()  # raises why
+                    self._check_stream(streaming, feeds[0], compared=False)
             raise
         fetched = Fetched(
             shard.id,
@@ -208,14 +251,28 @@ class ShardDownloader:
         )
         if streaming is None:
             return fetched
+        if windowed:
+            self._check_stream(streaming, feeds[0], compared=fetched.verified)
         try:
             streamed = streaming.result()
         except DamagedError:
-            if windowed:
-                raise
             # Another pass, over the complete files.
             streamed = self._pool.stream(shard, outs, (), extracts=extracts).result()
         return streamed.applied(fetched)
+
+    def _check_stream(self, streaming: Future[Streamed], feed: Feed, *, compared: bool) -> None:
+        """Raise why the extraction of an archive that is not stored has failed, if it has.
+
+        ``compared``: its digest is the published one.
+        """
+        reason = streaming.exception()
+        if isinstance(reason, OrchestrateError) and (
+            reason.cause is Cause.CHANGED or (isinstance(reason, DamagedError) and not compared)
+        ):
+            self._progress.add(bytes=-feed.arrived)
+            raise _NotComparedError(reason) from reason
+        if reason is not None:
+            raise reason
 
     def _received(
         self,

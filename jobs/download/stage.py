@@ -12,9 +12,9 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives.base import DamagedError
-from jobs.download.shard import ShardDownloader
+from jobs.download.shard import DamagedTwiceError, ShardDownloader
 from jobs.download.temporary_space import TemporarySpace, window_of
-from jobs.errors import Cause, OrchestrateError, RunFolderError
+from jobs.errors import Cause, DigestError, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
 from jobs.extract.targets import take_back
 from jobs.model import (
@@ -203,14 +203,20 @@ class _Downloads:
             # Those of a stream that ended early: nobody compares the bytes.
             reason = "it is not known from which bytes"
             take_back(self._folder, self._plan, shard.each_part(), reason)
-        fetched = self._fetcher.fetch(
-            shard,
-            streams=streams,
-            extracts=extracts,
-            repaired=before is not None or shard.id in self._damaged_before,
-            most=most,
-            window=window,
-        )
+        try:
+            fetched = self._fetcher.fetch(
+                shard,
+                streams=streams,
+                extracts=extracts,
+                repaired=before is not None or shard.id in self._damaged_before,
+                most=most,
+                window=window,
+            )
+        except DigestError:
+            if before is None:
+                reason = "its archive does not have the published digest"
+                take_back(self._folder, self._plan, shard.each_part(), reason)
+            raise
         # A stream has compared finished parts with the bytes, and then extracted the others.
         if before is not None and window is None:
             fetched = self._compared(shard, fetched, before)
@@ -328,8 +334,9 @@ class _Downloads:
 
         If no published digest matches, another download may help: the file is removed for that.
         """
-        verified = all(file.digest is not None for file in shard.files)
-        again = self._remote and not verified
+        twice = isinstance(error, DamagedTwiceError)
+        verified = not twice and all(file.digest is not None for file in shard.files)
+        again = self._remote and not verified and not twice
         if again:
             self._remove(shard)
         error = error.advised(

@@ -67,6 +67,11 @@ class Feed(Listener):
         with self._lock:
             self._put(Arrived(self._state.file, 1, ((0, size),), size, complete=True))
 
+    @property
+    def arrived(self) -> int:
+        """How many bytes have arrived."""
+        return _total(self._state.arrived)
+
     def want(self, start: int, stop: int) -> None:
         """Have these bytes fetched before all others: a receiver waits for them."""
         with self._lock:

@@ -162,7 +162,7 @@ def test_a_digest_that_stays_wrong_publishes_nothing_and_leaves_no_part_that_cou
     (error,) = (e for e in stream.cli.status()["errors"] if e["stage"] == "download")
     assert error["kind"] == "bad_digest"
     assert hashlib.sha256(ARCHIVE).hexdigest() in error["message"]
-    assert stream.folder().finished_ids() == set()
+    assert stream.manifests() == {}
     assert not (stream.dest / "notes").exists()
     stream.web.faults.clear()
     stream.cli.run("resume")

@@ -529,6 +529,45 @@ def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
     assert run.sent >= 2 * len(_large(kind=kind))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, None], ids=["once", "each time"])
+def test_damage_that_ends_a_stream_before_its_digest_is_compared_is_downloaded_once_more(
+    tmp_path: Path, web: FaultyServer, times: int | None
+) -> None:
+    """A header's checksum: nobody knows yet whether the archive or the transfer is damaged."""
+    data = _large()
+    run = _large_run(tmp_path, web, data, connections=1)
+    web.fail("/a.tar", faults.corrupt_byte(data.index(b"notes/5.bin"), times))
+    (item,) = run.download(WINDOW)
+    if times is None:
+        assert item.problem is not None and item.outcome is Outcome.FAILED
+        assert "a second download had the same content" in item.problem.message
+        web.faults.clear()
+        (item,) = run.download(WINDOW, attempt=2)
+    assert item.outcome is Outcome.OK, item
+    run.assert_extracted()
+    assert _tree(run) == large()
+
+
+@pytest.mark.slow
+def test_parts_from_other_bytes_that_a_kill_left_are_extracted_again_in_the_same_attempt(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    data = _large()
+    run = _large_run(tmp_path, web, data, connections=1)
+    other = bytearray(data)
+    other[600] ^= 1  # in the first member's content
+    cut = faults.changed(bytes(other), 1) & faults.cut_after(18 << 20)
+    web.fail("/a.tar", cut, faults.status(404, None))
+    assert run.download(WINDOW)[0].outcome is Outcome.FAILED
+    assert list(run.folder.manifests.glob("*.jsonl"))
+    web.faults.clear()
+    (item,) = run.download(WINDOW, attempt=2)
+    assert item.outcome is Outcome.OK, item
+    run.assert_extracted()
+    assert _tree(run) == large()
+
+
 class _Unseekable(io.BytesIO):
     """A file that a zip's writer cannot seek: it writes data descriptors after the members."""
 
