@@ -369,8 +369,7 @@ class Span(Struct, frozen=True):
 
     start: Cut
     end: Cut  # where the next part begins; for the last part the end mark, or a zip's directory
-    # Of a streamed tar: of its decompressed bytes before ``end``; of a zip: of its directory.
-    crc32: str | None = None
+    crc32: str | None = None  # of a tar that is inflated up to ``end``, or of a zip's directory
 
 
 class RecordsRange(Struct, frozen=True):
@@ -481,6 +480,7 @@ class ItemResult(Struct, frozen=True):
     bytes: int = 0
     problem: Problem | None = None
     carried: bool = False  # a part whose files were taken from the published dataset
+    earlier: bool = False  # it was finished before the task began, as by the download task
 
 
 class Summary(Struct, frozen=True):

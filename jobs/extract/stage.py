@@ -59,7 +59,12 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
 
 def _result(summary: PartSummary) -> ItemResult:
     return ItemResult(
-        summary.part, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
+        summary.part,
+        Outcome.OK,
+        summary.files,
+        summary.bytes,
+        carried=summary.carried,
+        earlier=True,
     )
 
 

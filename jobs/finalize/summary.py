@@ -301,7 +301,8 @@ def _stages(folder: RunFolder) -> dict[Stage, StageLine]:
 def _stage(results: list[TaskResult]) -> StageLine:
     started = min(result.started for result in results)
     ended = max(result.ended for result in results)
-    done = sum(item.bytes for result in results for item in result.items)
+    items = [item for result in results for item in result.items]
+    own = sum(item.bytes for item in items if not item.earlier)
     elapsed_s = _seconds(started, ended)
     return StageLine(
         tasks=len({result.task for result in results}),
@@ -312,9 +313,9 @@ def _stage(results: list[TaskResult]) -> StageLine:
         busy_s=sum(_seconds(result.started, result.ended) for result in results),
         cpu_s=round(sum(result.cpu_s for result in results), 3),
         peak_rss_bytes=max(result.peak_rss_bytes for result in results),
-        files=sum(item.files for result in results for item in result.items),
-        bytes=done,
-        bytes_per_s=round(done / elapsed_s) if elapsed_s else None,
+        files=sum(item.files for item in items),
+        bytes=sum(item.bytes for item in items),
+        bytes_per_s=round(own / elapsed_s) if own and elapsed_s else None,
         hosts=sorted({result.host for result in results}),
     )
 

@@ -161,7 +161,8 @@ def _charts(state: RunState, now: datetime) -> str:
         "<h2>Waiting tasks</h2>\n"
         f'<div class="scroll">{_waiting_chart(figures.waiting_steps(bars), end)}</div>\n'
         "<h2>Throughput</h2>\n"
-        '<p class="key">Each task\'s bytes, spread evenly over its time.</p>\n'
+        '<p class="key">Each task\'s bytes, spread evenly over its time; those of parts '
+        "that were extracted during the download, over the time of the download tasks.</p>\n"
         f'<div class="scroll">{_rates_chart(series, end)}</div>\n'
     )
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from statistics import median_high
 
 from jobs.model import Stage
-from orchestrator.inspection.metrics import files_and_bytes, node_of
+from orchestrator.inspection.metrics import node_of, own_files_and_bytes
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView
 
 BINS = 80  # of the throughput chart
@@ -139,20 +139,21 @@ def waiting_steps(all_bars: Iterable[Bar]) -> list[tuple[float, int]]:
 def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: float) -> list[float]:
     """Bytes a second of ``stage`` in ``BINS`` equal spans of time up to ``end`` seconds.
 
-    A task's bytes are spread evenly over its time, because only totals are stored.
+    A task's bytes are spread evenly over its time, because only totals are stored; those of parts
+    that extract tasks found finished, over the time of the download tasks, by their bytes.
     """
     width = end / BINS
     found = [0.0] * BINS
     if width <= 0:
         return found
-    moved = {
-        (view.attempt, view.task.number): files_and_bytes([view])[1]
-        for view in state.all_views
-        if view.stage is stage
-    }
+    moved = _moved(state, stage)
+    if stage is Stage.EXTRACT:
+        downloads = _moved(state, Stage.DOWNLOAD)
+        share = _found_finished(state) / max(1, sum(downloads.values()))
+        moved |= {key: bytes_ * share for key, bytes_ in downloads.items()}
     for bar in all_bars:
-        bytes_ = moved.get((bar.attempt, bar.number), 0)
-        if bar.stage is not stage or bar.started is None or bar.ended is None or not bytes_:
+        bytes_ = moved.get((bar.stage, bar.attempt, bar.number), 0)
+        if bar.started is None or bar.ended is None or not bytes_:
             continue
         begin, stop = bar.started, max(bar.ended, bar.started + 1e-3)
         for number in range(int(begin / width), min(BINS - 1, int(stop / width)) + 1):
@@ -160,6 +161,21 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
             if overlap > 0:
                 found[number] += bytes_ * overlap / (stop - begin) / width
     return found
+
+
+def _moved(state: RunState, stage: Stage) -> dict[tuple[Stage, int, int], float]:
+    """The bytes of each task of ``stage``, without what was done before it began."""
+    views = (view for view in state.all_views if view.stage is stage)
+    return {(stage, v.attempt, v.task.number): own_files_and_bytes([v])[1] for v in views}
+
+
+def _found_finished(state: RunState) -> int:
+    """The bytes of the parts that extract tasks found finished."""
+    results = (view.result for view in state.all_views if view.stage is Stage.EXTRACT)
+    items = (item for result in results if result is not None for item in result.items)
+    return sum(
+        {item.item: item.bytes for item in items if item.earlier and not item.carried}.values()
+    )
 
 
 def uses(state: RunState, now: datetime) -> tuple[Use, ...]:

@@ -84,8 +84,8 @@ def line(state: RunState, now: datetime) -> str:
             rate = count.rate.bytes_s
             speed = f" {units.size(rate)}/s" if rate and count[TaskStatus.RUNNING] else ""
             texts.append(f"{stage.value} {count.rate.fraction:.0%}{speed}")
-    if counts[Stage.EXTRACT].files:
-        texts.append(units.plural(counts[Stage.EXTRACT].files, "file"))
+    if files := counts[Stage.EXTRACT].files:
+        texts.append(units.plural(files, "file"))
     if state.problems:
         texts.append(units.plural(len(state.problems), "problem"))
     return " · ".join(texts)

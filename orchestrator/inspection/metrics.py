@@ -107,6 +107,23 @@ def _not_reported(state: RunState) -> int:
     return max(0, found - reported)
 
 
+def _is_counted(state: RunState) -> bool:
+    """Whether a task has reported, or will report, the files of each finished part.
+
+    Those that an earlier submission's download extracted are in no result.
+    """
+    left, last = set(state.parts_left), max((view.attempt for view in state.tasks), default=0)
+    counted: set[str] = set()
+    for view in state.all_views:
+        if view.stage is not Stage.EXTRACT:
+            continue
+        if view.attempt == last or view.status.live:
+            counted.update(view.task.items)
+        elif view.result is not None:
+            counted.update(i.item for i in view.result.items if i.outcome is Outcome.OK)
+    return all(part.id in left or part.id in counted for part in state.plan.parts())
+
+
 def _stage_rate(
     views: Sequence[TaskView],
     begun: Sequence[TaskView],
@@ -124,9 +141,9 @@ def _stage_rate(
         return StageRate(fraction)
     mine = {item for view in views for item in view.task.items}
     under_way = sum(_under_way(view, weights, left) for view in _beating(views))
-    earlier_files, earlier_bytes = _earlier(views)
-    here = sum(weights[item] for item in mine if item not in left) + under_way - earlier_bytes
-    files, bytes_ = files_and_bytes(views)
+    earlier = sum(view.heartbeat.earlier_bytes for view in views if view.heartbeat)
+    here = sum(weights[item] for item in mine if item not in left) + under_way - earlier
+    files, bytes_ = own_files_and_bytes(views)
     ahead = sum(
         weights[item] for view in views if view.status.live for item in view.task.items
         if item in left
@@ -134,8 +151,8 @@ def _stage_rate(
     live = any(view.status.live for view in views)
     return StageRate(
         fraction,
-        bytes_s=max(0, bytes_ - earlier_bytes) / seconds,
-        files_s=(files - earlier_files) / seconds if files > earlier_files else None,
+        bytes_s=bytes_ / seconds,
+        files_s=files / seconds if files else None,
         eta_s=seconds * ahead / here if live and here > 0 else None,
     )
 
@@ -175,10 +192,19 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
     return files, bytes_
 
 
-def _earlier(views: Iterable[TaskView]) -> tuple[int, int]:
-    """Files and bytes of tasks that an earlier attempt had done before they started."""
-    beats = [view.heartbeat for view in views if view.heartbeat is not None]
-    return sum(beat.earlier_files for beat in beats), sum(beat.earlier_bytes for beat in beats)
+def own_files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
+    """As ``files_and_bytes``, without what was done before each task began."""
+    views = list(views)
+    files, bytes_ = files_and_bytes(views)
+    for view in views:
+        if view.result is not None:
+            for item in view.result.items:
+                files -= item.files * item.earlier
+                bytes_ -= item.bytes * item.earlier
+        elif view.heartbeat is not None:
+            files -= view.heartbeat.earlier_files if view.stage is not Stage.DOWNLOAD else 0
+            bytes_ -= view.heartbeat.earlier_bytes
+    return files, bytes_
 
 
 def moved(state: RunState, stage: Stage) -> tuple[int, int]:
@@ -305,7 +331,7 @@ def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
         if view.started is None or view.status not in (TaskStatus.RUNNING, TaskStatus.DONE):
             continue
         seconds = ((view.ended or now) - view.started).total_seconds()
-        bytes_ = files_and_bytes([view])[1] - _earlier([view])[1]
+        bytes_ = own_files_and_bytes([view])[1]
         if seconds >= _ENOUGH_S and bytes_ > 0:
             found.append(bytes_ / seconds)
     return median(found) if found else None
@@ -357,7 +383,7 @@ class StageCount:
     started: datetime | None
     ended: datetime | None
     elapsed_s: float | None
-    files: int
+    files: int | None  # None: not known
     bytes: int
 
     def __getitem__(self, status: TaskStatus) -> int:
@@ -405,6 +431,7 @@ def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> Sta
     files, bytes_ = moved(state, stage)
     if stage is Stage.EXTRACT:
         files += _not_reported(state)
+    known = stage is not Stage.EXTRACT or _is_counted(state)
     return StageCount(
         stage=stage,
         rate=rate,
@@ -413,7 +440,7 @@ def _count(state: RunState, stage: Stage, rate: StageRate, now: datetime) -> Sta
         started=started,
         ended=ended,
         elapsed_s=max(0.0, ((ended or now) - started).total_seconds()) if started else None,
-        files=files,
+        files=files if known else None,
         bytes=bytes_,
     )
 

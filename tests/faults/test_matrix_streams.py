@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import random
 import time
 from collections.abc import Callable
@@ -92,6 +93,11 @@ class Streaming:
         assert self.cli.status()["state"] == "done"
         assert {name: (self.dest / name).read_bytes() for name in FILES} == self.files
 
+    def receipt_rates(self) -> dict[str, int | None]:
+        """The bytes a second of each stage, as the receipt has them."""
+        receipt = json.loads((self.dest / "RECEIPT.json").read_text())
+        return {name: stage["bytes_per_s"] for name, stage in receipt["stages"].items()}
+
     def check_resumed(self) -> None:
         """Resume in the middle of a stream: parts that were extracted stay as they are."""
         before = self.manifests()
@@ -136,6 +142,8 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_part_a_second_writing
     stream.web.fail("/a.tar.gz", faults.reset_every(len(ARCHIVE) // 5))
     stream.cli.run(*stream.words)
     stream.check_complete()
+    rates = stream.receipt_rates()
+    assert rates["download"] and rates["extract"] is None  # its task found everything finished
     assert "differs from that read before" not in stream.log()
 
 

@@ -152,6 +152,23 @@ def test_throughput_adds_up_to_the_bytes_moved() -> None:
     assert sum(series) * end / figures.BINS == pytest.approx(3 * 100 * 250_000, rel=0.01)
 
 
+def test_what_was_extracted_during_the_download_is_drawn_there() -> None:
+    def found(result: TaskResult) -> TaskResult:
+        items = tuple(
+            structs.replace(i, earlier=result.stage is Stage.EXTRACT) for i in result.items
+        )
+        return structs.replace(result, items=items)
+
+    state = runs.published().with_results(found).state()
+    bars = figures.bars(state, runs.NOW)
+    end = max(bar.ended or 0.0 for bar in bars)
+    series = figures.throughput(state, bars, Stage.EXTRACT, end)
+    assert sum(series) * end / figures.BINS == pytest.approx(3 * 100 * 250_000, rel=0.01)
+    (download,) = (bar for bar in bars if bar.stage is Stage.DOWNLOAD)
+    assert download.ended is not None
+    assert not any(series[int(download.ended / end * figures.BINS) + 1 :])
+
+
 def test_waiting_tasks_are_counted_up_and_down() -> None:
     steps = figures.waiting_steps(figures.bars(runs.published().state(), runs.NOW))
     assert steps == [(0.0, 5), (120.0, 0)]

@@ -130,7 +130,7 @@ def test_a_finished_part_is_not_done_again(tmp_path: Path, shards: list[Path]) -
     first = run_all(run)
     victim = next(iter(run.tree()))
     (run.staging.data / victim).unlink()
-    assert run_all(run) == first
+    assert run_all(run) == tuple(structs.replace(item, earlier=True) for item in first)
     assert victim not in run.tree()
 
 

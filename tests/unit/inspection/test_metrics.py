@@ -4,9 +4,10 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.model import Stage
+from jobs.model import Stage, TaskResult
 from orchestrator.engines.base import TaskState
 from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.state import TaskStatus
@@ -228,7 +229,7 @@ def test_a_part_that_was_extracted_twice_counts_once() -> None:
     assert metrics.moved(again.state(), Stage.EXTRACT) == (200, 200 * 250_000)
 
 
-def _extracted(run: RunBuilder) -> int:
+def _extracted(run: RunBuilder) -> int | None:
     return metrics.count_stages(run.state(), runs.NOW)[Stage.EXTRACT].files
 
 
@@ -239,6 +240,28 @@ def test_files_that_were_extracted_during_the_download_are_counted_after_it_and_
     assert _extracted(run) == 250  # these tasks found their parts finished
     run = run.result(Stage.EXTRACT, 2, 3, files=100)
     assert _extracted(run) == 400
+
+
+def test_files_that_no_result_has_are_not_left_out_of_a_number() -> None:
+    """The download task of the first attempt extracted a part, and was cancelled."""
+    run = RunBuilder(4).submitted().beat(Stage.DOWNLOAD, files=100).result(Stage.EXTRACT, 1)
+    first, second, *others = (part.id for part in run.plan.parts())
+    run = run.all_ended().having(finished=frozenset({first, second}))
+    assert _extracted(run) == 100
+    again = run.submitted([(Stage.EXTRACT, 0, others)])
+    assert _extracted(again) is None
+    assert _extracted(again.having(finished=frozenset({second}))) == 100
+
+
+def test_parts_that_a_task_found_finished_count_in_no_rate() -> None:
+    def found(result: TaskResult) -> TaskResult:
+        items = tuple(structs.replace(item, earlier=True) for item in result.items)
+        return structs.replace(result, items=items)
+
+    run = RunBuilder(2).submitted().result(Stage.EXTRACT)
+    assert metrics.own_files_and_bytes(run.state().of_stage(Stage.EXTRACT)) == (200, 200 * 250_000)
+    found_run = run.with_results(found)
+    assert metrics.own_files_and_bytes(found_run.state().of_stage(Stage.EXTRACT)) == (0, 0)
 
 
 def test_a_task_that_sent_a_heartbeat_just_now_is_not_silent() -> None:
