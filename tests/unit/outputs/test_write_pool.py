@@ -262,6 +262,48 @@ def test_small_files_on_a_slow_disk_are_divided_among_many_writers(
     assert len(list(tmp_path.iterdir())) == 40 * 128
 
 
+@pytest.mark.skipif(not files.COMPILED, reason="the extension was not built: no compiler")
+@pytest.mark.parametrize("becomes_slow", [False, True])
+def test_only_one_writer_creates_files_in_a_folder_unless_the_disk_is_slow(
+    writers: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, becomes_slow: bool
+) -> None:
+    real, lock = files.write_files, threading.Lock()
+    written = 0
+    now: list[str] = []  # the folders that are written to
+    most: dict[str, int] = {"same": 0, "all": 0}
+
+    def slow_write(small: Sequence[files.Small]) -> tuple[list[int], float]:
+        nonlocal written
+        is_slow = becomes_slow and written > 1_000
+        folder = Path(os.fsdecode(small[0][0])).parent.name
+        with lock:
+            now.append(folder)
+            most["same"] = max(most["same"], now.count(folder))
+            most["all"] = max(most["all"], len(now))
+        time.sleep(0.004 * len(small) if is_slow else 0.0004 * len(small))
+        with lock:
+            now.remove(folder)
+            written += len(small)
+        return real(small)[0], 0.004 if is_slow else 0.0
+
+    monkeypatch.setattr(write_pool, "write_files", slow_write)
+    monkeypatch.setattr(write_pool, "_JOBS", 768)
+    data = memoryview(b"1")
+    writers.write_small([b"x"] * 8, [(place(tmp_path, "x"), 0o666, data, None, None)] * 8)
+    writers.drain()  # from now on the disk is known
+    for batch in range(24):
+        folder = f"{batch // 4}/"
+        (tmp_path / folder).mkdir(exist_ok=True)
+        names = [f"{folder}{batch}-{number}" for number in range(128)]
+        contents = [(place(tmp_path, name), 0o666, data, None, None) for name in names]
+        writers.write_small([name.encode() for name in names], contents)
+    writers.drain()
+    assert most["all"] >= 2
+    assert (most["same"] == 1) is not becomes_slow
+    assert len(list(tmp_path.glob("*/*"))) == 24 * 128
+    assert writers.waiting == 0
+
+
 def test_a_batch_may_be_empty(inline: WritePool) -> None:
     inline.write_small([], [])
     inline.drain()
