@@ -115,22 +115,11 @@ class ShardDownloader:
     # Folders with a dataset ----------------------------------------------------------------
 
     def _tree(self, source: LocalFiles, shard: Shard) -> Fetched:
-        out = self._folder.shards / f"{shard.id}.listing"
+        out = self._folder.listing(shard.id)
         listed = source.list_tree(shard, out, self._progress.check)
-        size, mtime_ns = size_and_mtime(out)
         self._progress.add(bytes=listed.data_bytes)
-        return Fetched(
-            shard.id,
-            Format.TREE,
-            (str(out),),
-            (size,),
-            (listed.sha256,),
-            (mtime_ns,),
-            in_place=True,
-            cuts=listed.cuts,
-            members=listed.members,
-            data_bytes=listed.data_bytes,
-        )
+        with as_storage_error(f"reading the size of {quoted(str(out))}"):
+            return listed.evidence(shard.id, out)
 
     # Local files ---------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from jobs.errors import SourceError, UsageError
 from jobs.model import Layout, Options, Plan, Shard, SourceFile, SourceKind, SourceRef
-from jobs.storage.folder_listing import FolderListing
+from jobs.storage.folder_listing import Block, FolderListing
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer.ordered_bytes import Listener
@@ -128,12 +128,16 @@ class Source(ABC):
         return self.select()
 
     def shards(self) -> Sequence[Shard]:
-        """All shards in the dataset's order, each with one part; planning sets the parts."""
+        """All shards in the dataset's order; planning sets their parts, as many or more."""
         return self._selection.shards
 
     def notes(self) -> tuple[str, ...]:
         """Notes on the chosen shards, a line each."""
         return self._selection.notes
+
+    def listings(self) -> Mapping[str, Sequence[Block]]:
+        """The listings of shards that are folders, by id, if ``list_tree`` would find the same."""
+        return {}
 
     def private(self) -> dict[str, str]:
         """Locators that contain secrets, by ``key_of``; never show or pickle them."""

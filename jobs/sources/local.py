@@ -19,6 +19,7 @@ from jobs.sources.base import LocalFiles, ShardSelection, SourceRequest, pinned
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Look, SortedFiles, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing, presence
+from jobs.storage.folder_listing import Block
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
@@ -29,6 +30,9 @@ _NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB})
 # Sites that remove old files keep them for longer than this.
 _OLD_S = 7 * 86400
 _MOST_HEADS = 4096  # files examined at launch, at most
+_MOST_KEPT = 64 << 20  # bytes of a folder's listing; a larger one is made again by the task
+# So many files of a folder are worth two tasks, however small they are.
+_MANY_FILES = 10_000
 # More single files than this are one shard, as a folder: a shard takes 30 ms of work.
 _MOST_LOOSE = 500
 
@@ -48,6 +52,9 @@ class LocalSource(LocalFiles):
         self._not_copied = not_copied  # None: unknown
         self._left: dict[str, str] = {}  # left-out files of the folder, with their kinds
         self._leave = left_out(root, request.include, request.exclude, self._left)
+        self._blocks: list[Block] | None = None  # of its listing; None: too many
+        self._listings: Mapping[str, Sequence[Block]] = {}
+        self._tree_parts = 1  # of a copied folder, at least
         self._oldest = time.time()  # modification time of the oldest file, since the epoch
 
     @classmethod
@@ -77,6 +84,9 @@ class LocalSource(LocalFiles):
         return structs.replace(
             pinned(self._request, str(self._root)), not_copied=self._not_copied or ()
         )
+
+    def listings(self) -> Mapping[str, Sequence[Block]]:
+        return self._listings
 
     def list_tree(
         self, shard: Shard, out: Path, tick: Callable[[], None]
@@ -149,6 +159,7 @@ class LocalSource(LocalFiles):
             note = f"{where} is a dataset folder; its {files_are} copied unchanged"
             alone = replace(found, loose=(), extras=left)
             shards = shards_of(alone, tree=self._tree(self._root, files))
+            self._listings = {shards[-1].id: self._blocks} if self._blocks else {}
             return self._finished(alone, shards, self._root, note, *self._old_times())
         if len(found.loose) <= _MOST_LOOSE:
             return self._finished(found, shards_of(found), self._root)
@@ -165,6 +176,7 @@ class LocalSource(LocalFiles):
         return shards_of(replace(found, loose=tuple(others)), tree=tree)
 
     def _tree(self, folder: Path, files: Sequence[SourceFile]) -> SourceFile:
+        self._tree_parts = 1 if len(files) < _MANY_FILES else 2
         return SourceFile(folder.name or "/", str(folder), sum(file.size or 0 for file in files))
 
     def _old_times(self) -> list[str]:
@@ -194,7 +206,7 @@ class LocalSource(LocalFiles):
             lambda name: file_names.local_text(folder / name), dict.fromkeys(lists), names
         )
         made = tuple(
-            shard
+            structs.replace(shard, parts=self._tree_parts)
             if shard.kind is ShardKind.TREE
             else structs.replace(
                 shard,
@@ -230,8 +242,17 @@ class LocalSource(LocalFiles):
     def _listed(self) -> list[SourceFile]:
         """All files; names that are not UTF-8 have surrogate escapes."""
         files = []
-        for item in folder_listing.walk(self._root, self._leave):
-            if item.kind != folder_listing.FOLDER:
+        kept = 0  # bytes of blocks
+        self._blocks = []
+        for items, block in folder_listing.listed(self._root, self._leave):
+            kept += len(block.lines)
+            if kept > _MOST_KEPT:
+                self._blocks = None
+            if self._blocks is not None:
+                self._blocks.append(block)
+            for item in items:
+                if item.kind == folder_listing.FOLDER:
+                    continue
                 name = os.fsdecode(item.path)
                 self._oldest = min(self._oldest, item.mtime_ns / 1e9)
                 if item.kind == folder_listing.FILE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.formats.magic import ANNEX_POINTER
-from jobs.model import Cut, Digest
+from jobs.model import Cut, Digest, Fetched, Format
 from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
 from jobs.storage.safe_paths import MAX_DEPTH, SampleEnds, junk_kind, quoted
@@ -25,7 +25,7 @@ FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes added to each file's size, so that many small files are work too
 _BLOCK = 1000  # items that are written together
 _Line = tuple[str, str, int, int, int, str]
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _decode = msgspec.json.Decoder(_Line).decode
 
 
@@ -39,22 +39,20 @@ class ListedEntry(NamedTuple):
     mtime_ns: int
     target: bytes = b""  # of a link; relative, and within the folder
 
-    def line(self) -> bytes:
-        # Latin-1 maps every byte to a character, so JSON can store names that are not UTF-8.
-        fields = (
-            self.kind,
-            self.path.decode("latin-1"),
-            self.size,
-            self.mode,
-            self.mtime_ns,
-            self.target.decode("latin-1"),
-        )
-        return _encode(fields) + b"\n"
-
     @classmethod
     def of(cls, line: bytes) -> ListedEntry:
         kind, path, size, mode, mtime_ns, target = _decode(line)
         return cls(kind, path.encode("latin-1"), size, mode, mtime_ns, target.encode("latin-1"))
+
+
+def _lines(items: Iterable[ListedEntry]) -> bytes:
+    # Latin-1 maps every byte to a character, so JSON can store names that are not UTF-8.
+    return _encode_lines(
+        [
+            (kind, path.decode("latin-1"), size, mode, mtime_ns, target.decode("latin-1"))
+            for kind, path, size, mode, mtime_ns, target in items
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,22 @@ class FolderListing:
     members: int
     data_bytes: int
     sha256: Digest
+
+    def evidence(self, shard: str, path: Path) -> Fetched:
+        """The evidence of that shard, whose listing is in ``path``; raises ``OSError``."""
+        status = path.stat()
+        return Fetched(
+            shard,
+            Format.TREE,
+            (str(path),),
+            (status.st_size,),
+            (self.sha256,),
+            (status.st_mtime_ns,),
+            in_place=True,
+            cuts=self.cuts,
+            members=self.members,
+            data_bytes=self.data_bytes,
+        )
 
 
 # Whether a relative path, and everything below it, is excluded; the flag: whether it is a folder.
@@ -179,54 +193,97 @@ def _is_left(path: bytes, leave: Leave) -> bool:
     return excluded or junk_kind(path) is not None
 
 
+class Block(NamedTuple):
+    """Consecutive items of a listing, as its lines."""
+
+    lines: bytes
+    members: int
+    data_bytes: int  # of the files among them
+
+
 def write(
     root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]
 ) -> FolderListing:
     """List ``root`` into ``out`` atomically, cut into ``parts`` of about equal work.
 
-    ``tick`` is called every so many items and may raise. The first line is the root itself.
+    ``tick`` is called every so many items and may raise.
     """
-    hasher = digest.new("sha256")
-    members = data_bytes = 0
-    items = _with_root(root, leave)
-    with as_storage_error(f"writing {quoted(str(out))}"), GrowingFile(out) as stream:
-        while block := list(islice(items, _BLOCK)):
+
+    def blocks() -> Iterator[Block]:
+        for _, block in listed(root, leave):
             tick()
-            lines = b"".join(item.line() for item in block)
-            hasher.update(lines)
-            stream.write(lines)
-            data_bytes += sum(item.size for item in block)
-            members += len(block)
-        cuts = _cuts(stream.flushed(), parts, data_bytes + (members - 1) * _OVERHEAD)
+            yield block
+
+    return write_blocks(blocks(), out, parts)
+
+
+def listed(root: Path, leave: Leave) -> Iterator[tuple[Sequence[ListedEntry], Block]]:
+    """``root`` itself, then what is below it, many items at a time, with their lines."""
+    with as_storage_error(f"reading the folder {quoted(str(root))}"):
+        status = root.stat()
+    base = os.path.realpath(os.fsencode(root))
+    some = [ListedEntry(FOLDER, base, 0, stat.S_IMODE(status.st_mode), status.st_mtime_ns)]
+    items = walk(root, leave)
+    while some:
+        yield some, Block(_lines(some), len(some), sum(item.size for item in some))
+        some = list(islice(items, _BLOCK))
+
+
+def write_blocks(blocks: Iterable[Block], out: Path, parts: int) -> FolderListing:
+    """``write``, of what was listed before; the first block has only the root."""
+    hasher = digest.new("sha256")
+    ends: list[_Place] = []
+    offset, members, data_bytes = 0, -1, 0
+    with as_storage_error(f"writing {quoted(str(out))}"), GrowingFile(out) as stream:
+        for block in blocks:
+            hasher.update(block.lines)
+            stream.write(block.lines)
+            offset += len(block.lines)
+            members += block.members
+            data_bytes += block.data_bytes
+            ends.append(_Place(offset, members, data_bytes + members * _OVERHEAD))
+        cuts = _cuts(stream.flushed(), parts, ends)
         stream.publish()
     sha256 = Digest("sha256", hasher.hexdigest())
-    return FolderListing(cuts, members - 1, data_bytes, sha256)
+    return FolderListing(cuts, members, data_bytes, sha256)
 
 
-def _with_root(root: Path, leave: Leave) -> Iterator[ListedEntry]:
-    status = root.stat()
-    base = os.path.realpath(os.fsencode(root))
-    yield ListedEntry(FOLDER, base, 0, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
-    yield from walk(root, leave)
+class _Place(NamedTuple):
+    """A place between two lines of a listing."""
+
+    offset: int
+    ordinal: int
+    passed: int  # the work before it, in bytes
 
 
-def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
+def _cuts(listing: Path, parts: int, ends: Sequence[_Place]) -> tuple[Cut, ...]:
+    """Where the parts begin; ``ends``: of the blocks, first of the root.
+
+    Only blocks in which a part may begin are read, and each one before those: whether a sample ends
+    there depends on the names before.
+    """
     cuts: list[Cut] = []
-    passed = ordinal = 0
-    ends = SampleEnds()
+    total = ends[-1].passed
+    samples = SampleEnds()
     with listing.open("rb") as stream:
-        offset = len(stream.readline())  # the root
-        for line in stream:
-            _, path, size, *_ = _decode(line)
-            may_cut = ends.before(path.encode("latin-1"))
-            # With more parts than items some are empty: several cuts have the same position.
-            while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * weight:
-                cuts.append(Cut(offset, ordinal))
-            passed += size + _OVERHEAD
-            offset += len(line)
-            ordinal += 1
-    end = Cut(offset, ordinal)
-    return (*cuts, *[end] * (parts + 1 - len(cuts)))
+        for number, (begin, end) in enumerate(pairwise(ends)):
+            after = ends[min(number + 2, len(ends) - 1)]
+            if after.passed * parts < len(cuts) * total:
+                continue
+            stream.seek(begin.offset)
+            offset, ordinal, passed = begin
+            while ordinal < end.ordinal:
+                line = stream.readline()
+                _, path, size, *_ = _decode(line)
+                may_cut = samples.before(path.encode("latin-1"))
+                # With more parts than items some are empty: several cuts have the same position.
+                while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * total:
+                    cuts.append(Cut(offset, ordinal))
+                passed += size + _OVERHEAD
+                offset += len(line)
+                ordinal += 1
+    last = Cut(ends[-1].offset, ends[-1].ordinal)
+    return (*cuts, *[last] * (parts + 1 - len(cuts)))
 
 
 def read(

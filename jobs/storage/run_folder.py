@@ -82,6 +82,10 @@ class RunFolder:
     def fetched(self, shard_id: str) -> Path:
         return self.shards / f"{shard_id}.json"
 
+    def listing(self, shard_id: str) -> Path:
+        """The contents of a shard that is a folder."""
+        return self.shards / f"{shard_id}.listing"
+
     def manifest(self, part: Part) -> Path:
         return self.manifests / f"{part.id}.jsonl"
 

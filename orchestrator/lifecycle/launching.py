@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from jobs.runtime import background
 from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
+from jobs.storage.folder_listing import Block, write_blocks
 from jobs.storage.staging import Staging
 from orchestrator.engines.registry import LOCAL, choose_engine, engine_named
 from orchestrator.inspection.run_list import Run
@@ -38,6 +39,7 @@ class Planned:
     notes: tuple[str, ...] = ()  # for the user, before it starts
     why_local: str = ""  # why this machine does the work, if that was not requested
     temp_limit: int | None = None  # bytes of archives that may be stored at a time
+    listings: Mapping[str, Sequence[Block]] = field(default_factory=dict)  # of folders, by shard
     carry: CarryPlan | None = None  # what an update reuses of the published dataset
 
     @property
@@ -62,6 +64,11 @@ class Planned:
         packs = self.plan.options.packs
         left = {shard.id for shard in self.plan.shards} if packs else set(self.shards_left)
         return tuple(part.id for part in self.plan.parts() if part.shard in left)
+
+    @property
+    def listed(self) -> Mapping[str, Sequence[Block]]:
+        """The listings that launch writes, in place of a task: on this machine they are right."""
+        return self.listings if self.is_local and self.temp_limit is None else {}
 
     @property
     def folder(self) -> Run:
@@ -108,7 +115,7 @@ class Planned:
         parts = (part.id for part in plan.parts())
         tasks = planning.tasks_for(
             plan,
-            self.shards_left,
+            (shard for shard in self.shards_left if shard not in self.listed),
             parts,
             most=self.tasks,
             downloads=self.download_tasks,
@@ -174,6 +181,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
         choice.name,
         request,
         why_local=choice.why_local,
+        listings=source.listings(),
         carry=carry(planned) if carry else None,
     )
     return _with_limit(made, source.notes())
@@ -217,6 +225,10 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
             atomic.write_json(folder.private, planned.private)
         if planned.carry:
             planned.carry.write(folder)
+        for shard_id, blocks in planned.listed.items():
+            out = folder.listing(shard_id)
+            listing = write_blocks(blocks, out, planned.plan.shard(shard_id).parts)
+            atomic.write_json(folder.fetched(shard_id), listing.evidence(shard_id, out))
         claim.take(Staging(planned.plan), folder.path)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import UsageError
-from jobs.model import Plan, Shard, SourceRef, Stage, Task, part_weights
+from jobs.model import Plan, Shard, ShardKind, SourceRef, Stage, Task, part_weights
 from jobs.outputs import registry
 from jobs.storage.staging import INCOMING
 from orchestrator import units
@@ -68,10 +68,14 @@ def plan_run(
 def parts_of(shard: Shard, part_size: int) -> int:
     """The number of parts of a shard; 1 if its size is unknown.
 
-    It depends on nothing else, because an update reuses only shards with as many parts as before.
+    Of an archive it depends on nothing else, because an update reuses only shards with as many
+    parts as before. A folder's parts are equal, and a few processes are to end at the same time.
     """
     size = shard.size or 0
-    return max(1, -(-size // part_size), min(_FEW, size // _WORTH_A_TASK))
+    parts = max(shard.parts, -(-size // part_size), min(_FEW, size // _WORTH_A_TASK))
+    if shard.kind is ShardKind.TREE and parts > 1:
+        return -(-parts // _FEW) * _FEW
+    return parts
 
 
 def check_parts(shards: Sequence[Shard], part_size: int) -> None:

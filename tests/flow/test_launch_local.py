@@ -18,7 +18,12 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
+from jobs.errors import Cause
+from jobs.model import Layout, Options, SourceKind, Stage
+from jobs.sources.base import SourceRequest
 from orchestrator.engines.task_entry import BAD_END
+from orchestrator.lifecycle import launching
+from orchestrator.lifecycle.request import LaunchRequest
 from tests.support.cli import Cli, Done, under_limit
 from tests.support.servers import faults
 from tests.support.servers.doiserver import DoiServer
@@ -155,6 +160,30 @@ def test_a_folder_that_is_a_dataset_is_copied_with_permissions_and_times(
     assert there.st_mode & 0o777 == 0o640
     assert there.st_mtime == 1_500_000_000
     assert tree_digest(source) == tree_digest(dataset)
+
+
+def test_a_folder_that_changes_after_it_was_planned_is_listed_again(
+    cli: Cli, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("a")
+    asked = SourceRequest(SourceKind.LOCAL, (str(source),), layout=Layout("files"))
+    request = LaunchRequest(
+        asked,
+        dest=tmp_path / "data",
+        log_dir=cli.cwd / "logs",
+        engine="local",
+        options=Options(layout=Layout("files")),
+    )
+    planned = launching.plan(request)
+    (source / "a.txt").write_text("b!")
+    run = launching.launch(planned)
+    assert published(tmp_path / "data") == tree_digest(source)
+    results = run.load_results()
+    causes = [item.problem.cause for each in results for item in each.items if item.problem]
+    assert causes == [Cause.CHANGED]
+    assert len(run.load_submission(2).of_stage(Stage.DOWNLOAD)) == 1
 
 
 def test_a_copied_dataset_keeps_its_links_folders_and_holes(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jobs import model
 from jobs.errors import UsageError
-from jobs.model import Options, Output, Plan, Shard, SourceKind, SourceRef, Stage
+from jobs.model import Options, Output, Plan, Shard, ShardKind, SourceKind, SourceRef, Stage
 from jobs.sources.base import SourceRequest
 from orchestrator.lifecycle import planning
 from orchestrator.lifecycle.request import LEAST_PART_SIZE, LaunchRequest
@@ -43,6 +44,20 @@ def planned(shards: Sequence[Shard], **options: Any) -> Plan:
 )
 def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
     assert planning.parts_of(shard("s", size=size), part_size) == parts
+
+
+@pytest.mark.parametrize(
+    ("size", "worth", "parts"),
+    [
+        pytest.param(200, 1, 4, id="as many as its size needs"),
+        pytest.param(251, 1, 8, id="equal shares of two tasks, and of four"),
+        pytest.param(0, 1, 1, id="not worth two tasks"),
+        pytest.param(0, 2, 4, id="many small files"),
+    ],
+)
+def test_parts_of_a_folder(size: int, worth: int, parts: int) -> None:
+    tree = structs.replace(shard("s", size=size), kind=ShardKind.TREE, parts=worth)
+    assert planning.parts_of(tree, 50) == parts
 
 
 def test_nothing_to_do_is_said() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, ClaimedError, EngineError, Stopped
-from jobs.model import Options, Resources, SourceKind, Stage, Submission, Verify
+from jobs.model import Layout, Options, Resources, SourceKind, Stage, Submission, Verify
 from jobs.sources.base import SourceRequest
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
@@ -318,6 +319,20 @@ def test_a_launch_is_made_when_it_starts_and_not_when_it_was_planned(
     for module in (launching, submitting):
         monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: FakeEngine())
     assert launching.launch(planned).load_submission(1).created > shown
+
+
+@pytest.mark.parametrize("engine", [LOCAL, "slurm"])
+def test_a_folder_is_listed_once_on_this_machine_and_again_by_a_task_elsewhere(
+    tmp_path: Path, engine: str
+) -> None:
+    root = tmp_path / "pages"
+    root.mkdir()
+    (root / "a.txt").write_text("a")
+    source = SourceRequest(SourceKind.LOCAL, (str(root),), layout=Layout("files"))
+    request = LaunchRequest(source, dest=tmp_path / "data", log_dir=tmp_path / "logs", engine=LOCAL)
+    planned = replace(launching.plan(request), engine=engine)
+    shard_ids = [item for task in planned.draft.of_stage(Stage.DOWNLOAD) for item in task.items]
+    assert shard_ids == ([] if engine == LOCAL else [planned.plan.shards[0].id])
 
 
 def test_what_another_process_has_resumed_is_left_to_it(tmp_path: Path) -> None:

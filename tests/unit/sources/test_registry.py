@@ -20,6 +20,7 @@ from jobs.sources.families import families
 from jobs.sources.file_names import natural_key
 from jobs.sources.registry import open_source
 from jobs.sources.url_lists import expand_braces
+from jobs.storage.folder_listing import write_blocks
 from jobs.transfer import responses
 from jobs.transfer.transfer import Transfer
 from tests.support.builders.contents import tarred
@@ -876,7 +877,10 @@ def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> Non
     (tree,) = source.shards()
     assert (tree.kind, tree.size) == (ShardKind.TREE, 3)
     assert isinstance(source, LocalFiles)
-    assert source.list_tree(tree, tmp_path / "listing", lambda: None).members == 3
+    listed = source.list_tree(tree, tmp_path / "listing", lambda: None)
+    assert listed.members == 3
+    # What launch has found is the same.
+    assert write_blocks(source.listings()[tree.id], tmp_path / "again", tree.parts) == listed
 
 
 def test_unfinished_downloads_of_the_hubs_client_are_reported(tmp_path: Path) -> None:
@@ -905,6 +909,7 @@ def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
     assert any("left out" in note and f"'{run}'" in note for note in source.notes())
     assert isinstance(source, LocalFiles)
     listed = source.list_tree(tree, tmp_path / "listing", lambda: None)
+    assert write_blocks(source.listings()[tree.id], tmp_path / "again", tree.parts) == listed
     assert listed.members == 6  # with the folders, that of the logs too
 
 
