@@ -235,7 +235,7 @@ def _state_text(state: RunState, count: StageCount) -> str:
         word = NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
         return f"{count.bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
-        extracts = count.stage is Stage.EXTRACT and metrics.extracted_while_downloading(state)
+        extracts = count.stage is Stage.EXTRACT and metrics.extracts_while_downloading(state)
         return "during the download" if extracts else "waiting"
     return "unknown" if count[TaskStatus.UNKNOWN] else ""
 

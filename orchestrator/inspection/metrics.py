@@ -63,10 +63,11 @@ def _share_done(state: RunState, stage: Stage) -> float:
     return counts[TaskStatus.DONE] / sum(counts.values()) if stage is Stage.PACK else 0.0
 
 
-def extracted_while_downloading(state: RunState) -> int:
-    """Files that running download tasks have extracted."""
+def extracts_while_downloading(state: RunState) -> bool:
+    """Whether download tasks run that have extracted something, or continue what is extracted."""
     running = _beating(state.of_stage(Stage.DOWNLOAD))
-    return sum(view.heartbeat.files_done for view in running if view.heartbeat)
+    files = any(view.heartbeat.files_done for view in running if view.heartbeat)
+    return files or bool(running and state.unverified)
 
 
 def _beating(views: Iterable[TaskView]) -> list[TaskView]:
@@ -400,7 +401,7 @@ def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
-    if extracted_while_downloading(state):
+    if extracts_while_downloading(state):
         left -= state.unverified
     items = {
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],

@@ -15,6 +15,13 @@ from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
 
 
+def test_parts_that_a_resumed_stream_skips_are_progress_before_it_extracts_another() -> None:
+    run = RunBuilder(4).submitted().seen(runs.running(), Stage.DOWNLOAD)
+    run = run.seen(runs.pending("Dependency"), Stage.EXTRACT).beat(Stage.DOWNLOAD, files=0)
+    state = run.having(unverified=frozenset({run.plan.parts()[0].id})).state()
+    assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].rate.fraction == 0.25
+
+
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
     counts = metrics.count_stages(runs.under_way().state(), runs.NOW)
     assert counts[Stage.DOWNLOAD].rate.fraction == 1.0
