@@ -231,7 +231,9 @@ def _state_text(state: RunState, count: StageCount) -> str:
     if not count.tasks:
         return "nothing to do" if count.rate.fraction >= 1 else "not submitted yet"
     if count.bad:
-        causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
+        causes = {
+            problem.cause for view in state.of_stage(count.stage) for problem in view.problems
+        }
         word = NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
         return f"{count.bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:

@@ -130,6 +130,12 @@ class TaskView:
         return self.task.stage
 
     @property
+    def problems(self) -> Iterator[Problem]:
+        """Its problem, and those of its items."""
+        items = self.result.items if self.result else ()
+        return (p for p in (self.problem, *(item.problem for item in items)) if p is not None)
+
+    @property
     def started(self) -> datetime | None:
         if self.result:
             return self.result.started

@@ -100,6 +100,11 @@ def test_what_was_cancelled_or_never_started_has_not_failed(
     assert f"2 of 2 tasks {word}" in _screen(run.state())
 
 
+def test_a_task_that_was_asked_to_stop_and_reports_it_for_its_items_has_not_failed() -> None:
+    run = RunBuilder(2).submitted().result(Stage.DOWNLOAD, cause=Cause.CANCELLED)
+    assert "1 of 1 task cancelled" in _screen(run.state())
+
+
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
