@@ -459,14 +459,17 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
         for item in view.result.items
     }
     begun = _begun_downloads(state)
-    # A heartbeat counts the shards that its task has finished, too.
+    # A heartbeat counts the shards that its task has finished, too, but a few seconds later.
     others = {item for view in begun for item in view.task.items}.union(state.shards_left)
     done = sum(
         arrived.get(shard_id, 0) if size is None else size
         for shard_id, size in sizes.items()
         if shard_id not in others
     )
-    done += sum(view.heartbeat.bytes_done for view in begun if view.heartbeat)
+    left = set(state.shards_left)
+    for view in begun:
+        finished = sum(sizes[item] or 0 for item in view.task.items if item not in left)
+        done += max(finished, view.heartbeat.bytes_done if view.heartbeat else 0)
     known = [size for size in sizes.values() if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     return (min(done, total) if total is not None else done), total

@@ -8,6 +8,7 @@ import io
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
-from jobs.transfer.partial_file import PartialFile
+from jobs.transfer.partial_file import PartialFile, RunningHash
 from tests.support.builders.contents import noise, tarred, zipped
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
@@ -253,6 +254,21 @@ def test_an_archive_whose_parts_are_done_goes_before_anything_is_fetched(run: Ru
     for shard in run.plan.shards:
         staging.archive(shard.id, 0).write_bytes(bytes(SIZE))
     run.download(SIZE, attempt=2)
+    run.assert_extracted()
+
+
+def test_an_archive_of_a_shard_that_is_done_gives_its_room_to_the_shards_that_are_left(
+    run: Run,
+) -> None:
+    """Killed as above, but the next attempt has only the other shards."""
+    run.download(2 * SIZE)
+    done, left, *_ = run.plan.shards
+    Staging(run.plan).archive(done.id, 0).write_bytes(bytes(SIZE))
+    run.folder.manifest(next(left.each_part())).unlink()
+    (item,) = run_download(
+        run.folder, run.plan, [left.id], Progress(), refetch=frozenset(), temp_limit=SIZE
+    )
+    assert item.outcome is Outcome.OK, item
     run.assert_extracted()
 
 
@@ -527,6 +543,26 @@ def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
     run.assert_extracted()
     assert _tree(run) == large()
     assert run.sent >= 2 * len(_large(kind=kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_bytes_that_are_not_hashed_yet_are_not_overwritten(
+    tmp_path: Path, web: FaultyServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The extraction is faster than the hash: otherwise the digest would be another one."""
+    update = RunningHash._update
+
+    def slowly(hash: RunningHash, data: bytes | memoryview) -> None:
+        time.sleep(0.05)
+        update(hash, data)
+
+    monkeypatch.setattr(RunningHash, "_update", slowly)
+    run = _large_run(tmp_path, web, _large(kind=kind), kind)
+    (item,) = run.download(WINDOW)
+    assert item.outcome is Outcome.OK, item
+    assert run.sent < 2 * len(_large(kind=kind))
+    assert _tree(run) == large()
 
 
 @pytest.mark.slow
