@@ -84,9 +84,9 @@ def _manifests(site: Site) -> int:
 @pytest.mark.parametrize(
     ("served", "rate"),
     [
-        pytest.param(_shards, 500_000, id="shards under a limit"),
-        pytest.param(_window, 4_000_000, id="an archive larger than the limit"),
-        pytest.param(_stored, 1_000_000, id="an archive"),
+        pytest.param(_shards, 400_000, id="shards under a limit"),
+        pytest.param(_window, 1_500_000, id="an archive larger than the limit"),
+        pytest.param(_stored, 400_000, id="an archive"),
     ],
 )
 def test_a_download_job_that_ends_in_the_middle_continues_with_the_parts_that_are_left(
