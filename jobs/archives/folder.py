@@ -55,11 +55,13 @@ class FolderArchive(Archive):
                     target = b""
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
-        chunks: Iterable[memoryview] = self._chunks(full, item)
-        data = None
-        if item.size <= _CHUNK:
-            chunks = list(chunks)
-            data = chunks[0] if len(chunks) == 1 else None
+        data = self._whole(full, item) if item.size <= _CHUNK else None
+        chunks: Iterable[memoryview]
+        if data is not None:
+            chunks = (data,)
+        else:
+            chunks = self._chunks(full, item)
+            chunks = list(chunks) if item.size <= _CHUNK else chunks
         return Member(
             item.path,
             MemberKind.FILE,
@@ -83,6 +85,28 @@ class FolderArchive(Archive):
             raise self._changed(full, "became a link to something else than a file")
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
+
+    def _whole(self, full: bytes, item: ListedEntry) -> memoryview | None:
+        """The content of a small file; None if it has holes, or if ``_chunks`` reports a problem.
+
+        One look at its status after reading is enough: it has not changed since it was listed.
+        """
+        fd = self._open(full)
+        try:
+            block = os.read(fd, item.size)
+            status = os.fstat(fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        if (len(block), status.st_size, status.st_mtime_ns) != (
+            item.size,
+            item.size,
+            item.mtime_ns,
+        ) or status.st_blocks * _BLOCK < item.size:
+            return None
+        check_no_archive(self._label, item.path, block[: magic.HEAD], self._options)
+        return memoryview(block)
 
     def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
         fd = self._open(full)

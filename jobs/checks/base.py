@@ -35,6 +35,7 @@ _POINTERS = {
     b"version https://git-lfs.github.com/spec/": _LFS,
     ANNEX_POINTER: "a git-annex pointer: the content of the source was not fetched",
 }
+_POINTER_STARTS = tuple(_POINTERS)
 # Content that is never accepted in a file that a record names, whatever its ending.
 _NEVER = (*_POINTERS.values(), _HTML, "an XML text", "text", "zero bytes only")
 
@@ -88,7 +89,7 @@ def settled(finding: str | None, *, named: bool) -> str | None:
 
 def foreign(head: bytes) -> str:
     """A description of content that is not an image."""
-    if head.startswith(tuple(_POINTERS)):
+    if head.startswith(_POINTER_STARTS):
         return next(kind for start, kind in _POINTERS.items() if head.startswith(start))
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
