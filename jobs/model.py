@@ -225,9 +225,8 @@ class Layout(Struct, frozen=True):
     @property
     def records_names(self) -> tuple[str, ...]:
         """Names that the records file may have; the first one that exists is used."""
-        if not self.has_records:
-            return ()
-        return (self.records, *(IMAGEFOLDER if self.name == "auto" else ()))
+        others = IMAGEFOLDER if self.name == "auto" else ()
+        return (self.records, *others) if self.has_records else ()
 
 
 class Options(Struct, frozen=True):
@@ -529,6 +528,7 @@ class Heartbeat(Struct, frozen=True):
     files_done: int = 0
     earlier_bytes: int = 0  # those of ``bytes_done`` that an earlier attempt did
     earlier_files: int = 0
+    extracted_bytes: int = 0  # of archives, that a download task has extracted
     current: str | None = None  # id of the current shard or part
 
 

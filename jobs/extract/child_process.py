@@ -293,7 +293,6 @@ class PartsProcess:
                     self._reports.send(Item(unfinished(left, self._stops)))
                 break
             self._begins(part)
-            self._budget.begins(size)
             self._extractor.extract(part, self._report)
             self._budget.ended()
         self._extractor.wait()
@@ -304,7 +303,13 @@ class PartsProcess:
         self._stops = self._stops or found.stops
 
     def _begins(self, part: Part | None) -> None:
-        self._current = part.id if part is not None else None
+        """Note the start of a part; None: the end of one of a stream."""
+        if part is None:
+            self._current = None
+            self._budget.ended()
+        else:
+            self._current = part.id
+            self._budget.begins(self._plan.part_bytes(part))
         self._reports.send(self._news())
 
     def _stream(self, order: Stream) -> None:

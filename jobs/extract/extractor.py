@@ -195,8 +195,11 @@ class Extractor:
 
     def _add_news(self, news: News) -> None:
         self._progress.add(files=news.files - self._last.files)
-        if not self._beside:
-            self._progress.add(bytes=news.bytes - self._last.bytes)
+        bytes_ = news.bytes - self._last.bytes
+        if self._beside:
+            self._progress.add(extracted=bytes_)
+        else:
+            self._progress.add(bytes=bytes_)
             self._progress.current = news.current
         self._last = news
 

@@ -31,16 +31,26 @@ class Progress:
         self.items_done = 0
         self.earlier_bytes = 0
         self.earlier_files = 0
+        self.extracted_bytes = 0  # of archives, besides what ``bytes_done`` counts
         self._deadline = deadline
         self._lock = threading.Lock()
         self._stop: tuple[Cause, str] | None = None
 
-    def add(self, *, bytes: int = 0, files: int = 0, items: int = 0, earlier: bool = False) -> None:
+    def add(
+        self,
+        *,
+        bytes: int = 0,
+        files: int = 0,
+        items: int = 0,
+        extracted: int = 0,
+        earlier: bool = False,
+    ) -> None:
         """Add to the counters; ``earlier``: an earlier attempt did that, in no time of this one."""
         with self._lock:
             self.bytes_done += bytes
             self.files_done += files
             self.items_done += items
+            self.extracted_bytes += extracted
             self.earlier_bytes = min(self.earlier_bytes + bytes * earlier, self.bytes_done)
             self.earlier_files = min(self.earlier_files + files * earlier, self.files_done)
 
@@ -131,6 +141,7 @@ class Heart:
             files_done=progress.files_done,
             earlier_bytes=progress.earlier_bytes,
             earlier_files=progress.earlier_files,
+            extracted_bytes=progress.extracted_bytes,
             current=progress.current,
         )
         try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
 from jobs import model
 from jobs.errors import Cause
-from jobs.model import Outcome, Stage, job_ids_of
+from jobs.model import Heartbeat, Outcome, Plan, Stage, job_ids_of
 from orchestrator import units
 from orchestrator.engines.base import COMPLETING, EngineState
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
@@ -127,7 +127,7 @@ def _is_counted(state: RunState) -> bool:
 
 def _stage_rate(
     views: Sequence[TaskView],
-    begun: Sequence[TaskView],
+    begun: float,
     items: Sequence[str],
     weights: Mapping[str, int],
     left: set[str],
@@ -135,13 +135,13 @@ def _stage_rate(
 ) -> StageRate:
     total = sum(weights[item] for item in items)
     undone = sum(weights[item] for item in items if item in left)
-    done = min(total, total - undone + sum(_under_way(view, weights, left) for view in begun))
+    done = min(total, total - undone + begun)
     fraction = done / total if total else 1.0
     seconds = _seconds(views, now)
     if seconds is None or seconds < _ENOUGH_S:
         return StageRate(fraction)
     mine = {item for view in views for item in view.task.items}
-    under_way = sum(_under_way(view, weights, left) for view in _beating(views))
+    under_way = _under_way(_beating(views), weights, left)
     earlier = sum(view.heartbeat.earlier_bytes for view in views if view.heartbeat)
     here = sum(weights[item] for item in mine if item not in left) + under_way - earlier
     files, bytes_ = own_files_and_bytes(views)
@@ -158,14 +158,33 @@ def _stage_rate(
     )
 
 
-def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
-    """The work of a task on unfinished items, by its heartbeat."""
-    beat = view.heartbeat
-    if beat is None or not beat.bytes_total:
+def _under_way(views: Iterable[TaskView], weights: Mapping[str, int], left: set[str]) -> float:
+    """The work of tasks on unfinished items, by their heartbeats."""
+    beats = ((view.task.items, view.heartbeat) for view in views)
+    return sum(_ahead(items, b, b.bytes_done, weights, left) for items, b in beats if b)
+
+
+def _extracted_beside(
+    downloads: Iterable[TaskView], plan: Plan, weights: Mapping[str, int], left: set[str]
+) -> float:
+    """The work of download tasks on unfinished parts, by their heartbeats."""
+    found = 0.0
+    for view in downloads:
+        parts = [part.id for item in view.task.items for part in plan.shard(item).each_part()]
+        if beat := view.heartbeat:
+            found += _ahead(parts, beat, beat.extracted_bytes, weights, left)
+    return found
+
+
+def _ahead(
+    items: Collection[str], beat: Heartbeat, done: int, weights: Mapping[str, int], left: set[str]
+) -> float:
+    """The part of ``done`` bytes of these items that unfinished ones have."""
+    if not beat.bytes_total:
         return 0.0
-    mine = sum(weights[item] for item in view.task.items)
-    done = sum(weights[item] for item in view.task.items if item not in left)
-    return max(0.0, min(1.0, beat.bytes_done / beat.bytes_total) * mine - done)
+    mine = sum(weights[item] for item in items)
+    finished = sum(weights[item] for item in items if item not in left)
+    return max(0.0, min(1.0, done / beat.bytes_total) * mine - finished)
 
 
 def _seconds(views: Iterable[TaskView], now: datetime) -> float | None:
@@ -408,8 +427,9 @@ def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
         Stage.EXTRACT: [part.id for part in state.plan.parts()],
     }
     begun = {
-        Stage.DOWNLOAD: _begun_downloads(state),
-        Stage.EXTRACT: _beating(state.of_stage(Stage.EXTRACT)),
+        Stage.DOWNLOAD: _under_way(_begun_downloads(state), weights, left),
+        Stage.EXTRACT: _under_way(_beating(state.of_stage(Stage.EXTRACT)), weights, left)
+        + _extracted_beside(_beating(state.of_stage(Stage.DOWNLOAD)), state.plan, weights, left),
     }
     rates = {
         stage: _stage_rate(state.of_stage(stage), begun[stage], items[stage], weights, left, now)

@@ -41,7 +41,7 @@ _VARIABLE = (
     (r"local-HOST-\d+-\d+", "local-HOST-PID-START"),
     (r'"HOST:\d+:\d+"', '"HOST:PID:START"'),
     (r'("(?:version|planned_by)": ?)"[^"]+"', r'\1"VERSION"'),
-    (r'("(?:pid|start|peak_rss_bytes)": ?)"?\d+"?', r"\1N"),
+    (r'("(?:pid|start|peak_rss_bytes|extracted_bytes)": ?)"?\d+"?', r"\1N"),
     (r'("(?:cpu_s|busy_s|elapsed_s)": ?)[\d.e-]+', r"\1SECONDS"),
     (r'("(?:bytes_per_s|bytes_s|files_s)": ?)(?:null|[\d.e+]+)', r"\1RATE"),
     (r'("mtimes_ns": ?\[)[\s\d,]+\]', r"\1N]"),

@@ -279,6 +279,7 @@ class RunBuilder:
         age_s: float = 2,
         files: int = 50,
         kept: int = 0,
+        extracted: int = 0,
         host: str = "n1",
     ) -> RunBuilder:
         """Heartbeats of tasks of the newest submission that began a minute ago."""
@@ -295,6 +296,7 @@ class RunBuilder:
                 bytes_total=SHARD_BYTES * max(1, len(task.items)),
                 files_done=files,
                 earlier_bytes=kept,
+                extracted_bytes=extracted,
                 current=task.items[0] if task.items else None,
             )
             for task in self.tasks(stage)

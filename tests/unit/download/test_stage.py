@@ -60,7 +60,9 @@ def run(
 def test_an_archive_is_read_in_place(dataset: Path, tmp_path: Path, fmt: str) -> None:
     archive = samples.pack_one(dataset, tmp_path / "in", fmt)
     folder, plan = planned(tmp_path, archive, part_size=100_000)
-    assert [item.outcome for item in run(folder, plan)] == [Outcome.OK]
+    progress = Progress()
+    assert [item.outcome for item in run(folder, plan, progress)] == [Outcome.OK]
+    assert progress.extracted_bytes == pytest.approx(archive.stat().st_size, rel=0.1)
     fetched = folder.load_fetched(plan.shards[0].id)
     assert fetched is not None
     assert fetched.in_place

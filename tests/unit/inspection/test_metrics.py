@@ -37,6 +37,15 @@ def test_what_the_download_task_extracts_is_progress_of_the_extraction() -> None
     assert len(state.parts_left) == 4  # it is not finished before its archive is verified
 
 
+@pytest.mark.parametrize("finished", [0, 1])
+def test_what_the_download_task_has_extracted_of_a_part_is_progress(finished: int) -> None:
+    run = RunBuilder(1, parts=4).submitted().beat(Stage.DOWNLOAD, extracted=150_000_000)
+    done = frozenset(part.id for part in run.plan.parts()[:finished])  # of 100 MB each
+    state = run.seen(runs.running(), Stage.DOWNLOAD).having(unverified=done).state()
+    rate = metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].rate
+    assert rate.fraction == pytest.approx(0.375, abs=0.001)
+
+
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
     pace = metrics.count_stages(runs.under_way().state(), runs.NOW)[Stage.EXTRACT].rate
