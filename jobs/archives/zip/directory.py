@@ -27,6 +27,8 @@ from jobs.storage.safe_paths import SampleEnds
 _EOCD = struct.Struct("<4s4H2LH")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
+_LENGTHS = struct.Struct("<3H")
+_USUAL = 256  # bytes of a record, at most, that are read at once
 _COMMENT = 0xFFFF  # bytes, at most
 _PADDING = b"\0 \t\r\n"  # after the end record, as tapes and web servers add it
 _WINDOW = 1 << 20  # bytes of the directory in memory
@@ -179,7 +181,8 @@ class Directory:
             end = offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored
             self._offsets.append(offset)
             self._ends.append(end)
-            self._name_encodings[entry.name_encoding] += 1
+            if entry.name_encoding is not NameEncoding.SURELY:  # the hash of an enum is slow
+                self._name_encodings[entry.name_encoding] += 1
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
             self._top.add(entry.name, entry.kind or MemberKind.FILE)
@@ -235,15 +238,13 @@ class Directory:
 
     def _entry_at(self, position: int) -> tuple[ZipEntry, int]:
         try:
-            fixed = self._bytes(position, ENTRY_SIZE)
-            lengths = struct.unpack_from("<3H", fixed, 28) if len(fixed) == ENTRY_SIZE else (0,)
-            size = ENTRY_SIZE + sum(lengths)
-            entry = parse_entry(
-                self._bytes(position, size),
-                self._chain.starts,
-                self._options.zip_encoding,
-                self._utf8,
-            )
+            record = self._bytes(position, _USUAL)
+            size = ENTRY_SIZE
+            if len(record) >= ENTRY_SIZE:
+                size += sum(_LENGTHS.unpack_from(record, 28))
+            if size > _USUAL:
+                record = self._bytes(position, size)
+            entry = parse_entry(record, self._chain.starts, self._options.zip_encoding, self._utf8)
         except ZipEntryError as error:
             if error.unsupported:
                 raise unsupported(self._archive, str(error), member=error.name) from error

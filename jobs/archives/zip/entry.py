@@ -7,9 +7,10 @@ import struct
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+
+from msgspec import Struct
 
 from jobs.archives.base import MemberKind
 
@@ -51,8 +52,7 @@ class NameEncoding(Enum):
     BY_OPTION = 2  # decoded in the encoding of the options
 
 
-@dataclass
-class ZipEntry:
+class ZipEntry(Struct):
     """An entry, from the directory."""
 
     name: bytes  # in UTF-8, '/'-separated
@@ -90,8 +90,9 @@ def _seconds(date: int, clock: int) -> float:
 
 
 def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> ZipEntry:
-    """The entry in a record of the directory; ``starts``: where each file of a split zip begins.
+    """The entry whose record in the directory begins ``record``.
 
+    ``starts``: where each file of a split zip begins.
     ``encoding``, ``utf8``: see ``entry_name``. Raises ``ZipEntryError`` if it is contradictory or
     not supported.
     """

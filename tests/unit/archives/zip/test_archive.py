@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def test_a_zip64_that_was_streamed_is_read(tmp_path: Path) -> None:
                 file.write(BYTES)
     assert {size for size, _ in digests(path).values()} == {len(BYTES)}
     assert len(digests(path, parts=2)) == 2
+
+
+def test_entries_with_long_names_and_comments_are_read_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    names = [f"{'x' * (1 + number % 240)}/{number}" for number in range(3_000)]
+    with zipfile.ZipFile(path, "w") as out:
+        for number, name in enumerate([*names, *names[:2_000:7]]):
+            info = zipfile.ZipInfo(name)
+            info.comment = b"c" * (number % 400)
+            with warnings.catch_warnings(action="ignore"):  # of a name that is there already
+                out.writestr(info, b"")
+    reader, _, _ = opened(path)
+    members = list(reader.members(Part("s0", 0, 1)))
+    assert len(members) == 3_000 + 286
+    assert [member.name.decode().rpartition("/")[2] for member in members[:3_000]] == [
+        str(number) for number in range(3_000)
+    ]
+    assert [member.superseded for member in members] == [
+        number < 2_000 and not number % 7 for number in range(3_286)
+    ]
 
 
 @pytest.mark.slow
