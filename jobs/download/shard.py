@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ from jobs.transfer.transfer import Transfer
 
 log = logging.getLogger(__package__)
 
+# Why an archive cannot be read in one pass, or parts of it cannot be extracted: of one that is
+# stored, the extract stage tries all parts, and reports them.
+_BY_CONTENT = frozenset(
+    {Cause.BAD_ARCHIVE, Cause.UNSAFE_MEMBER, Cause.TOO_LARGE, Cause.UNSUPPORTED, Cause.CHANGED}
+)
 _TRIES = 10  # consecutive failures without progress until a file has failed
 _CHUNK = 1 << 20  # bytes
 
@@ -47,8 +53,8 @@ class DamagedTwiceError(DamagedError):
 
 
 class _NotComparedError(Exception):
-    """The extraction of an archive that is not stored ended for ``reason``, before its digest was
-    compared: it may be the transfer's fault."""
+    """The extraction of an archive that is not stored ended for ``reason``: the transfer may have
+    damaged it (its digest was not compared), or it may be possible once it is stored."""
 
     def __init__(self, reason: OrchestrateError) -> None:
         super().__init__(reason.message)
@@ -103,8 +109,9 @@ class ShardDownloader:
 
         ``streams``: read a tar in the same pass; ``extracts``: and extract its parts. ``repaired``:
         the size of a local file may differ from that at launch, because its owner may have replaced
-        a damaged one. ``most``: bytes that a download may store; ``window``: which of them,
-        of a larger file, which is extracted without being stored.
+        a damaged one. ``most``: bytes that a download may store; ``window``: which of them, of a
+        file that is extracted without being stored. If that turns out to be impossible, a file that
+        there is space for (``Window.of_all``) is downloaded again, and stored.
         """
         if isinstance(self._source, LocalFiles):
             if shard.kind is ShardKind.TREE:
@@ -178,17 +185,13 @@ class ShardDownloader:
         most: int | None,
         window: Window | None,
     ) -> Fetched:
-        def once() -> Fetched:
-            return self._fetched_once(
-                shard, streams=streams, extracts=extracts, most=most, window=window
-            )
-
+        once = partial(self._fetched_once, shard, streams=streams, extracts=extracts, most=most)
         try:
-            return once()
+            return once(window=window)
         except _NotComparedError as error:
             log.info("%s: %s; downloading it again", shard.id, error.reason.message)
         try:
-            return once()
+            return once(window=None if window is not None and window.is_all else window)
         except _NotComparedError as error:
             reason = error.reason
             if isinstance(reason, DamagedError):
@@ -210,16 +213,15 @@ class ShardDownloader:
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
         if there[0] is not None:
             window = None  # it is stored already
-        windowed = window is not None
         feeds: list[Feed] = []
         streaming: Future[Streamed] | None = None
         if streams:
             feeds = _feeds(shard, there, extracts=extracts, window=window)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
-            if windowed:
+            if window is not None:
                 streaming.add_done_callback(lambda _: feeds[0].abandon())
         try:
-            files = self._received(shard, outs, there, feeds, most=None if windowed else most)
+            files = self._received(shard, outs, there, feeds, most=most if window is None else None)
         except BaseException as error:
             for feed in feeds:
                 feed.fail()
@@ -229,18 +231,19 @@ class ShardDownloader:
                     self._progress.check()
                     self._check_stream(streaming, feeds[0], compared=False)
             raise
+        stored = window is None or (window.is_all and presence.is_file(outs[0]))
         fetched = Fetched(
             shard.id,
-            Format.TAR if windowed else _format(shard, outs),
+            _format(shard, outs) if stored else Format.TAR,
             tuple(str(out) for out in outs),
             tuple(one.size for one in files),
             tuple(one.sha256 for one in files),
-            tuple(0 if windowed else size_and_mtime(out)[1] for out in outs),
+            tuple(size_and_mtime(out)[1] if stored else 0 for out in outs),
             verified=all(one.verified for one in files),
         )
         if streaming is None:
             return fetched
-        if windowed:
+        if window is not None:
             self._check_stream(streaming, feeds[0], compared=fetched.verified)
         try:
             streamed = streaming.result()
@@ -256,7 +259,9 @@ class ShardDownloader:
         """
         reason = streaming.exception()
         if isinstance(reason, OrchestrateError) and (
-            reason.cause is Cause.CHANGED or (isinstance(reason, DamagedError) and not compared)
+            (feed.may_store and reason.cause in _BY_CONTENT)
+            or reason.cause is Cause.CHANGED
+            or (isinstance(reason, DamagedError) and not compared)
         ):
             self._progress.add(bytes=-feed.arrived)
             raise _NotComparedError(reason) from reason

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.download.shard import DamagedTwiceError, ShardDownloader
-from jobs.download.temporary_space import TemporarySpace, window_of
+from jobs.download.temporary_space import TemporarySpace, keeps_archives, window_of, window_of_all
 from jobs.errors import Cause, DigestError, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
 from jobs.extract.targets import take_back
@@ -96,6 +96,7 @@ def run_download(
             extracts=extracts,
             # Of many small shards, each is complete before a process is free for it.
             streams_all=extracts and len(shards) <= workers,
+            discards=extracts and not shares and keeps_archives(plan.options) is None,
             temp_limit=temp_limit,
         ).results_of(shards)
     finally:
@@ -116,6 +117,7 @@ class _Downloads:
         *,
         extracts: bool,
         streams_all: bool,
+        discards: bool,
         temp_limit: int | None,
     ) -> None:
         self._folder = folder
@@ -134,6 +136,7 @@ class _Downloads:
             frozenset() if self._remote else _damaged_shards(folder, before=attempt)
         )
         self._streams_all = streams_all  # also tars with one part
+        self._discards = discards  # archives that arrive fast, while they are extracted
         self._lock = threading.Lock()
         self._halted: Problem | None = None
         self._refused = 0  # shards in a row that may not be read
@@ -196,6 +199,8 @@ class _Downloads:
         before = before or atomic.json_or_none(self._before(shard), Fetched)
         most = self._space.reserve(shard)
         window = window_of(shard, most)
+        if self._discards and self._remote and before is None:
+            window = window or window_of_all(shard)
         streams = self._streams(shard, window is not None)
         extracts = self._extracts and (before is None or window is not None)
         # If the bytes are the same as before, finished parts of the shard are kept.

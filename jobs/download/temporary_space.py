@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from jobs.archives.limits import free_memory
 from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
-from jobs.model import Plan, Shard, ShardKind
+from jobs.model import OnCollision, Options, Plan, Shard, ShardKind
 from jobs.storage import presence
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, quoted_few
@@ -21,6 +22,9 @@ from jobs.transfer.ranges import Window
 log = logging.getLogger(__name__)
 
 _LEAST_WINDOW = 16 << 20  # bytes; readers, the hash and connections wait for each other's
+# Of an archive that is perhaps not stored, because it arrives fast (bytes):
+_LEAST_ARCHIVE = 256 << 20
+_LEAST_FREE = 1 << 30  # memory
 _SHOWN = 3  # shards that a message names
 _LOOK_S = 0.1  # seconds between two checks whether a waiting thread has to stop
 
@@ -33,11 +37,35 @@ def window_of(shard: Shard, limit: int | None) -> Window | None:
     """
     if limit is None or shard.size is None or not _LEAST_WINDOW <= limit < shard.size:
         return None
-    if shard.kind is not ShardKind.ARCHIVE or len(shard.files) > 1:
+    if not _is_one_file(shard):
         return None
     if magic.packing_named(shard.name) is magic.ZIP:
         return Window.with_tail(limit, shard.size)
     return Window(limit) if magic.is_tar_name(shard.name) else None
+
+
+def window_of_all(shard: Shard) -> Window | None:
+    """The window of all bytes of a shard, extracted while it arrives and perhaps not stored.
+
+    None if it is not a large tar in one file, or if memory is scarce.
+    """
+    if shard.size is None or shard.size < _LEAST_ARCHIVE or free_memory() < _LEAST_FREE:
+        return None
+    one_tar = _is_one_file(shard) and magic.is_tar_name(shard.name)
+    return Window.of_all(shard.size) if one_tar else None
+
+
+def _is_one_file(shard: Shard) -> bool:
+    return shard.kind is ShardKind.ARCHIVE and len(shard.files) == 1
+
+
+def keeps_archives(options: Options) -> str | None:
+    """The option that needs the archives until the end; None if they may be deleted."""
+    if options.keep_archive:
+        return "--keep-archive"
+    if options.on_collision is OnCollision.KEEP_FIRST and not options.packs:
+        return "--on-collision keep-first"  # finalize may have to read an archive again
+    return None
 
 
 @dataclass

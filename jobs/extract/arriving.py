@@ -14,7 +14,7 @@ from jobs.extract.messages import Arrived, Consumed, Wanted
 from jobs.formats import magic
 from jobs.model import Shard
 from jobs.transfer.ordered_bytes import Listener, OrderedBytes, prefix_of
-from jobs.transfer.ranges import Range, Window
+from jobs.transfer.ranges import InMemory, Range, Window
 
 _STEP = 1 << 20  # bytes that a message reports, at least
 _TAIL_SHARE = 128  # of the file: an entry of a zip's directory is shorter than its member
@@ -68,6 +68,11 @@ class Feed(Listener):
             self._put(Arrived(self._state.file, 1, ((0, size),), size, complete=True))
 
     @property
+    def may_store(self) -> bool:
+        """Whether there is space for all bytes, although perhaps not all of them are stored."""
+        return self.window is not None and self.window.is_all
+
+    @property
     def arrived(self) -> int:
         """How many bytes have arrived."""
         return _total(self._state.arrived)
@@ -103,6 +108,10 @@ class Feed(Listener):
         with self._lock:
             self._wanted, self._consumed = (), 0
             self._put(Arrived(self._state.file, self._state.generation + 1))
+
+    def use_memory(self, memory: InMemory) -> None:
+        with self._lock:
+            self._put(structs.replace(self._state, memory=memory))
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
         """See ``Listener.advance``.
@@ -155,6 +164,7 @@ class ArrivingFile:
         self._file = file
         self._report = report
         self._generation = 0
+        self._in_memory = False  # whether it is known where in memory bytes of it are
         self._closed = False
         self._lock = threading.Lock()
         self.arrivals = OrderedBytes(self._want, window=window, on_consumed=self._on_consumed)
@@ -180,7 +190,15 @@ class ArrivingFile:
                 return
             self.arrivals.begin(fd)
             self._generation = news.generation  # later: what was read before has the old number
+            self._in_memory = False
             os.close(fd)
+        if news.memory is not None and not self._in_memory:
+            try:
+                self.arrivals.use_memory(news.memory)
+            except OSError:
+                self.arrivals.fail()  # the sender has ended
+                return
+            self._in_memory = True
         self.arrivals.advance(news.arrived, news.size)
         if news.complete:
             self.arrivals.finish()

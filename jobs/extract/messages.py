@@ -7,7 +7,7 @@ from msgspec import Struct
 from jobs.archives.member_index import Streamed
 from jobs.errors import Cause
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
-from jobs.transfer.ranges import Range, Window
+from jobs.transfer.ranges import InMemory, Range, Window
 
 _SMALL = 32 << 20  # bytes of the part's share of its archive
 
@@ -52,6 +52,7 @@ class Arrived(Struct, frozen=True, tag=True):
     size: int | None = None  # bytes, once known
     complete: bool = False  # and verified
     failed: bool = False  # the transfer gave up
+    memory: InMemory | None = None  # where bytes are that are not on disk
 
 
 class Stop(Struct, frozen=True, tag=True):

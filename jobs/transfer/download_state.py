@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.errors import Cause, DigestError, SourceError
+from jobs.errors import Cause, DigestError, OrchestrateError, SourceError
 from jobs.formats import magic
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
@@ -15,8 +17,16 @@ from jobs.transfer.ranges import Range, Ranges
 from jobs.transfer.responses import StartOver
 from jobs.transfer.target import Received, Target, quoted_url
 
+log = logging.getLogger(__package__)
+
 SMALL = 8 << 20  # bytes; up to this size a file takes one request and is not hashed in a thread
 _HEAD = 1 << 16  # bytes that are passed to ``expect``
+# A file that is read once, while it arrives, is not stored if all of it arrives in this time
+# (seconds), which is what an interruption costs then.
+_FAST_S = 60.0
+_SAMPLE = 64 << 20  # bytes after which its rate is known, but at least this share of the file:
+_SAMPLE_SHARE = 16
+_IN_MEMORY = 128 << 20  # bytes of it that may wait to be read
 _AGAIN = 2  # how often a wrong file is downloaded again
 
 
@@ -76,6 +86,9 @@ class DownloadState:
         self._is_checked = False  # whether the first bytes were accepted
         self._starts = 0
         self._frontier: RunningHash | None = None
+        self._began = time.monotonic()
+        self._earlier = 0  # bytes of an earlier attempt
+        self._is_rated = False  # whether it was found whether the file arrives fast
 
     def load(self) -> None:
         """Continue the partial file, unless it is of another version."""
@@ -94,7 +107,8 @@ class DownloadState:
                 self.check_head()
             except StartOver:
                 self.partial.start_over()
-            self._progress.add(bytes=self.partial.total, earlier=True)
+            self._earlier = self.partial.total
+            self._progress.add(bytes=self._earlier, earlier=True)
         self._arrivals.begin(self.partial.fd)
         self._report()
 
@@ -134,9 +148,10 @@ class DownloadState:
             self.hashing().feed(start, piece)
         self.check_head()
         self._report()
+        self._use_memory()
 
     def _compare(self, at: int, data: bytes, there: Sequence[Range]) -> None:
-        if self._window is not None:  # which may have overwritten them
+        if not self.partial.is_stored:  # they may have been overwritten
             if there and not self.has_version:
                 raise StartOver(changing(self.name))
             return
@@ -157,15 +172,36 @@ class DownloadState:
         """Whether the file's end is fetched first, because the reader needs it before the rest."""
         return self._window is not None and self._window.kept_from is not None
 
+    @property
+    def room(self) -> int | None:
+        """How many bytes may be stored at a time, of those read in order; None: all."""
+        if self._window is None:
+            return None
+        return _IN_MEMORY if self._window.is_all else self._window.ring
+
     def has_room(self, start: int, stop: int) -> bool:
         """Whether these bytes may be written; False until others are read and hashed.
 
         Raises ``SourceError`` if nobody reads any more.
         """
-        if self._window is None:
+        if self._window is None or self.partial.is_stored:
             return True
         done = min(self._arrivals.consumed(), self.hashing().hashed)
+        if self.partial.memory is not None:
+            return self.partial.memory.has_room(stop, done=done)
         return self._window.has_room(start, stop, done=done)
+
+    def _use_memory(self) -> None:
+        """Store what has not arrived in memory, if the file arrives fast and is read once."""
+        if self._window is None or not self._window.is_all or self._is_rated or self.size is None:
+            return
+        arrived = self.partial.total - self._earlier
+        if arrived < max(_SAMPLE, self.size // _SAMPLE_SHARE):
+            return
+        self._is_rated = True
+        if self.size * (time.monotonic() - self._began) <= arrived * _FAST_S:
+            log.info("%s arrives fast, so what is left of it is extracted, not stored", self.name)
+            self.partial.use_memory(_IN_MEMORY, self._arrivals.use_memory)
 
     def _check_size(self, end: int) -> None:
         size = max(end, self.size or 0)
@@ -202,8 +238,8 @@ class DownloadState:
         digests = self.hashing().finish()
         want = self.digest
         if want is not None and want.algorithm not in digests:
-            if self._window is not None:
-                raise SourceError(
+            if not self.partial.is_stored:
+                raise OrchestrateError(
                     f"{self.name}: its {want.algorithm} digest was announced too late to verify a "
                     "file that is larger than --temp-limit; run `resume` with a larger one",
                     cause=Cause.TOO_LARGE,

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from jobs.errors import Cause, SourceError
-from jobs.transfer.ranges import NotStored, Range, Window
+from jobs.transfer.ranges import InMemory, NotStored, Range, Window
 
 _STEP = 1 << 20  # bytes that are read until they are reported as consumed
 
@@ -40,6 +40,9 @@ class Listener:
 
     def begin(self, fd: int) -> None:
         """The file has this descriptor from now on; bytes of an earlier one are invalid."""
+
+    def use_memory(self, memory: InMemory) -> None:
+        """Bytes that have not arrived will be in memory; the file is read once, from its start."""
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
         """These ranges, in order, have arrived of a file of ``size`` bytes, if that is known."""
@@ -80,6 +83,7 @@ class OrderedBytes(Listener):
         self._consumed = 0
         self._generation = 0
         self._fd: int | None = None
+        self._memory: tuple[int, InMemory] | None = None  # with its descriptor
         self._arrived: Sequence[Range] = ()
         self._size: int | None = None
         self._complete = False
@@ -111,12 +115,20 @@ class OrderedBytes(Listener):
         """See ``Listener.begin``; a copy of the descriptor stays open until the next call."""
         with self._changed:
             old, self._fd = self._fd, os.dup(fd)
+            self._close_memory()
             self._arrived, self._size, self._consumed = (), None, 0
             self._complete = self._failed = False
             self._generation += old is not None
             self._changed.notify_all()
             if old is not None:
                 os.close(old)
+
+    def use_memory(self, memory: InMemory) -> None:
+        """See ``Listener.use_memory``; raises ``OSError`` if it cannot be opened."""
+        fd = os.open(memory.path, os.O_RDONLY | os.O_CLOEXEC)
+        with self._changed:
+            self._close_memory()
+            self._memory = fd, memory
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
         with self._changed:
@@ -148,9 +160,9 @@ class OrderedBytes(Listener):
                 self._consume(offset)
                 if self.prefix > offset and self._fd is not None:
                     # Within the lock, so that the descriptor is not closed.
-                    place, most = self._place(offset)
+                    fd, place, most = self._place(self._fd, offset)
                     count = min(len(into), self.prefix - offset)
-                    return os.preadv(self._fd, [into[:count][:most]], place)
+                    return os.preadv(fd, [into[:count][:most]], place)
                 if self._complete or closed():
                     return 0
                 if self._failed:
@@ -190,15 +202,23 @@ class OrderedBytes(Listener):
 
     def _stored(self, size: int, offset: int) -> bytes:
         assert self._fd is not None
-        place, most = self._place(offset)
-        data = os.pread(self._fd, size if most is None else min(size, most), place)
+        fd, place, most = self._place(self._fd, offset)
+        data = os.pread(fd, size if most is None else min(size, most), place)
         if most is None or len(data) < most or len(data) == size:
             return data
         return data + self._stored(size - most, offset + most)
 
-    def _place(self, offset: int) -> tuple[int, int | None]:
-        """Where a byte is stored, and how many follow it there."""
-        return (offset, None) if self.window is None else self.window.place(offset)
+    def _place(self, fd: int, offset: int) -> tuple[int, int, int | None]:
+        """In which file a byte of ``fd``'s is stored, where, and how many follow it there."""
+        if self._memory is not None:
+            in_memory, memory = self._memory
+            return (in_memory if offset >= memory.start else fd, *memory.place(offset))
+        return (fd, offset, None) if self.window is None else (fd, *self.window.place(offset))
+
+    def _close_memory(self) -> None:
+        if self._memory is not None:
+            os.close(self._memory[0])
+            self._memory = None
 
     def _check(self, generation: int) -> None:
         if self._generation != generation:
@@ -245,6 +265,7 @@ class OrderedBytes(Listener):
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
+            self._close_memory()
             self._changed.notify_all()
 
 

@@ -16,11 +16,11 @@ import msgspec
 
 from jobs.errors import StorageError, as_storage_error, from_os_error
 from jobs.model import SCHEMA, Digest
-from jobs.storage import atomic
+from jobs.storage import atomic, presence
 from jobs.storage import digest as digests
 from jobs.storage.digest import Hasher
 from jobs.storage.latency import OneBehind
-from jobs.transfer.ranges import Range, Ranges, Window
+from jobs.transfer.ranges import InMemory, Range, Ranges, Window
 from jobs.transfer.responses import Validator
 
 _SAVE_BYTES = 4 << 20
@@ -54,14 +54,18 @@ class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
     ``window``: only some of the bytes are stored at a time, and the file is removed once it is
-    complete. There is no sidecar of a tiny file, because creating it takes longer than it could
-    save, nor of one whose size is not known, because only a complete response shows whether
-    everything is here. Raises ``StorageError`` for errors of the file system.
+    complete; with a window of all bytes only after ``use_memory``. There is no sidecar of a tiny
+    file, because creating it takes longer than it could save, nor of one whose size is not known,
+    because only a complete response shows whether everything is here. Raises ``StorageError`` for
+    errors of the file system.
     """
 
     def __init__(self, out: Path, window: Window | None = None) -> None:
         self.out = out
-        self._window = window
+        self._window = None if window is not None and window.is_all else window
+        self.memory: InMemory | None = None
+        self._memory_fd = -1
+        self._disk_end = 0  # where the bytes end that are on disk, or are just being written
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
         self._ranges = Ranges()
@@ -83,7 +87,7 @@ class PartialFile:
         except FileExistsError:
             self.fd = self._open(os.O_CREAT)
             self._is_new = False
-        if window is None and not self._is_new:
+        if self.is_stored and not self._is_new:
             self._load()
 
     # Bytes ------------------------------------------------------------------------------
@@ -94,15 +98,20 @@ class PartialFile:
             raise self._failed
         view = memoryview(data)
         at = offset
+        with self._lock:
+            on_disk = offset + len(view)
+            if self.memory is not None:
+                on_disk = min(on_disk, max(offset, self.memory.start))
+            self._disk_end = max(self._disk_end, on_disk)
         with self._disk(f"writing {self.path}"):
             while view:
-                place, most = self._place(at)
-                count = os.pwrite(self.fd, view[:most], place)
+                fd, place, most = self._place(at)
+                count = os.pwrite(fd, view[:most], place)
                 view, at = view[count:], at + count
         with self._lock:
             new = self._ranges.add(offset, at)
-            self._unsaved.add(offset, at)
-            self._unsaved_bytes += at - offset
+            self._unsaved.add(offset, on_disk)
+            self._unsaved_bytes += on_disk - offset
             due = self._unsaved_bytes >= _SAVE_BYTES or time.monotonic() - self._saved_at > _SAVE_S
             # While a sync is running it is not known which bytes it will have written out.
             syncs = due and self._log >= 0 and not self._syncing.busy and self._save()
@@ -113,15 +122,46 @@ class PartialFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read bytes of the file into ``buffer``; returns how many."""
-        place, most = self._place(offset)
+        fd, place, most = self._place(offset)
         try:
-            return os.preadv(self.fd, [buffer[:most]], place)
+            return os.preadv(fd, [buffer[:most]], place)
         except OSError as error:
             raise from_os_error(error, doing=f"reading {self.path}") from error
 
-    def _place(self, offset: int) -> tuple[int, int | None]:
-        """Where a byte is stored, and how many follow it there."""
-        return (offset, None) if self._window is None else self._window.place(offset)
+    def _place(self, offset: int) -> tuple[int, int, int | None]:
+        """In which file a byte is stored, where, and how many follow it there."""
+        if self.memory is not None:
+            in_memory = offset >= self.memory.start
+            return (self._memory_fd if in_memory else self.fd, *self.memory.place(offset))
+        return (
+            (self.fd, offset, None)
+            if self._window is None
+            else (self.fd, *self._window.place(offset))
+        )
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all bytes are on disk, once they have arrived."""
+        return self._window is None and self.memory is None
+
+    def use_memory(self, size: int, on_use: Callable[[InMemory], None]) -> None:
+        """Store bytes that have not arrived in ``size`` bytes of memory, not on disk.
+
+        ``on_use`` is called before any of them is there. Does nothing where that is not possible.
+        """
+        try:
+            fd = os.memfd_create(self.out.name)
+        except OSError:
+            return
+        path = f"/proc/{os.getpid()}/fd/{fd}"
+        with self._lock:
+            if self.memory is not None or not presence.exists(path):
+                os.close(fd)
+                return
+            self._memory_fd = fd
+            memory = InMemory(self._disk_end, Window(size), path)
+            on_use(memory)
+            self.memory = memory
 
     @property
     def prefix(self) -> int:
@@ -153,7 +193,7 @@ class PartialFile:
         self._syncing.close()
         with self._lock:
             self.identity = identity
-            if self._window is not None:
+            if not self.is_stored:
                 return  # another attempt cannot use the bytes
             if identity.size is None or identity.size <= _TINY:
                 return
@@ -250,10 +290,12 @@ class PartialFile:
         self._is_new = self._has_sidecar = False
         with self._lock:
             self._ranges, self._durable, self.identity = Ranges(), Ranges(), None
+            self._disk_end = 0
+            self._close_memory()
 
     def finish(self, size: int) -> None:
         """Rename the complete file, durably."""
-        if self._window is not None:
+        if not self.is_stored:
             self._remove()
             return
         with self._disk(f"finishing {self.out}"):
@@ -285,6 +327,7 @@ class PartialFile:
                 os.close(self.fd)
         finally:
             with self._lock:
+                self._close_memory()
                 try:
                     if self._log >= 0 and self._unsaved_bytes:
                         self._save()
@@ -292,6 +335,11 @@ class PartialFile:
                     if self._log >= 0:
                         os.close(self._log)
                     self._log = -1
+
+    def _close_memory(self) -> None:
+        if self.memory is not None:
+            os.close(self._memory_fd)
+        self.memory = None
 
     def _drop_log(self) -> None:
         self._syncing.close()

@@ -16,6 +16,7 @@ LEAST_PIECE = 1 << 20
 MOST_PIECE = 32 << 20
 
 # Of a window:
+_ROOMS = 2  # pieces for each connection: one that is read, while another one arrives
 _SHARE = 4  # of the limit: the bytes that are kept may use a fourth
 _TAIL_SHARE = 16  # of the file: the directory of a zip with members of 2 kB is shorter
 _LEAST_TAIL = 4 << 20  # bytes
@@ -82,17 +83,23 @@ class Ranges:
         return [(a, b) for a, b in cut if a < b]
 
 
-def next_piece(todo: Ranges, connections: int, wanted: Iterable[Range]) -> Range | None:
+def next_piece(
+    todo: Ranges, connections: int, wanted: Iterable[Range], room: int | None = None
+) -> Range | None:
     """The range that a free connection should request: in the first gap, shorter near the end.
 
     Guided self-scheduling: with half of an equal share each, all connections end at about the same
-    time. Bytes of ``wanted`` come before all others.
+    time. Bytes of ``wanted`` come before all others. ``room``: the bytes that may be stored at a
+    time, which all connections share (None: all).
     """
+    most = MOST_PIECE
+    if room is not None:
+        most = max(LEAST_PIECE, min(most, room // (_ROOMS * connections)))
     first = Ranges((max(a, start), min(b, stop)) for a, b in todo for start, stop in wanted)
     for gaps in (first, todo):
         for start, stop in gaps:
-            share = -(-gaps.total // (2 * connections)) if connections > 1 else MOST_PIECE
-            length = max(LEAST_PIECE, min(MOST_PIECE, share))
+            share = -(-gaps.total // (2 * connections)) if connections > 1 else most
+            length = max(LEAST_PIECE, min(most, share))
             if stop - start < length + LEAST_PIECE // 2:
                 length = stop - start  # leave no small rest
             return start, start + length
@@ -108,10 +115,18 @@ class Window:
     """Where bytes of a file are stored: in a ring, where they overwrite those before them.
 
     Bytes from ``kept_from`` on are stored after the ring and kept; they are to be fetched first.
+    ``of_all`` is as large as the file: its bytes are stored as usual, until the transfer finds that
+    the others arrive so fast that they need not be stored (``InMemory``).
     """
 
     ring: int  # bytes
     kept_from: int | None = None  # offset in the file; None: no bytes are kept
+    is_all: bool = False  # the ring is as large as the file
+
+    @classmethod
+    def of_all(cls, size: int) -> Window:
+        """The window of all ``size`` bytes of a file."""
+        return cls(size, is_all=True)
 
     @classmethod
     def with_tail(cls, limit: int, size: int) -> Window:
@@ -137,3 +152,24 @@ class Window:
             return True
         end = stop if self.kept_from is None else min(stop, self.kept_from)
         return end <= done + self.ring
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Where the bytes of a file from ``start`` on are: in a window that is not on disk."""
+
+    start: int  # offset in the file
+    window: Window
+    path: str  # by which child processes can open it
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Where a byte is, and how many follow it there; for bytes before ``start``, on disk."""
+        if offset < self.start:
+            return offset, self.start - offset
+        place, most = self.window.place(offset)
+        assert most is not None
+        return place, most
+
+    def has_room(self, stop: int, *, done: int) -> bool:
+        """Whether bytes up to ``stop`` may be written while the first ``done`` are not needed."""
+        return self.window.has_room(0, stop, done=max(done, self.start))

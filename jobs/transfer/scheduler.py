@@ -79,7 +79,7 @@ class RangeScheduler:
                 # Nothing is known of the file before the first response, except of one whose
                 # tail has to be stored before anything else.
                 wanted = self.state.wanted if self._known or self.state.keeps_tail else ()
-                piece = next_piece(self._todo, self._share(), wanted)
+                piece = next_piece(self._todo, self._share(), wanted, self.state.room)
                 if piece is not None and (
                     not self._known or self.state.has_room(piece[0], piece[0])
                 ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,8 +131,24 @@ def gather(folder: RunFolder, engine_of: EngineOf | None) -> Evidence:
         now=utc_now(),
         maker_lives=bool(submissions) and _may_live(submissions[-1]),
         remark=remark or "",
+        missing=frozenset(_without_archive(plan, fetched, finished)),
         last_lines=last_lines,
     )
+
+
+def _without_archive(plan: Plan, fetched: Set[str], finished: Set[str]) -> Iterator[str]:
+    """The fetched shards that an unfinished part needs and whose archives are not stored."""
+    needed = fetched & {part.shard for part in plan.parts() if part.id not in finished}
+    if plan.source.is_local or not needed:
+        return
+    staging = Staging(plan)
+    try:
+        names = {entry.name for entry in presence.entries_of(staging.archives)}
+    except OSError:
+        return  # another user's: the download stage finds out
+    for shard_id in needed:
+        if any(path.name not in names for path in staging.archives_of(plan.shard(shard_id))):
+            yield shard_id
 
 
 def _pickled(

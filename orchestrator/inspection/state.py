@@ -84,7 +84,7 @@ class Evidence:
     submissions: tuple[Submission, ...]
     results: Mapping[TaskKey, TaskResult]
     heartbeats: Mapping[tuple[Stage, int], Heartbeat]
-    fetched: frozenset[str]  # shard ids
+    fetched: frozenset[str]  # shard ids, also of those whose archives were not stored
     finished: frozenset[str]  # part ids
     engine: Mapping[TaskKey, TaskState]
     engine_silent: str | None  # why the scheduler could not be queried
@@ -95,6 +95,7 @@ class Evidence:
     maker_lives: bool = False  # whether the process that made the last submission is running
     remark: str = ""  # a note on the destination
     unverified: frozenset[str] = frozenset()  # parts extracted from an archive that still arrives
+    missing: frozenset[str] = frozenset()  # fetched shards of unfinished parts, without archive
     # The last lines of the logs of some tasks that could not be started.
     last_lines: Mapping[TaskKey, str] = field(default_factory=dict)
 
@@ -439,7 +440,8 @@ def compute_state(evidence: Evidence) -> RunState:
         shards_left=tuple(
             shard.id
             for shard in evidence.plan.shards
-            if shard.id in needed and shard.id not in evidence.fetched
+            if shard.id in needed
+            and (shard.id not in evidence.fetched or shard.id in evidence.missing)
         ),
         parts_left=tuple(part.id for part in parts_left),
         problems=problems,

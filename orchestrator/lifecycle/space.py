@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jobs.download.temporary_space import window_of
+from jobs.download.temporary_space import keeps_archives, window_of
 from jobs.errors import UsageError
-from jobs.model import OnCollision, Options, Plan, Shard, ShardKind
+from jobs.model import Options, Plan, Shard, ShardKind
 from jobs.outputs import registry
 from jobs.storage import presence
 from jobs.storage.safe_paths import quoted
@@ -44,15 +44,6 @@ class Need:
 
 
 # The limit of archives --------------------------------------------------------------------------
-
-
-def keeps_archives(options: Options) -> str | None:
-    """The option that needs the archives until the end; None if they may be deleted."""
-    if options.keep_archive:
-        return "--keep-archive"
-    if options.on_collision is OnCollision.KEEP_FIRST and not options.packs:
-        return "--on-collision keep-first"  # finalize may have to read an archive again
-    return None
 
 
 def check_limit(options: Options) -> None:

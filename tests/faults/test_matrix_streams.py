@@ -46,6 +46,20 @@ def zip_of(times: int) -> bytes:
 ARCHIVE = gzip.compress(contents.tarred(FILES), 1)
 
 
+MODES = {"stored": (), "limit": ("--temp-limit", "8M"), "not stored": ()}
+# A program whose archives arrive fast enough, and are large enough, to be extracted without being
+# stored.
+ARRIVES_FAST = """
+from jobs.download import temporary_space
+from jobs.transfer import download_state
+temporary_space._LEAST_ARCHIVE = 1 << 20
+download_state._SAMPLE = 1 << 18
+download_state._IN_MEMORY = 16 << 20
+from orchestrator.cli import main
+raise SystemExit(main())
+"""
+
+
 class Streaming:
     """A run over one archive of several parts, with a published digest."""
 
@@ -54,6 +68,7 @@ class Streaming:
     ) -> None:
         self.cli, self.web, self.dest = cli, web, dest
         self.path = f"/{name}"
+        self.arrives_fast = False
         self.files = {file: data * times for file, data in FILES.items()}
         web.put(self.path, archive)
         web.put("/SHA256SUMS", f"{hashlib.sha256(archive).hexdigest()}  {name}\n".encode())
@@ -62,6 +77,14 @@ class Streaming:
             *("--dest", dest, "--url", web.url(self.path)),
             *("--part-size", str(len(archive) // PARTS + 1)),
         )
+
+    def in_mode(self, mode: str) -> Streaming:
+        """The run where the archive is stored, also below a limit, or is not because it is fast."""
+        self.words += MODES[mode]
+        if mode == "not stored":
+            self.arrives_fast = True
+            self.cli = self.cli.program("-c", ARRIVES_FAST)
+        return self
 
     def begin(self, parts: int, *, rate: int = 300_000, kills: bool = False) -> None:
         """Launch over a slow link, and cancel or kill once so many parts are extracted."""
@@ -92,6 +115,7 @@ class Streaming:
     def check_complete(self) -> None:
         assert self.cli.status()["state"] == "done"
         assert {name: (self.dest / name).read_bytes() for name in FILES} == self.files
+        assert ("extracted, not stored" in self.log()) is self.arrives_fast
 
     def receipt_rates(self) -> dict[str, int | None]:
         """The bytes a second of each stage, as the receipt has them."""
@@ -123,11 +147,11 @@ def zipped(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
     return streaming
 
 
-@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_run_cancelled_in_the_middle_of_a_stream_goes_on_with_the_parts_that_are_left(
-    stream: Streaming, limit: tuple[str, ...]
+    stream: Streaming, mode: str
 ) -> None:
-    stream.words += (*limit, "--connections", "1")
+    stream.in_mode(mode).words += ("--connections", "1")
     stream.begin(parts=2)
     assert stream.cli.status()["state"] == "cancelled"
     sent = stream.web.bytes_sent("/a.tar.gz")
@@ -135,21 +159,22 @@ def test_a_run_cancelled_in_the_middle_of_a_stream_goes_on_with_the_parts_that_a
     assert stream.web.bytes_sent("/a.tar.gz") - sent < len(ARCHIVE)
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_connection_that_is_cut_again_and_again_costs_no_part_a_second_writing(
-    stream: Streaming,
+    stream: Streaming, mode: str
 ) -> None:
     stream.web.fail("/a.tar.gz", faults.fine(1))
     stream.web.fail("/a.tar.gz", faults.reset_every(len(ARCHIVE) // 5))
-    stream.cli.run(*stream.words)
+    stream.in_mode(mode).cli.run(*stream.words)
     stream.check_complete()
     rates = stream.receipt_rates()
     assert rates["download"] and rates["extract"] is None  # its task found everything finished
     assert "differs from that read before" not in stream.log()
 
 
-@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_wrong_byte_at_the_end_takes_back_all_that_was_extracted_and_the_right_bytes_win(
-    stream: Streaming, limit: tuple[str, ...]
+    stream: Streaming, mode: str
 ) -> None:
     """Within the last member, after parts of it were extracted: only the digest tells."""
     wrong = bytearray(gzip.decompress(ARCHIVE))
@@ -157,16 +182,16 @@ def test_a_wrong_byte_at_the_end_takes_back_all_that_was_extracted_and_the_right
     content = gzip.compress(bytes(wrong), 1)
     assert len(content) == len(ARCHIVE)
     stream.web.fail("/a.tar.gz", faults.fine(1), faults.changed(content, 1))
-    stream.cli.run(*stream.words, *limit, "--connections", "1")
+    stream.in_mode(mode).cli.run(*stream.words, "--connections", "1")
     stream.check_complete()
 
 
-@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_digest_that_stays_wrong_publishes_nothing_and_leaves_no_part_that_counts(
-    stream: Streaming, limit: tuple[str, ...]
+    stream: Streaming, mode: str
 ) -> None:
     stream.web.fail("/a.tar.gz", faults.fine(1), faults.corrupt_byte(len(ARCHIVE) - 9, None))
-    stream.cli.run(*stream.words, *limit, rc=1)
+    stream.in_mode(mode).cli.run(*stream.words, rc=1)
     (error,) = (e for e in stream.cli.status()["errors"] if e["stage"] == "download")
     assert error["kind"] == "bad_digest"
     assert hashlib.sha256(ARCHIVE).hexdigest() in error["message"]

@@ -14,17 +14,30 @@ from msgspec import structs
 
 from examples import samples
 from jobs.archives.registry import open_archive
-from jobs.download import shard
+from jobs.download import shard, temporary_space
 from jobs.download.shard import check_unchanged
 from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
 from jobs.extract.child_process import PartExtractor
-from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind
+from jobs.model import (
+    Digest,
+    Format,
+    ItemResult,
+    OnCollision,
+    Options,
+    Outcome,
+    Part,
+    Plan,
+    SourceKind,
+)
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
+from jobs.transfer import download_state
+from orchestrator.inspection import evidence
+from orchestrator.inspection.state import compute_state
 from tests.support.builders.contents import tarred
 from tests.support.builders.made_run import extracted
 from tests.support.builders.runs import RunBuilder
@@ -376,3 +389,95 @@ def test_an_archive_that_came_damaged_and_has_no_digest_is_fetched_again_by_the_
     (result,) = run(folder, plan)
     assert result.outcome is Outcome.OK
     assert Staging(plan).archive(plan.shards[0].id, 0).read_bytes() == right
+
+
+# Archives that arrive fast -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archives from 1 MiB on are not stored if all of them arrives in a minute."""
+    monkeypatch.setattr(temporary_space, "_LEAST_ARCHIVE", 1 << 20)
+    monkeypatch.setattr(download_state, "_SAMPLE", 1 << 18)
+    monkeypatch.setattr(download_state, "_IN_MEMORY", 16 << 20)
+
+
+def arriving(
+    tmp_path: Path, web: FaultyServer, content: bytes, **options: Any
+) -> tuple[RunFolder, Plan, Path]:
+    """A run over an archive of four parts at a URL, and the path to which it is downloaded."""
+    web.put("/a.tar", content)
+    source = open_source(SourceRequest(SourceKind.URL, (web.url("/a.tar"),)))
+    chosen = Options(part_size=len(content) // 4 + 1, **options)
+    run = RunBuilder.over(source, options=chosen).on_disk(tmp_path)
+    return run.folder, run.plan, Staging(run.plan).archive(run.plan.shards[0].id, 0)
+
+
+LARGE = {f"{number:02}.bin": os.urandom(500_000) for number in range(80)}
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_archive_that_arrives_fast_is_extracted_and_not_stored(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    """It has 40 MB, more than twice what memory takes of it at a time."""
+    folder, plan, archive = arriving(tmp_path, web, tarred(LARGE))
+    (result,) = run(folder, plan)
+    assert result.outcome is Outcome.OK
+    assert {path.name: path.read_bytes() for path in Staging(plan).data.iterdir()} == LARGE
+    assert list(archive.parent.iterdir()) == []
+    fetched = folder.load_fetched(plan.shards[0].id)
+    assert fetched is not None
+    assert fetched.digests[0].hex == hashlib.sha256(tarred(LARGE)).hexdigest()
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("why", ["slow", "kept", "shared", "a collision reads it again"])
+def test_an_archive_is_stored_if_it_is_slow_or_somebody_needs_it_later(
+    tmp_path: Path, web: FaultyServer, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    if why == "slow":
+        monkeypatch.setattr(download_state, "_FAST_S", 0.0)
+    options: dict[str, dict[str, Any]] = {
+        "kept": {"keep_archive": True},
+        "a collision reads it again": {"on_collision": OnCollision.KEEP_FIRST},
+    }
+    folder, plan, archive = arriving(tmp_path, web, tarred(LARGE), **options.get(why, {}))
+    ids = [plan.shards[0].id]
+    run_download(folder, plan, ids, Progress(), refetch=frozenset(), shares=why == "shared")
+    assert archive.read_bytes() == tarred(LARGE)
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_archive_that_has_to_be_read_twice_is_downloaded_again_and_stored(
+    tmp_path: Path, web: FaultyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last member is outside of the folder that was taken for the dataset's top."""
+    caplog.set_level(logging.INFO)
+    files = {f"top/images/{name}": data for name, data in LARGE.items()} | {"late": b"late"}
+    folder, plan, archive = arriving(tmp_path, web, tarred(files))
+    progress = Progress()
+    (result,) = run(folder, plan, progress)
+    assert result.outcome is Outcome.OK
+    assert "downloading it again" in caplog.text
+    assert archive.read_bytes() == tarred(files)
+    assert progress.bytes_done == len(tarred(files))
+    data = Staging(plan).data
+    assert {str(p.relative_to(data)) for p in data.rglob("*") if p.is_file()} == set(files)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_part_that_is_lost_later_has_its_archive_downloaded_again_by_the_same_resume(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    folder, plan, _ = arriving(tmp_path, web, tarred(LARGE))
+    run(folder, plan)
+    assert compute_state(evidence.gather(folder, None)).shards_left == ()
+    folder.manifest(plan.parts()[2]).unlink()
+    assert compute_state(evidence.gather(folder, None)).shards_left == (plan.shards[0].id,)
+    written = {path: path.stat().st_mtime_ns for path in Staging(plan).data.iterdir()}
+    (result,) = run(folder, plan)
+    assert result.outcome is Outcome.OK
+    assert folder.finished_ids() == {part.id for part in plan.parts()}
+    after = {path: path.stat().st_mtime_ns for path in Staging(plan).data.iterdir()}
+    assert sum(written[path] == after[path] for path in written) > len(LARGE) // 2

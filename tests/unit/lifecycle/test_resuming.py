@@ -209,11 +209,14 @@ def test_all_tasks_of_a_resume_run_at_a_time_unless_the_launch_has_limited_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int | None, tasks: int, throttle: int
 ) -> None:
     run = RunBuilder(shard("a", parts=70), parallel=parallel).submitted()
-    run = run.result(Stage.DOWNLOAD)
+    made = run.result(Stage.DOWNLOAD).on_disk(tmp_path)
+    archive = Staging(made.plan).archive("a", 0)
+    archive.parent.mkdir(parents=True)
+    archive.touch()
     engine = FakeEngine(seen={})
     for module in (evidence, resuming, submitting):
         monkeypatch.setattr(module, "engine_named", lambda name, cluster=None: engine)
-    resume(plan_resume(run.on_disk(tmp_path).folder, tasks=tasks))
+    resume(plan_resume(made.folder, tasks=tasks))
     assert [len(spec.tasks) for spec, _ in engine.submitted] == [tasks, 1]
     assert engine.submitted[0][0].parallel == throttle
 

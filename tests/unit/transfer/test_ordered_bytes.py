@@ -1,14 +1,17 @@
-"""Reading a file that arrives, through a window."""
+"""Reading a file that arrives, through a window or from memory."""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from jobs.transfer.ordered_bytes import OrderedBytes
+from jobs.transfer.partial_file import FileVersion, PartialFile
 from jobs.transfer.ranges import NotStored, Window
+from jobs.transfer.responses import Validator
 
 MIB = 1 << 20
 
@@ -28,4 +31,34 @@ def test_bytes_that_were_read_may_be_overwritten_and_cannot_be_read_again(tmp_pa
     assert told == [3 * MIB]
     with pytest.raises(NotStored):
         reader.pread(10, 0)
+    arrivals.close()
+
+
+def test_bytes_in_memory_are_read_like_those_on_disk(tmp_path: Path) -> None:
+    """Those before 3 MiB are on disk, the others in a ring of 4 MiB that they go round twice."""
+    content = os.urandom(11 * MIB)
+    partial = PartialFile(tmp_path / "a", Window.of_all(len(content)))
+    partial.identify(FileVersion(len(content), Validator(etag='"1"'), None))
+    arrivals = OrderedBytes(window=Window.of_all(len(content)))
+    arrivals.begin(partial.fd)
+    with closing(arrivals.reader()) as reader:
+        partial.write(0, content[: 3 * MIB])
+        partial.use_memory(4 * MIB, arrivals.use_memory)
+        assert partial.memory is not None
+        read = b""
+        for start in range(2 * MIB + 1, len(content), MIB):
+            partial.write(start, content[start : start + MIB])
+            arrivals.advance(partial.ranges, len(content))
+            read += reader.read(3 * MIB)
+            assert partial.memory.has_room(start + MIB + 4 * MIB, done=len(read)) is (
+                start + MIB <= max(len(read), 3 * MIB)
+            )
+        arrivals.finish()
+        read += reader.read(MIB)
+    assert read == content
+    partial.close()
+    assert partial.path.stat().st_size == 3 * MIB
+    after = PartialFile(tmp_path / "a")
+    assert after.ranges == ((0, 3 * MIB),)  # what another attempt can use
+    after.close()
     arrivals.close()
