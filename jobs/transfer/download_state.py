@@ -174,10 +174,8 @@ class DownloadState:
 
     @property
     def room(self) -> int | None:
-        """How many bytes may be stored at a time, of those read in order; None: all."""
-        if self._window is None:
-            return None
-        return _IN_MEMORY if self._window.is_all else self._window.ring
+        """How many bytes may be in memory at a time; None: all are stored, however they arrive."""
+        return _IN_MEMORY if self._window is not None and self._window.is_all else None
 
     def has_room(self, start: int, stop: int) -> bool:
         """Whether these bytes may be written; False until others are read and hashed.

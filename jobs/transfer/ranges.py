@@ -12,11 +12,11 @@ from dataclasses import dataclass
 Range = tuple[int, int]  # start and stop in bytes, without the stop
 
 LEAST_PIECE = 1 << 20
+_IN_ROOM = 2  # pieces for each connection: one that is read, while another one arrives
 # Large enough that requests cost little, small enough that a reader gets bytes soon.
 MOST_PIECE = 32 << 20
 
 # Of a window:
-_ROOMS = 2  # pieces for each connection: one that is read, while another one arrives
 _SHARE = 4  # of the limit: the bytes that are kept may use a fourth
 _TAIL_SHARE = 16  # of the file: the directory of a zip with members of 2 kB is shorter
 _LEAST_TAIL = 4 << 20  # bytes
@@ -89,12 +89,12 @@ def next_piece(
     """The range that a free connection should request: in the first gap, shorter near the end.
 
     Guided self-scheduling: with half of an equal share each, all connections end at about the same
-    time. Bytes of ``wanted`` come before all others. ``room``: the bytes that may be stored at a
-    time, which all connections share (None: all).
+    time. Bytes of ``wanted`` come before all others. ``room``: how many bytes may be in memory at a
+    time, which all connections share (None: any number).
     """
     most = MOST_PIECE
     if room is not None:
-        most = max(LEAST_PIECE, min(most, room // (_ROOMS * connections)))
+        most = max(LEAST_PIECE, min(most, room // (_IN_ROOM * connections)))
     first = Ranges((max(a, start), min(b, stop)) for a, b in todo for start, stop in wanted)
     for gaps in (first, todo):
         for start, stop in gaps:

@@ -42,3 +42,9 @@ def test_the_next_piece_is(
     todo: list[Range], connections: int, wanted: list[Range], piece: Range | None
 ) -> None:
     assert next_piece(Ranges(todo), connections, wanted) == piece
+
+
+def test_pieces_of_all_connections_fit_into_the_room() -> None:
+    for connections in (1, 8):
+        start, stop = next_piece(Ranges([(0, 1 << 40)]), connections, (), 128 << 20) or (0, 0)
+        assert (stop - start) == min(MOST_PIECE, (64 << 20) // connections)
