@@ -39,8 +39,8 @@ _MODULES = (  # that tasks import
     "jobs.worker",
     "jobs.download.stage",
     "jobs.extract.stage",
-    "jobs.finalize.stage",
 )
+_LATER = ("jobs.finalize.stage",)  # imported while the first task runs
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -272,6 +272,7 @@ def _serve(launcher: int) -> Start | None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     requests: Receiver[Start] = Receiver(0, Start)
     answers = Sender(os.fdopen(1, "wb", buffering=0, closefd=False))
+    later = _LATER
     while os.getppid() == launcher and not requests.ended:
         ready, _, _ = select.select([0, read], [], [], _PARENT_CHECK_S)
         if read in ready:
@@ -290,6 +291,8 @@ def _serve(launcher: int) -> Start | None:
                 return start
             _own_group(pid)
             answers.send(Started(pid, ProcessId.here(pid).start))
+            _import_tasks(later)
+            later = ()
     return None  # each task gets TERM, because this process ends
 
 
