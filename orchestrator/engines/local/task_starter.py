@@ -272,7 +272,7 @@ def _serve(launcher: int) -> Start | None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     requests: Receiver[Start] = Receiver(0, Start)
     answers = Sender(os.fdopen(1, "wb", buffering=0, closefd=False))
-    later = _LATER
+    later: Sequence[str] = _LATER
     while os.getppid() == launcher and not requests.ended:
         ready, _, _ = select.select([0, read], [], [], _PARENT_CHECK_S)
         if read in ready:
