@@ -221,7 +221,9 @@ class ShardDownloader:
             if window is not None:
                 streaming.add_done_callback(lambda _: feeds[0].abandon())
         try:
-            files = self._received(shard, outs, there, feeds, most=most if window is None else None)
+            # Of a window the limit holds, whatever the size of the file.
+            most = most if window is None or window.is_all else None
+            files = self._received(shard, outs, there, feeds, most=most)
         except BaseException as error:
             for feed in feeds:
                 feed.fail()

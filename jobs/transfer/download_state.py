@@ -182,7 +182,7 @@ class DownloadState:
 
         Raises ``SourceError`` if nobody reads any more.
         """
-        if self._window is None or self.partial.is_stored:
+        if self._window is None or self.partial.may_store(stop):
             return True
         done = min(self._arrivals.consumed(), self.hashing().hashed)
         if self.partial.memory is not None:

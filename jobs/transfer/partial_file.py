@@ -65,7 +65,7 @@ class PartialFile:
         self._window = None if window is not None and window.is_all else window
         self.memory: InMemory | None = None
         self._memory_fd = -1
-        self._disk_end = 0  # where the bytes end that are on disk, or are just being written
+        self._allowed = 0  # where the bytes end that may be on disk, or will be soon
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
         self._ranges = Ranges()
@@ -98,11 +98,6 @@ class PartialFile:
             raise self._failed
         view = memoryview(data)
         at = offset
-        with self._lock:
-            on_disk = offset + len(view)
-            if self.memory is not None:
-                on_disk = min(on_disk, max(offset, self.memory.start))
-            self._disk_end = max(self._disk_end, on_disk)
         with self._disk(f"writing {self.path}"):
             while view:
                 fd, place, most = self._place(at)
@@ -110,6 +105,7 @@ class PartialFile:
                 view, at = view[count:], at + count
         with self._lock:
             new = self._ranges.add(offset, at)
+            on_disk = at if self.memory is None else min(at, max(offset, self.memory.start))
             self._unsaved.add(offset, on_disk)
             self._unsaved_bytes += on_disk - offset
             due = self._unsaved_bytes >= _SAVE_BYTES or time.monotonic() - self._saved_at > _SAVE_S
@@ -144,6 +140,13 @@ class PartialFile:
         """Whether all bytes are on disk, once they have arrived."""
         return self._window is None and self.memory is None
 
+    def may_store(self, stop: int) -> bool:
+        """Whether bytes up to ``stop`` may be written at once, because they will be on disk."""
+        with self._lock:
+            if self.is_stored:
+                self._allowed = max(self._allowed, stop)
+            return self.is_stored
+
     def use_memory(self, size: int, on_use: Callable[[InMemory], None]) -> None:
         """Store bytes that have not arrived in ``size`` bytes of memory, not on disk.
 
@@ -159,7 +162,8 @@ class PartialFile:
                 os.close(fd)
                 return
             self._memory_fd = fd
-            memory = InMemory(self._disk_end, Window(size), path)
+            on_disk = max([self._allowed, *(stop for _, stop in self._ranges)])
+            memory = InMemory(on_disk, Window(size), path)
             on_use(memory)
             self.memory = memory
 
@@ -290,7 +294,7 @@ class PartialFile:
         self._is_new = self._has_sidecar = False
         with self._lock:
             self._ranges, self._durable, self.identity = Ranges(), Ranges(), None
-            self._disk_end = 0
+            self._allowed = 0
             self._close_memory()
 
     def finish(self, size: int) -> None:

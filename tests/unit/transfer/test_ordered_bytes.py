@@ -62,3 +62,23 @@ def test_bytes_in_memory_are_read_like_those_on_disk(tmp_path: Path) -> None:
     assert after.ranges == ((0, 3 * MIB),)  # what another attempt can use
     after.close()
     arrivals.close()
+
+
+def test_bytes_of_an_earlier_attempt_stay_on_disk_wherever_they_are(tmp_path: Path) -> None:
+    content = os.urandom(8 * MIB)
+    version = FileVersion(len(content), Validator(etag='"1"'), None)
+    for pieces in ([0, 5], [1]):
+        partial = PartialFile(tmp_path / "a", Window.of_all(len(content)))
+        partial.identify(version)
+        for piece in pieces:
+            partial.write(piece * MIB, content[piece * MIB : (piece + 1) * MIB])
+        if pieces == [1]:
+            assert partial.may_store(7 * MIB)  # a connection writes it while another one decides
+            partial.use_memory(MIB, lambda memory: None)
+            assert not partial.may_store(8 * MIB)
+            partial.write(6 * MIB, content[6 * MIB :])
+            for piece in (0, 1, 5, 6, 7):
+                found = memoryview(bytearray(MIB))
+                assert partial.read_into(found, piece * MIB) == MIB
+                assert found == content[piece * MIB : (piece + 1) * MIB], piece
+        partial.close()
