@@ -197,9 +197,9 @@ class DownloadState:
         if arrived < max(_SAMPLE, self.size // _SAMPLE_SHARE):
             return
         self._is_rated = True
-        if self.size * (time.monotonic() - self._began) <= arrived * _FAST_S:
+        is_fast = self.size * (time.monotonic() - self._began) <= arrived * _FAST_S
+        if is_fast and self.partial.use_memory(_IN_MEMORY, self._arrivals.use_memory):
             log.info("%s arrives fast, so what is left of it is extracted, not stored", self.name)
-            self.partial.use_memory(_IN_MEMORY, self._arrivals.use_memory)
 
     def _check_size(self, end: int) -> None:
         size = max(end, self.size or 0)

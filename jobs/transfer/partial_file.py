@@ -147,25 +147,27 @@ class PartialFile:
                 self._allowed = max(self._allowed, stop)
             return self.is_stored
 
-    def use_memory(self, size: int, on_use: Callable[[InMemory], None]) -> None:
+    def use_memory(self, size: int, on_use: Callable[[InMemory], None]) -> bool:
         """Store bytes that have not arrived in ``size`` bytes of memory, not on disk.
 
-        ``on_use`` is called before any of them is there. Does nothing where that is not possible.
+        ``on_use`` is called before any of them is there. False if that was done before, or is not
+        possible.
         """
         try:
             fd = os.memfd_create(self.out.name)
         except OSError:
-            return
+            return False
         path = f"/proc/{os.getpid()}/fd/{fd}"
         with self._lock:
             if self.memory is not None or not presence.exists(path):
                 os.close(fd)
-                return
+                return False
             self._memory_fd = fd
             on_disk = max([self._allowed, *(stop for _, stop in self._ranges)])
             memory = InMemory(on_disk, Window(size), path)
             on_use(memory)
             self.memory = memory
+        return True
 
     @property
     def prefix(self) -> int:
