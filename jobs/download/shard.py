@@ -117,7 +117,8 @@ class ShardDownloader:
             if shard.kind is ShardKind.TREE:
                 return self._tree(self._source, shard)
             return self._in_place(shard, streams=streams, extracts=extracts, repaired=repaired)
-        return self._fetched(shard, streams=streams, extracts=extracts, most=most, window=window)
+        once = partial(self._fetched_once, shard, streams=streams, extracts=extracts, most=most)
+        return self._fetched(shard, once, window)
 
     # Folders with a dataset ----------------------------------------------------------------
 
@@ -177,15 +178,8 @@ class ShardDownloader:
     # Remote files --------------------------------------------------------------------------
 
     def _fetched(
-        self,
-        shard: Shard,
-        *,
-        streams: bool,
-        extracts: bool,
-        most: int | None,
-        window: Window | None,
+        self, shard: Shard, once: Callable[..., Fetched], window: Window | None
     ) -> Fetched:
-        once = partial(self._fetched_once, shard, streams=streams, extracts=extracts, most=most)
         try:
             return once(window=window)
         except _NotComparedError as error:
@@ -261,7 +255,7 @@ class ShardDownloader:
         """
         reason = streaming.exception()
         if isinstance(reason, OrchestrateError) and (
-            (feed.may_store and reason.cause in _BY_CONTENT)
+            (feed.window is not None and feed.window.is_all and reason.cause in _BY_CONTENT)
             or reason.cause is Cause.CHANGED
             or (isinstance(reason, DamagedError) and not compared)
         ):

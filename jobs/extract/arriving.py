@@ -68,11 +68,6 @@ class Feed(Listener):
             self._put(Arrived(self._state.file, 1, ((0, size),), size, complete=True))
 
     @property
-    def may_store(self) -> bool:
-        """Whether there is space for all bytes, although perhaps not all of them are stored."""
-        return self.window is not None and self.window.is_all
-
-    @property
     def arrived(self) -> int:
         """How many bytes have arrived."""
         return _total(self._state.arrived)

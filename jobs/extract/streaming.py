@@ -271,6 +271,11 @@ class ShardStream:
         ):
             return reason  # storing it does not help
         fact = reason.message if isinstance(reason, ArchiveError) else reason
+        if self._order.window is not None and self._order.window.is_all:
+            return ArchiveError(  # nobody has to act: it is downloaded again, and stored
+                f"{quoted(self._shard.name)} cannot be extracted without being stored: {fact}",
+                cause=Cause.TOO_LARGE,
+            )
         return ArchiveError(
             f"{quoted(self._shard.name)} is larger than --temp-limit, so it is extracted without "
             f"being stored, but that is not possible: {fact}; run `resume --temp-limit "

@@ -291,6 +291,7 @@ def _serve(launcher: int) -> Start | None:
                 return start
             _own_group(pid)
             answers.send(Started(pid, ProcessId.here(pid).start))
+        if later and 0 in ready:
             _import_tasks(later)
             later = ()
     return None  # each task gets TERM, because this process ends
