@@ -20,6 +20,7 @@ from jobs.errors import (
     DigestError,
     OrchestrateError,
     SourceError,
+    TooLargeError,
     as_storage_error,
     from_os_error,
 )
@@ -54,7 +55,7 @@ class DamagedTwiceError(DamagedError):
 
 class _NotComparedError(Exception):
     """The extraction of an archive that is not stored ended for ``reason``: the transfer may have
-    damaged it (its digest was not compared), or it may be possible once it is stored."""
+    damaged it (its digest was not compared), or it is possible once it is stored."""
 
     def __init__(self, reason: OrchestrateError) -> None:
         super().__init__(reason.message)
@@ -226,6 +227,9 @@ class ShardDownloader:
                 if isinstance(error, AbandonedError):
                     self._progress.check()
                     self._check_stream(streaming, feeds[0], compared=False)
+            if window is not None and window.is_all and isinstance(error, TooLargeError):
+                self._progress.add(bytes=-feeds[0].arrived)
+                raise _NotComparedError(error) from error
             raise
         stored = window is None or (window.is_all and presence.is_file(outs[0]))
         fetched = Fetched(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.errors import Cause, DigestError, OrchestrateError, SourceError
+from jobs.errors import Cause, DigestError, SourceError, TooLargeError
 from jobs.formats import magic
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
@@ -237,10 +237,9 @@ class DownloadState:
         want = self.digest
         if want is not None and want.algorithm not in digests:
             if not self.partial.is_stored:
-                raise OrchestrateError(
+                raise TooLargeError(
                     f"{self.name}: its {want.algorithm} digest was announced too late to verify a "
-                    "file that is larger than --temp-limit; run `resume` with a larger one",
-                    cause=Cause.TOO_LARGE,
+                    "file that is larger than --temp-limit; run `resume` with a larger one"
                 )
             late = RunningHash(self.partial, want, self.size)
             digests = late.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import logging
@@ -481,3 +482,20 @@ def test_a_part_that_is_lost_later_has_its_archive_downloaded_again_by_the_same_
     assert folder.finished_ids() == {part.id for part in plan.parts()}
     after = {path: path.stat().st_mtime_ns for path in Staging(plan).data.iterdir()}
     assert sum(written[path] == after[path] for path in written) > len(LARGE) // 2
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_digest_that_comes_too_late_to_be_computed_is_compared_with_a_stored_archive(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    """An MD5 in every response but the first, when it was decided what is computed."""
+    content = tarred(LARGE)
+    folder, plan, archive = arriving(tmp_path, web, content)
+    md5 = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+    late = faults.Fault(None, headers={"Repr-Digest": f"md5=:{md5}:"})
+    web.fail("/a.tar", faults.fine(), late)
+    (result,) = run(folder, plan)
+    assert result.outcome is Outcome.OK, result
+    assert archive.read_bytes() == content
+    fetched = folder.load_fetched(plan.shards[0].id)
+    assert fetched is not None and fetched.verified
