@@ -1,4 +1,5 @@
-"""A download job on a real Slurm that extracts: killed, cancelled, cut, other bytes at the end.
+"""A download job on a real Slurm that extracts: killed, cancelled, cut, a full disk, other bytes at
+the end.
 
 As ``test_matrix_streams.py``, where each fault is injected more often, on one machine.
 """
@@ -8,7 +9,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -80,8 +84,20 @@ def _manifests(site: Site) -> int:
     return len(list(site.run_folder().manifests.glob("[!.]*.jsonl")))
 
 
-@pytest.mark.parametrize("ending", ["cancelled", "killed"])
-@pytest.mark.parametrize(
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 MB; needs root."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(path)]
+    made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"mount: {made.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+STREAMS = pytest.mark.parametrize(
     ("served", "rate"),
     [
         pytest.param(_shards, 400_000, id="shards under a limit"),
@@ -89,6 +105,10 @@ def _manifests(site: Site) -> int:
         pytest.param(_stored, 400_000, id="an archive"),
     ],
 )
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "killed"])
+@STREAMS
 def test_a_download_job_that_ends_in_the_middle_continues_with_the_parts_that_are_left(
     plain: Site,
     tmp_path: Path,
@@ -119,6 +139,37 @@ def test_a_download_job_that_ends_in_the_middle_continues_with_the_parts_that_ar
     assert published(dest) == source.tree
     asked = {request.path.strip("/") for request in web.asked("*.gz", method="GET")}
     assert asked == source.sizes.keys() - done
+
+
+@STREAMS
+def test_a_disk_that_fills_up_in_the_middle_is_reported_and_resume_continues_once_there_is_room(
+    plain: Site,
+    disk: Path,
+    web: FaultyServer,
+    served: Callable[[FaultyServer], Served],
+    rate: int,
+) -> None:
+    site, source, dest = plain, served(web), disk / "data"
+    web.fail("*.gz", faults.throttle(rate))
+    site.launch(dest, *source.words)
+    site.wait(lambda: _manifests(site) >= 2)
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while free := shutil.disk_usage(disk).free:
+            file.write(bytes(free))
+    ended = site.over()
+    assert ended["state"] == "incomplete"
+    errors = [each for each in ended["errors"] if each["stage"] == "download"]
+    assert {each["kind"] for each in errors} == {"disk_full"}
+    assert "free some space" in errors[0]["message"]
+    before = site.finished()
+    assert 2 <= _manifests(site) < PARTS
+    filler.unlink()
+    web.faults.clear()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert site.repeated(before) == 0
+    assert published(dest) == source.tree
 
 
 @pytest.mark.parametrize("served", [_shards, _window, _stored])
