@@ -162,7 +162,7 @@ class DamagedError(ArchiveError):
         elif again:
             step = "the next attempt (`resume`) downloads it again"
         else:
-            step = "a second download had the same content, so contact its publisher"
+            step = "a second download was damaged as well, so contact its publisher"
         if len(plan.shards) > 1 and not again:
             step += ", or launch without it (--exclude)"
         if len(shard.files) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from jobs.model import SourceKind, Stage
@@ -86,8 +86,8 @@ def line(state: RunState, now: datetime) -> str:
             texts.append(f"{stage.value} {count.rate.fraction:.0%}{speed}")
     if files := counts[Stage.EXTRACT].files:
         texts.append(units.plural(files, "file"))
-    if state.problems:
-        texts.append(units.plural(len(state.problems), "problem"))
+    if problems := _count(problem_groups(state)):
+        texts.append(units.plural(problems, "problem"))
     return " · ".join(texts)
 
 
@@ -304,13 +304,18 @@ def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
     groups = problem_groups(state)
     if not groups:
         return
-    yield look.paint(units.plural(len(state.problems), "problem"), "bold", "red")
+    yield look.paint(units.plural(_count(groups), "problem"), "bold", "red")
     causes = [group for group in groups if group.cause not in CONSEQUENCES] or groups
     for group in causes:
         yield from _failure(group, run, look)
-    follow = len(state.problems) - sum(len(group.problems) for group in causes)
+    follow = _count(groups) - _count(causes)
     if follow:
         yield f"    {follow} more {'follows' if follow == 1 else 'follow'} from that"
+
+
+def _count(groups: Iterable[ProblemGroup]) -> int:
+    """The number of problems."""
+    return sum(len(group.problems) for group in groups)
 
 
 def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str]:
@@ -370,5 +375,5 @@ def _ending(state: RunState, run: str, look: TerminalStyle, hint: str | None) ->
         again = f"{PROGRAM} status {run} --watch"  # on one line, for copying
         gap = " " if len(again) + 12 <= look.width else "\n  "
         yield look.paint(hint or f"status:{gap}{again}", "dim")
-    elif state.status not in (RunStatus.DONE, RunStatus.FAILED) and not state.problems:
+    elif state.status not in (RunStatus.DONE, RunStatus.FAILED) and not problem_groups(state):
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

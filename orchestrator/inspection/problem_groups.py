@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
-from orchestrator.inspection.state import OpenProblem, RunState
+from orchestrator.inspection.state import OpenProblem, RunState, RunStatus
 
 # Words for tasks that ended without success and have not failed.
 NOT_FAILED = {
@@ -56,12 +56,18 @@ _NEXT: dict[Cause, tuple[str, ...]] = {
 }
 
 _AT_A_VERSION = (SourceKind.LOCAL, SourceKind.STORE)
+_BY_CANCEL = (Cause.CANCELLED, Cause.DEPENDENCY)  # expected of tasks once a user runs `cancel`
 
 
 def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
-    """The problems of the run, grouped by stage and cause, with commands to run next."""
+    """The problems of the run, grouped by stage and cause, with commands to run next.
+
+    Not that tasks of a run were cancelled by `cancel`, which is no problem.
+    """
     groups: dict[tuple[Stage, Cause], list[OpenProblem]] = defaultdict(list)
     for open_problem in state.problems:
+        if state.status is RunStatus.CANCELLED and open_problem.problem.cause in _BY_CANCEL:
+            continue
         groups[(open_problem.stage, open_problem.problem.cause)].append(open_problem)
     order = list(Stage)
     found = []
