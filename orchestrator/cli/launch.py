@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -326,8 +325,10 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --doi 10.5281/zenodo.1234567 --dest /scratch/data
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
-    from orchestrator.cli import messages, settings
-    from orchestrator.engines.registry import prepared
+    from orchestrator import api
+    from orchestrator.cli import messages, request_from_options, settings
+    from orchestrator.cli.progress import progress
+    from orchestrator.engines.registry import AUTO, SLURM
 
     if values.pop("show_config"):
         found = settings.config(ctx)
@@ -336,17 +337,6 @@ def command(ctx: click.Context, /, **values: Any) -> int:
         else:
             click.echo(settings.show_config(found), nl=False)
         return 0
-    downloads = values["local_path"] is None
-    with nullcontext() if values["dry_run"] else prepared(values["engine"], downloads=downloads):
-        return _launch(ctx, values)
-
-
-def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
-    from orchestrator import api
-    from orchestrator.cli import messages, request_from_options
-    from orchestrator.cli.progress import progress
-    from orchestrator.engines.registry import AUTO, SLURM
-
     mode = options.OutputMode.take(values)
     _without_excluded(ctx, values)
     if mode.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:

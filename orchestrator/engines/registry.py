@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,19 +61,6 @@ def choose_engine(wanted: str) -> EngineChoice:
         "sbatch is not on PATH; run this on a login node of the cluster, or use "
         "--engine local to work on this machine"
     )
-
-
-def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
-    """If ``wanted`` leads to the local engine, the process that starts its tasks, started already.
-
-    A context manager, which ends it if no task was submitted. ``downloads``: whether tasks will
-    need the code of transfers, or that of local files.
-    """
-    if wanted == SLURM or not choose_engine(wanted).is_local:
-        return nullcontext()
-    from orchestrator.engines.local.task_starter import started_ahead
-
-    return started_ahead(["jobs.transfer.scheduler" if downloads else "jobs.sources.local"])
 
 
 def cluster_after(last: Cluster | None) -> Cluster | None:

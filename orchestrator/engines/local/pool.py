@@ -20,9 +20,9 @@ from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, cores
 from jobs.storage import presence
 from orchestrator.engines.base import Dependency, JobSpec
-from orchestrator.engines.local import process_records
+from orchestrator.engines.local import process_records, starter_process
 from orchestrator.engines.local.process_records import EngineFiles, JobId, ProcessRecord
-from orchestrator.engines.local.task_starter import TaskProcess, TaskStarter, take_starter
+from orchestrator.engines.local.task_starter import TaskProcess, TaskStarter
 
 if TYPE_CHECKING:
     from submitit.core.utils import JobPaths
@@ -98,7 +98,7 @@ class Pool:
         if self._starter is None or self._starter.ended:
             if self._starter is not None:
                 self._starter.close()
-            self._starter = take_starter()
+            self._starter = TaskStarter(starter_process.take())
         return self._starter
 
     def run(self, on_tick: Callable[[], None] | None, interval_s: float) -> None:

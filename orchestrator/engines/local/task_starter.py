@@ -5,7 +5,8 @@ from the launcher because a fork of a program with threads can deadlock, and the
 any program.
 
 The launcher has a ``TaskStarter``, which sends the process a ``Start`` for each task and receives
-``Answer``s, on standard input and output (``jobs.runtime.process``); ``main`` is the process.
+``Answer``s, on standard input and output (``jobs.runtime.process``); ``main`` is the process, which
+``starter_process`` starts.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from jobs.errors import Cause, EngineError
 from jobs.runtime.process import ProcessId, Receiver, Sender, end_with
+from orchestrator.engines.local import starter_process
 from orchestrator.engines.task_process import without_numpy
 
 _PARENT_CHECK_S = 1.0  # interval of checks that the launcher is alive
@@ -77,33 +79,16 @@ Answer = Started | NotStarted | Ended
 
 
 class TaskStarter:
-    """The process that starts tasks, as the launcher uses it; close it when all have ended.
+    """The process that starts tasks, as the launcher uses it; close it when all have ended."""
 
-    ``modules``: what it imports besides the code that all tasks need.
-    """
-
-    def __init__(self, modules: Sequence[str] = ()) -> None:
-        command = [sys.executable, "-u", "-m", "orchestrator.engines.local.task_starter"]
-        self._process = subprocess.Popen(
-            [*command, str(os.getpid()), *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,  # a line or two, if it fails
-            cwd="/",  # it is first on sys.path, so it must not be a folder with the user's code
-            start_new_session=True,
-            bufsize=0,
-        )
+    def __init__(self, process: starter_process.Process) -> None:
+        self._process = process
         stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
         assert stdin is not None and stdout is not None and stderr is not None
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._starts = Sender(stdin)
         self._answers: Receiver[Answer] = Receiver(stdout.fileno(), Answer)
         self._returncodes: dict[int, int] = {}
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process is running."""
-        return self._process.poll() is None
 
     @property
     def ended(self) -> bool:
@@ -169,19 +154,9 @@ class TaskStarter:
         self._stdin.close()
         try:
             self._process.wait(timeout=_END_S)
+            starter_process.close_pipes(self._process)
         except subprocess.TimeoutExpired:
-            self.kill()
-        self._close_pipes()
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._process.kill()
-        self._process.wait()
-        self._close_pipes()
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._stdin, self._stdout, self._stderr):
-            pipe.close()
+            starter_process.kill(self._process)
 
 
 class TaskProcess:
@@ -194,35 +169,6 @@ class TaskProcess:
     def poll(self) -> int | None:
         """See ``TaskStarter.returncode``."""
         return self._starter.returncode(self.id)
-
-
-_ahead: list[TaskStarter] = []  # started, and not used by a pool yet
-
-
-@contextmanager
-def started_ahead(modules: Sequence[str]) -> Iterator[None]:
-    """Start a ``TaskStarter`` now, for ``take_starter`` later; one that is not taken is ended.
-
-    It takes 0.15 s until it can start tasks, in which another core can make the plan.
-    """
-    starter = TaskStarter(modules)
-    _ahead.append(starter)
-    try:
-        yield
-    finally:
-        if starter in _ahead:
-            _ahead.remove(starter)
-            starter.kill()
-
-
-def take_starter() -> TaskStarter:
-    """A ``TaskStarter`` that was started ahead and is alive, or a new one."""
-    while _ahead:
-        starter = _ahead.pop()
-        if starter.alive:
-            return starter
-        starter.kill()
-    return TaskStarter()
 
 
 def main() -> None:

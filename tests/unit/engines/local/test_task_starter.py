@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, EngineError
-from orchestrator.engines.local.task_starter import TaskStarter, started_ahead, take_starter
+from orchestrator.engines.local import starter_process
+from orchestrator.engines.local.task_starter import TaskStarter
 
 
 def _children() -> set[str]:
@@ -21,11 +22,11 @@ def _children() -> set[str]:
 @pytest.mark.slow
 def test_a_starter_that_was_started_ahead_is_taken_once() -> None:
     before = _children()
-    with started_ahead([]):
+    with starter_process.started_ahead([]):
         (ahead,) = _children() - before
-        first = take_starter()
+        first = TaskStarter(starter_process.take())
         assert _children() - before == {ahead}
-        second = take_starter()
+        second = TaskStarter(starter_process.take())
         assert len(_children() - before) == 2
     assert ahead in _children()  # it belongs to whoever took it
     first.close()
@@ -35,18 +36,18 @@ def test_a_starter_that_was_started_ahead_is_taken_once() -> None:
 
 def test_a_starter_that_was_killed_meanwhile_is_replaced() -> None:
     before = _children()
-    with started_ahead([]):
+    with starter_process.started_ahead([]):
         (ahead,) = _children() - before
         os.kill(int(ahead), signal.SIGKILL)
         os.waitid(os.P_PID, int(ahead), os.WEXITED | os.WNOWAIT)
-        starter = take_starter()
-    assert starter.alive and ahead not in _children()
-    starter.close()
+        process = starter_process.take()
+    assert process.poll() is None and ahead not in _children()
+    TaskStarter(process).close()
 
 
 def test_a_starter_that_nobody_takes_is_ended() -> None:
     before = _children()
-    with started_ahead([]):
+    with starter_process.started_ahead([]):
         assert len(_children() - before) == 1
     assert _children() == before
 
@@ -63,7 +64,7 @@ def start(tmp_path: Path) -> Callable[[TaskStarter], object]:
 def test_the_last_line_of_a_starter_that_fails_is_in_the_error(
     start: Callable[[TaskStarter], object],
 ) -> None:
-    starter = TaskStarter(["jobs.no_such_module"])
+    starter = TaskStarter(starter_process.start(["jobs.no_such_module"]))
     with pytest.raises(EngineError, match=r"ModuleNotFoundError.*jobs\.no_such_module") as caught:
         start(starter)
     assert caught.value.cause is Cause.LAUNCH_FAILED
