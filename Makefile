@@ -78,7 +78,7 @@ clean: ## Remove the demo and the caches of tools
 
 # Installed again only when the metadata has changed. An environment whose Python is gone is created
 # again; if the available Python cannot create it, the message says how to get it.
-$(VENV)/.installed-%: setup.cfg setup.py pyproject.toml jobs/_speedups.c
+$(VENV)/.installed-%: setup.cfg setup.py pyproject.toml $(wildcard jobs/*.c)
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, install python3-venv" >&2; \
 		exit 1; }

@@ -1,12 +1,19 @@
-"""The one thing that setup.cfg cannot say: an optional extension, left out without a compiler."""
+"""The one thing that setup.cfg cannot say: optional extensions, left out without a compiler."""
 
 import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE = "jobs/_speedups.c"
-crc32 = zlib.crc32((Path(__file__).parent / SOURCE).read_bytes())
-macros = [("SOURCE_CRC32", f"{crc32}L")]
+SOURCES = ("jobs/_speedups.c", "jobs/_zip_entries.c")
 
-setup(ext_modules=[Extension("jobs._speedups", [SOURCE], define_macros=macros, optional=True)])
+
+def extension(source: str) -> Extension:
+    """The extension with that C file, which knows its checksum."""
+    crc32 = zlib.crc32((Path(__file__).parent / source).read_bytes())
+    name = source.removesuffix(".c").replace("/", ".")
+    macros = [("SOURCE_CRC32", f"{crc32}L")]
+    return Extension(name, [source], define_macros=macros, optional=True)
+
+
+setup(ext_modules=[extension(source) for source in SOURCES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -40,16 +41,17 @@ def pytest_configure() -> None:
 def pytest_sessionstart() -> None:
     """No test runs with an extension that was compiled from an older source."""
     gc.disable()  # until the tests are collected
-    try:
-        from jobs import _speedups
-    except ImportError:  # there was no compiler: the Python forms are tested
-        return
-    source = Path(__file__).resolve().parents[1] / "jobs" / "_speedups.c"
-    if getattr(_speedups, "SOURCE_CRC32", None) != zlib.crc32(source.read_bytes()):
-        raise pytest.UsageError(
-            "jobs/_speedups.c has changed since it was compiled; to compile it: "
-            "python -m pip install --editable '.[test]'"
-        )
+    for name in ("_speedups", "_zip_entries"):
+        try:
+            compiled = importlib.import_module(f"jobs.{name}")
+        except ImportError:  # there was no compiler: the Python forms are tested
+            continue
+        source = Path(__file__).resolve().parents[1] / "jobs" / f"{name}.c"
+        if getattr(compiled, "SOURCE_CRC32", None) != zlib.crc32(source.read_bytes()):
+            raise pytest.UsageError(
+                f"jobs/{name}.c has changed since it was compiled; to compile it: "
+                "python -m pip install --editable '.[test]'"
+            )
 
 
 def _has_memory() -> bool:

@@ -58,6 +58,10 @@ class Limits:
         """The most data bytes that the archive may contain."""
         return max(FLOOR, int(self.archive_bytes * self.max_expansion))
 
+    def allow(self, members: int, total: int) -> bool:
+        """Whether so many members, which claim ``total`` bytes, are within the limits."""
+        return members <= self.max_members and total <= self.most_bytes
+
     def check_members(self, members: int) -> None:
         if members > self.max_members:
             raise too_large(

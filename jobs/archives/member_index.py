@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 from msgspec import Struct, structs
 
@@ -14,6 +15,8 @@ from jobs.model import Cut, Fetched, Format, Options
 from jobs.storage.safe_paths import junk_kind
 
 _TOGETHER = 1024  # names that are hashed together, which is faster
+# In what a name is in before it is ``normalized``, if a NUL follows it.
+_NOT_NORMALIZED = (b"./", b"//", b"/\0", b".\0")
 _BUCKET = 250_000  # names compared at a time; bounds the memory
 
 
@@ -85,11 +88,21 @@ class NameHashes:
     def add(self, name: bytes, ordinal: int) -> None:
         self._names.append(name)
         self._ordinals.append(ordinal)
-        if len(self._names) == _TOGETHER:
+        if len(self._names) >= _TOGETHER:
+            self._hash()
+
+    def add_all(self, names: Sequence[bytes], first: int) -> None:
+        """Add members, the first of which has that ordinal, the next one the next."""
+        self._names += names
+        self._ordinals.extend(range(first, first + len(names)))
+        if len(self._names) >= _TOGETHER:
             self._hash()
 
     def _hash(self) -> None:
-        names = [normalized(name) for name in self._names]
+        names = self._names[:]
+        together = b"\0".join(names) + b"\0"
+        if any(part in together for part in _NOT_NORMALIZED):
+            names = [normalized(name) for name in names]
         self._names.clear()
         self._hashes[0].extend(map(hash, names))
         self._hashes[1].extend([hash(b"\0" + name) for name in names])

@@ -30,11 +30,12 @@ from jobs.archives.decompress import Blocks, Decompressor, inflated, stream_erro
 from jobs.archives.limits import Limits, memory_for
 from jobs.archives.member_index import normalized
 from jobs.archives.streams import Arriving, ConcatenatedFiles, RandomAccess, prefetched
-from jobs.archives.zip.directory import LOCAL_SIZE, Directory
+from jobs.archives.zip.directory import Directory
 from jobs.archives.zip.entry import (
     BZIP2,
     DEFLATE,
     DESCRIPTOR,
+    LOCAL_SIZE,
     LZMA,
     STORED,
     XZ,
@@ -43,6 +44,8 @@ from jobs.archives.zip.entry import (
     ZipEntryError,
     check_descriptor,
     check_local,
+    local_size,
+    mtime_of,
     unpacked,
 )
 from jobs.errors import ArchiveError, Cause, counted
@@ -110,10 +113,45 @@ class ZipArchive(Archive):
                     pass
 
     def _inflated(self, part: Part) -> Generator[Member, None, None]:
-        for ordinal in self._directory.part(part.index, part.count):
-            member = self._member(self._directory.entry(ordinal), ordinal)
-            member.superseded = self._directory.is_superseded(ordinal)
-            yield member
+        directory = self._directory
+        each = directory.part(part.index, part.count)
+        ordinal = each.start
+        while ordinal < each.stop:
+            some = self._ordinary(ordinal, each.stop)
+            first = next(some, None) or self._member(directory.entry(ordinal), ordinal)
+            for member in chain((first,), some):
+                member.superseded = directory.is_superseded(ordinal)
+                yield member
+                ordinal += 1
+
+    def _ordinary(self, ordinal: int, stop: int) -> Iterator[Member]:
+        """Ordinary files from ``ordinal`` on, as far as they are in one block; others one by one.
+
+        To read them at once takes 3.5 µs for each less, and inflating 2 kB takes 5 µs.
+        """
+        offset = self._directory.offset(ordinal)
+        size = self._directory.limit(ordinal) - offset
+        if size > self._ahead:
+            return
+        at, window = self._window_with(size, offset)
+        block = memoryview(window)
+        for file in self._directory.files(ordinal, stop, window, at, _SMALL):
+            name, mode, dos_time, time, method, start, stored, size, crc32 = file
+            data = block[start : start + stored]
+            content = _inflated(data, size) if method == DEFLATE else data
+            if content is None or len(content) != size or isal_zlib.crc32(content) != crc32:
+                break  # ``_member`` reports it
+            yield Member(
+                name,
+                MemberKind.FILE,
+                size,
+                mode,
+                mtime_of(time, dos_time),
+                ordinal,
+                chunks=(content,) if size else (),
+                data=content,
+            )
+            ordinal += 1
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         for ordinal in range(len(self._directory)):
@@ -158,7 +196,7 @@ class ZipArchive(Archive):
         guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
         want = guess + entry.stored + _DESCRIPTOR
         data = self._read(min(want, limit - entry.offset), entry.offset)
-        start = _local_size(data)
+        start = local_size(data)
         end = start + entry.stored
         if start + entry.stored > len(data):
             data = self._read(end + _DESCRIPTOR, entry.offset)
@@ -179,11 +217,16 @@ class ZipArchive(Archive):
 
     def _read(self, size: int, offset: int) -> memoryview:
         """``size`` bytes from ``offset``; fewer only at the end of the archive."""
+        at, window = self._window_with(size, offset)
+        return memoryview(window)[offset - at : offset - at + size]
+
+    def _window_with(self, size: int, offset: int) -> tuple[int, bytes]:
+        """A block with these bytes, after its own offset."""
         at, window = self._window
         if not at <= offset <= offset + size <= at + len(window):
             at, window = offset, self._chain.read_exactly(max(size, self._ahead), offset)
             self._window = (at, window)
-        return memoryview(window)[offset - at : offset - at + size]
+        return at, window
 
     def _streamed(self, entry: ZipEntry, start: int, limit: int) -> Iterator[memoryview]:
         crc = total = 0
@@ -247,13 +290,6 @@ def _check_whole(entry: ZipEntry, size: int, crc32: int) -> None:
         raise ZipEntryError("its checksum (CRC-32) is wrong")
 
 
-def _local_size(data: memoryview) -> int:
-    if len(data) < LOCAL_SIZE:
-        raise ZipEntryError("its local header is missing")
-    name_size, extra_size = struct.unpack_from("<2H", data, 26)
-    return LOCAL_SIZE + int(name_size) + int(extra_size)
-
-
 # Decompression ------------------------------------------------------------------------------------
 
 
@@ -265,21 +301,29 @@ def inflate_at_once(entry: ZipEntry, data: memoryview) -> memoryview:
     if entry.method == STORED:
         return data
     if entry.method == DEFLATE:
-        # libdeflate needs the size and enforces it; 20 % faster than ISA-L, 35 % than zlib-ng.
-        import deflate
-
         if not entry.size:  # libdeflate treats 0 as unknown
             return memoryview(b"".join(inflate_blocks(entry, iter((bytes(data),)))))
-        try:
-            return memoryview(deflate.deflate_decompress(data, entry.size))
-        except deflate.DeflateError as error:
-            raise ZipEntryError("its content is damaged, or longer than it claims") from error
+        found = _inflated(data, entry.size)
+        if found is None:
+            raise ZipEntryError("its content is damaged, or longer than it claims")
+        return found
     content = bytearray()
     for block in inflate_blocks(entry, iter((bytes(data),))):
         content += block
         if len(content) > entry.size:
             raise ZipEntryError(f"it claims {entry.size} bytes, but has more")
     return memoryview(content)
+
+
+def _inflated(data: memoryview, size: int) -> memoryview | None:
+    """The content of ``size`` bytes of a deflate stream, or less; None if it is damaged or more."""
+    # libdeflate needs the size and enforces it; 20 % faster than ISA-L, 35 % than zlib-ng.
+    from deflate import DeflateError, deflate_decompress
+
+    try:
+        return memoryview(deflate_decompress(data, size))
+    except DeflateError:
+        return None
 
 
 def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:

@@ -10,16 +10,26 @@ import threading
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import le
 
 from jobs.archives.base import MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import NameHashes, TopFolder
 from jobs.archives.streams import RandomAccess
-from jobs.archives.zip.entry import ENTRY_SIZE, NameEncoding, ZipEntry, ZipEntryError, parse_entry
+from jobs.archives.zip.entry import (
+    ENTRY_SIZE,
+    LOCAL_SIZE,
+    NameEncoding,
+    ZipEntry,
+    ZipEntryError,
+    parse_entry,
+    record_size,
+)
+from jobs.archives.zip.ordinary import OrdinaryFile, find_files, scan_records
 from jobs.errors import ArchiveError
 from jobs.model import Cut, Options, Span
 from jobs.storage.safe_paths import SampleEnds
@@ -27,7 +37,6 @@ from jobs.storage.safe_paths import SampleEnds
 _EOCD = struct.Struct("<4s4H2LH")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
-_LENGTHS = struct.Struct("<3H")
 _USUAL = 256  # bytes of a record, at most, that are read at once
 _COMMENT = 0xFFFF  # bytes, at most
 _PADDING = b"\0 \t\r\n"  # after the end record, as tapes and web servers add it
@@ -35,7 +44,6 @@ _WINDOW = 1 << 20  # bytes of the directory in memory
 _COUNTS = 1 << 16  # without zip64 a count is stored modulo this
 _WRAPS = 1 << 32  # without zip64 an offset is stored modulo this
 _GAP = 1 << 17  # bytes; more than a local extra field and a descriptor together
-LOCAL_SIZE = 30  # bytes of a local header, without its name
 
 
 @dataclass(frozen=True)
@@ -140,11 +148,29 @@ class Directory:
         entry.offset = self._offsets[index]
         return entry
 
+    def offset(self, ordinal: int) -> int:
+        """The offset of that entry's local header."""
+        return self._offsets[self._order[ordinal]]
+
     def limit(self, ordinal: int) -> int:
         """The offset of whatever follows that entry."""
         if ordinal + 1 < len(self):
             return self._offsets[self._order[ordinal + 1]]
         return self.start
+
+    def files(
+        self, ordinal: int, stop: int, block: bytes, place: int, most: int
+    ) -> list[OrdinaryFile]:
+        """Ordinary files from ``ordinal`` on, before ``stop``; see ``find_files``.
+
+        None of a zip whose local headers are in another order than the directory.
+        """
+        if not isinstance(self._order, range):
+            return []
+        window, start = self._window_with(self._positions[ordinal], ENTRY_SIZE)
+        # With what follows each of them, which of the last entry is no other one.
+        offsets = memoryview(self._offsets)[ordinal : stop + 1]
+        return find_files(window, start, block, place, offsets, most)
 
     def is_superseded(self, ordinal: int) -> bool:
         """Whether a later entry of the directory has the same name."""
@@ -173,23 +199,13 @@ class Directory:
         self._top = TopFolder(self._options)
         self._name_encodings = Counter[NameEncoding]()
         names = NameHashes()
-        end = 0
-        for index, entry in enumerate(self._entries()):
-            offset = entry.offset
-            if self._end.wrapped:
-                offset = self._following(end, end + (offset - end) % _WRAPS)
-            end = offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored
-            self._offsets.append(offset)
-            self._ends.append(end)
-            if entry.name_encoding is not NameEncoding.SURELY:  # the hash of an enum is slow
-                self._name_encodings[entry.name_encoding] += 1
-            self.data_bytes += entry.size
-            self._limits.check_claim(self.data_bytes, entry.name)
-            self._top.add(entry.name, entry.kind or MemberKind.FILE)
-            if entry.kind is not MemberKind.FOLDER:
-                names.add(entry.name, index)
+        position: int | None = self._end.start
+        while position is not None and position < self._end.start + self._end.size:
+            following = self._add_ordinary(position, names)
+            position = following or self._add_next(position, names)
+        self._check_count()
         if self._end.wrapped:
-            self._following(end, self.start)
+            self._following(self._ends[-1] if self._ends else 0, self.start)
         chosen = self._options.zip_encoding != Options().zip_encoding
         if (
             chosen
@@ -213,21 +229,59 @@ class Directory:
             )
         return offset
 
-    def _entries(self) -> Iterator[ZipEntry]:
-        position, end = self._end.start, self._end.start + self._end.size
-        while position < end:
-            try:
-                entry, following = self._entry_at(position)
-            except ArchiveError:
-                if self._bytes(position, 4) == b"PK\x05\x05":
-                    break  # a digital signature may follow the entries; nothing else
-                raise
-            if following > end:
-                raise damaged(self._archive, "its directory is truncated", offset=position)
-            self._positions.append(position)
-            self._limits.check_members(len(self._positions))
-            position = following
-            yield entry
+    def _add_ordinary(self, position: int, names: NameHashes) -> int | None:
+        """Add entries from that position on, as long as nothing is to be decided.
+
+        Returns the position of the next one; None if none was added.
+        """
+        if self._end.wrapped:
+            return None
+        window, start = self._window_with(position, ENTRY_SIZE)
+        found, places, offsets, ends, data_bytes, following = scan_records(
+            window, start, position - start
+        )
+        data_bytes += self.data_bytes
+        members = len(self._positions) + len(found)
+        if not found or not self._limits.allow(members, data_bytes):
+            return None
+        names.add_all(found, len(self._positions))
+        if not self._top.final:
+            for name in found:
+                self._top.add(name, MemberKind.FILE)
+        self._positions.frombytes(places)
+        self._offsets.frombytes(offsets)
+        self._ends.frombytes(ends)
+        self.data_bytes = data_bytes
+        return position - start + following
+
+    def _add_next(self, position: int, names: NameHashes) -> int | None:
+        """Add the entry at that position; the position of the next one, None at the end."""
+        try:
+            entry, following = self._entry_at(position)
+        except ArchiveError:
+            if self._bytes(position, 4) == b"PK\x05\x05":
+                return None  # a digital signature may follow the entries; nothing else
+            raise
+        if following > self._end.start + self._end.size:
+            raise damaged(self._archive, "its directory is truncated", offset=position)
+        index, offset = len(self._positions), entry.offset
+        self._limits.check_members(index + 1)
+        if self._end.wrapped:
+            end = self._ends[-1] if self._ends else 0
+            offset = self._following(end, end + (offset - end) % _WRAPS)
+        self._positions.append(position)
+        self._offsets.append(offset)
+        self._ends.append(offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored)
+        if entry.name_encoding is not NameEncoding.SURELY:  # the hash of an enum is slow
+            self._name_encodings[entry.name_encoding] += 1
+        self.data_bytes += entry.size
+        self._limits.check_claim(self.data_bytes, entry.name)
+        self._top.add(entry.name, entry.kind or MemberKind.FILE)
+        if entry.kind is not MemberKind.FOLDER:
+            names.add(entry.name, index)
+        return following
+
+    def _check_count(self) -> None:
         found, stated = len(self._positions), self._end.entries
         if found != stated and (self._end.zip64 or found % _COUNTS != stated):
             raise damaged(
@@ -241,7 +295,7 @@ class Directory:
             record = self._bytes(position, _USUAL)
             size = ENTRY_SIZE
             if len(record) >= ENTRY_SIZE:
-                size += sum(_LENGTHS.unpack_from(record, 28))
+                size = record_size(record)
             if size > _USUAL:
                 record = self._bytes(position, size)
             entry = parse_entry(record, self._chain.starts, self._options.zip_encoding, self._utf8)
@@ -252,7 +306,12 @@ class Directory:
         return entry, position + size
 
     def _bytes(self, position: int, size: int) -> bytes:
-        """Bytes of the directory, read a window at a time."""
+        """Bytes of the directory; fewer only at its end."""
+        window, start = self._window_with(position, size)
+        return window[start : start + size]
+
+    def _window_with(self, position: int, size: int) -> tuple[bytes, int]:
+        """A window of the directory with these bytes, and where they begin in it."""
         with self._moving:
             start = position - self._window_at
             if start < 0 or start + size > len(self._window):
@@ -261,12 +320,15 @@ class Directory:
                     max(min(_WINDOW, most), min(size, most)), position
                 )
                 self._window_at, start = position, 0
-            return self._window[start : start + size]
+            return self._window, start
 
     def _ordered(self) -> Sequence[int]:
         """Indexes in the order of local headers; raises if two entries overlap."""
         offsets, ends = self._offsets, self._ends
         order: Sequence[int] = range(len(offsets))
+        follow_each_other = all(map(le, ends, islice(offsets, 1, None)))
+        if follow_each_other and (not ends or ends[-1] <= self.start):
+            return order  # as in nearly all zips
         if any(one > after for one, after in pairwise(offsets)):  # sorting takes 80 bytes for each
             order = array("Q", sorted(order, key=offsets.__getitem__))
         free = 0

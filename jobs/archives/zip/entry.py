@@ -15,6 +15,7 @@ from msgspec import Struct
 from jobs.archives.base import MemberKind
 
 ENTRY_SIZE = 46  # bytes of a record in the directory, without name, extra field and comment
+LOCAL_SIZE = 30  # bytes of a local header, without its name and extra field
 STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ = 0, 8, 12, 14, 93, 95
 _METHODS = frozenset((STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ))
 _OF_7Z = {1: "shrink", 6: "implode", 9: "deflate64", 98: "PPMd"}  # methods that 7z supports
@@ -24,6 +25,7 @@ _LINK_BYTES = 4096  # PATH_MAX
 
 _RECORD = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_LENGTHS = struct.Struct("<3H")  # of name, extra field and comment
 _ENCRYPTED = 0x2041  # bits 0, 6 and 13 of the flags
 _UTF8 = 0x0800
 DESCRIPTOR = 0x0008  # sizes and CRC follow the content
@@ -73,10 +75,20 @@ class ZipEntry(Struct):
     @property
     def mtime(self) -> float:
         """Seconds since the epoch; DOS times are local times, as in all zip tools."""
-        data = _field(self.extra, 0x5455)
-        if data is not None and len(data) >= 5 and data[0] & 1:
-            return float(struct.unpack_from("<l", data, 1)[0])
-        return _seconds(*self.dos_time)
+        return mtime_of(timestamp(self.extra), self.dos_time)
+
+
+def mtime_of(time: int | None, dos_time: tuple[int, int]) -> float:
+    """The modification time of an entry with that ``timestamp``."""
+    return _seconds(*dos_time) if time is None else float(time)
+
+
+def timestamp(extra: bytes) -> int | None:
+    """The modification time in the extra field, in seconds since the epoch."""
+    data = _field(extra, 0x5455)
+    if data is None or len(data) < 5 or not data[0] & 1:
+        return None
+    return int(struct.unpack_from("<l", data, 1)[0])
 
 
 @lru_cache(maxsize=256)
@@ -87,6 +99,12 @@ def _seconds(date: int, clock: int) -> float:
         return time.mktime((year, month, day, hour, minute, second, 0, 0, -1))
     except (ValueError, OverflowError):
         return 0.0
+
+
+def record_size(record: bytes | memoryview) -> int:
+    """The bytes of a record of the directory, of which ``record`` has the first ``ENTRY_SIZE``."""
+    lengths: tuple[int, int, int] = _LENGTHS.unpack_from(record, 28)
+    return ENTRY_SIZE + sum(lengths)
 
 
 def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> ZipEntry:
@@ -265,6 +283,14 @@ def _kind(name: bytes, attributes: int, host: int, size: int) -> MemberKind | No
     if type_bits in (0, stat.S_IFREG) or host not in _UNIX:
         return MemberKind.FILE
     return None
+
+
+def local_size(data: memoryview) -> int:
+    """The bytes of a local header, which begins ``data``; ``ZipEntryError`` if it is cut."""
+    if len(data) < LOCAL_SIZE:
+        raise ZipEntryError("its local header is missing")
+    name_size, extra_size = struct.unpack_from("<2H", data, 26)
+    return LOCAL_SIZE + int(name_size) + int(extra_size)
 
 
 def check_local(entry: ZipEntry, header: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -43,6 +44,37 @@ def test_a_zip64_that_was_streamed_is_read(tmp_path: Path) -> None:
                 file.write(BYTES)
     assert {size for size, _ in digests(path).values()} == {len(BYTES)}
     assert len(digests(path, parts=2)) == 2
+
+
+def test_ordinary_files_and_others_are_read_in_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    rng = random.Random(11)
+    with zipfile.ZipFile(path, "w") as out:
+        for number in range(4_000):
+            name = f"{number}/" if number % 301 == 0 else f"{number}{rng.choice(['', 'é'])}"
+            info = zipfile.ZipInfo(name, (2024, 2, 3, 4, 5, 2 * rng.randrange(30)))
+            info.compress_type = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+            info.external_attr = rng.choice([0o644, 0o755, 0o600]) << 16
+            size = 0 if info.is_dir() else rng.choice([0, 3, 700, 300_000 * (number % 307 == 0)])
+            with out.open(info, "w", force_zip64=number % 11 == 0) as file:
+                file.write(BYTES[:9] * (size // 9))
+    with zipfile.ZipFile(path) as archive:
+        there = [
+            (info.filename.encode(), info.external_attr >> 16, _time_of(info), archive.read(info))
+            for info in archive.infolist()
+        ]
+    reader, _, _ = opened(path)
+    for parts in (1, 7):
+        members = [
+            (member.name, member.mode, member.mtime, b"".join(member.chunks), member.ordinal)
+            for index in range(parts)
+            for member in reader.members(Part("s0", index, parts))
+        ]
+        assert members == [(*entry, ordinal) for ordinal, entry in enumerate(there)]
+
+
+def _time_of(info: zipfile.ZipInfo) -> float:
+    return time.mktime((*info.date_time, 0, 0, -1))
 
 
 def test_entries_with_long_names_and_comments_are_read_and_replaced(tmp_path: Path) -> None:
