@@ -151,7 +151,8 @@ static PyObject *
 ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
 {
     const unsigned char *header = data + *at;
-    Py_ssize_t start = *at;
+    const Py_ssize_t first = *at;
+    Py_ssize_t start = first;
     PyObject *mtime = NULL, *member = NULL;
     unsigned char name[256];
     if (header[156] == 'x') {
@@ -178,8 +179,8 @@ ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
             if (mtime == NULL)
                 mtime = PyLong_FromLongLong(seconds);
             if (mtime != NULL)
-                member = Py_BuildValue("(y#nLiO)", (char *)name, (Py_ssize_t)name_length, content,
-                                       (long long)size, (int)(mode & 0777), mtime);
+                member = Py_BuildValue("(y#nnLiO)", (char *)name, (Py_ssize_t)name_length, first,
+                                       content, (long long)size, (int)(mode & 0777), mtime);
             *at = content + padded(size);
         }
     }

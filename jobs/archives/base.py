@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -46,6 +46,7 @@ class Member(Struct):
     # referenced, but a reference keeps its complete block of 1 MiB in memory.
     chunks: Iterable[memoryview] = ()
     data: memoryview | None = None  # the content in one piece, if the reader has it like that
+    start: int = 0  # in a tar: the offset of its first header, in bytes of the inflated archive
     mtime_ns: int | None = None  # if the source has a higher resolution than ``mtime``
     superseded: bool = False  # a later member has this name: count this one, but do not write it
     stands_for: int = 1  # members of the archive that this one is made of
@@ -107,6 +108,14 @@ class Archive:
         only padding after the end). Raises ``ArchiveError`` with member and offset.
         """
         raise NotImplementedError
+
+    def batches(self, part: Part) -> Iterator[Sequence[Member]]:
+        """As ``members``, but several at a time where the reader has them like that.
+
+        Where a batch has several, all are files with their ``data`` and without a ``target``.
+        """
+        for member in self.members(part):
+            yield (member,)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """The last member, except folders, whose safe path is ``name``, with its content.

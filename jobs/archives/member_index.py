@@ -38,6 +38,7 @@ class TopFolder:
         self._records = layout.records.encode()
         self._prefix: bytes | None = None
         self._found = False
+        self.decided_by = b""  # the name of the member that has changed the answer last
 
     @property
     def settled(self) -> bool:
@@ -58,6 +59,14 @@ class TopFolder:
         except UnicodeDecodeError:
             return None  # JSON cannot contain such a name; its files keep the folder
 
+    def add_all(self, members: Sequence[Member]) -> None:
+        """Add several members."""
+        prefix = self._prefix
+        for member in members if self._wanted else ():
+            # Those below the folder that was found change nothing, and are most.
+            if not (self._found and prefix and member.name.startswith(prefix)):
+                self.add(member.name, member.kind)
+
     def add(self, name: bytes, kind: MemberKind) -> None:
         """Add one member."""
         if not self._wanted:
@@ -71,10 +80,13 @@ class TopFolder:
                 self._prefix = first + b"/"
             if first + b"/" != self._prefix or not (slash or kind is MemberKind.FOLDER):
                 self._wanted = False
+                self.decided_by = name
                 return
         if not self._found:
             rest = normalized(name[len(self._prefix) :])
-            self._found = rest.startswith(self._below) or rest in (self._images, self._records)
+            if rest.startswith(self._below) or rest in (self._images, self._records):
+                self._found = True
+                self.decided_by = name
 
 
 class NameHashes:
@@ -113,7 +125,9 @@ class NameHashes:
         buckets = min(16, 1 + len(self._ordinals) // _BUCKET)
         found: list[int] = []
         for bucket in range(buckets):
-            own = [one for one in self._hashes[0] if one % buckets == bucket]
+            own: Sequence[int] = self._hashes[0]
+            if buckets > 1:
+                own = [one for one in own if one % buckets == bucket]
             if len(set(own)) == len(own):
                 continue
             last: dict[tuple[int, int], int] = {}
@@ -153,15 +167,15 @@ class MemberIndex:
         self.members = 0
         self.links = 0  # symbolic
 
-    def add(self, member: Member) -> None:
-        """Add the next member."""
-        if member.kind is not MemberKind.FOLDER:
-            self._names.add(member.name, self.members)
-        if not self.top_folder.final:
-            self.top_folder.add(member.name, member.kind)
-        self.members += 1
-        self.links += member.kind is MemberKind.LINK
-        self._data_bytes += member.size
+    def add(self, batch: Sequence[Member]) -> None:
+        """Add the next members: one, or several files."""
+        kind = batch[0].kind
+        if kind is not MemberKind.FOLDER:
+            self._names.add_all([member.name for member in batch], self.members)
+        self.top_folder.add_all(batch)
+        self.members += len(batch)
+        self.links += kind is MemberKind.LINK
+        self._data_bytes += sum([member.size for member in batch])
 
     def result(
         self, format: Format, cuts: tuple[Cut, ...], plain: str | None = None, plain_start: int = 0

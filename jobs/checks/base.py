@@ -36,8 +36,11 @@ _POINTERS = {
     ANNEX_POINTER: "a git-annex pointer: the content of the source was not fetched",
 }
 _POINTER_STARTS = tuple(_POINTERS)
+_BEFORE_TAGS = b"\xef\xbb\xbf \t\r\n"  # a byte order mark and white space
+# The first bytes of pointers and of texts with tags; most other files have a different one.
+_TEXT_FIRST = frozenset(_BEFORE_TAGS + b"<" + bytes(start[0] for start in _POINTERS))
 # Content that is never accepted in a file that a record names, whatever its ending.
-_NEVER = (*_POINTERS.values(), _HTML, "an XML text", "text", "zero bytes only")
+_NEVER = frozenset({*_POINTERS.values(), _HTML, "an XML text", "text", "zero bytes only"})
 
 
 class Check(Protocol):
@@ -87,24 +90,29 @@ def settled(finding: str | None, *, named: bool) -> str | None:
     return None if is_warning(plain) or is_no_image(finding) else WARNING + plain
 
 
+def no_image(suffix: str, head: bytes) -> str | None:
+    """What ``ImageCheck`` finds in a file with that ending that is no image."""
+    kind = foreign(head)
+    required = suffix in BY_EXTENSION
+    if suffix and not required and kind not in _NEVER:
+        return None
+    # Of a pointer data are missing, whether or not a record names the file.
+    prefix = "" if required or kind in _POINTERS.values() else IF_NAMED
+    return f"{prefix}{NO_IMAGE}{kind}"
+
+
 def foreign(head: bytes) -> str:
-    """A description of content that is not an image."""
-    if head.startswith(_POINTER_STARTS):
-        return next(kind for start, kind in _POINTERS.items() if head.startswith(start))
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(b"<"):
-        start = start.lower()
-        if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-            return _HTML
-        if start.startswith(b"<?xml"):
-            return "an XML text"
+    """A description of content that is not an image, by its first ``HEAD`` bytes, at least one."""
+    if head[0] in _TEXT_FIRST and (kind := _pointer_or_tags(head)):
+        return kind
     signature, kind = _NOT_IMAGES.get(head[:2], (b"", ""))
     if kind and head.startswith(signature):
         return kind
-    if head[4:8] == b"ftyp":
+    box = head[4:8]
+    if box == b"ftyp":
         names = sorted(brand.decode("ascii", "replace").strip("\0 ") for brand in brands(head))
         return f"a video or another ISO media file ({', '.join(filter(None, names))})"
-    if head[4:8] in _MOVIES:
+    if box in _MOVIES:
         return "a QuickTime video"
     if not any(head):
         return "zero bytes only" if len(head) < HEAD else "zeros at its start"
@@ -113,10 +121,19 @@ def foreign(head: bytes) -> str:
     return "of an unknown format"
 
 
+def _pointer_or_tags(head: bytes) -> str | None:
+    if head.startswith(_POINTER_STARTS):
+        return next(kind for start, kind in _POINTERS.items() if head.startswith(start))
+    start = head.lstrip(_BEFORE_TAGS).lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return _HTML
+    return "an XML text" if start.startswith(b"<?xml") else None
+
+
 def _opens_tag(head: bytes) -> bool:
     """Whether a text, in UTF-8 or UTF-16, begins with ``<``."""
     utf16 = head.startswith((b"\xff\xfe<\0", b"\xfe\xff\0<"))
-    return utf16 or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    return utf16 or head.lstrip(_BEFORE_TAGS).startswith(b"<")
 
 
 class ImageCheck:
@@ -163,14 +180,10 @@ class ImageCheck:
             if self.content in self._formats:
                 self._check = self._formats[self.content]()
             return
-        kind = foreign(head)
-        if self._extension == "svg" and kind != _HTML and _opens_tag(head):
+        if self._extension == "svg" and _opens_tag(head) and foreign(head) != _HTML:
             self.content = "SVG"
             return
-        if kind in _POINTERS.values():
-            self._required = True  # data are missing, whether or not a record names the file
-        if self._required or not self._extension or kind in _NEVER:
-            self._finding = NO_IMAGE + kind
+        self._finding = no_image(self._extension, head)
 
     def finish(self) -> str | None:
         if not self._decided:
@@ -179,6 +192,8 @@ class ImageCheck:
             self._decide(self._head)
             if self._check is not None:
                 self._check.feed(memoryview(self._head))
+        if self.content is None:
+            return self._finding
         finding = self._check.finish() if self._check is not None else None
         if finding is None or (finding.startswith(WARNING) and self._finding):
             finding = self._finding

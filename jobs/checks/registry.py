@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from jobs.checks.base import Check, ImageCheck
+from jobs.checks.base import Check, ImageCheck, no_image
 from jobs.checks.boxes import Boxes
 from jobs.checks.decode import Decode
 from jobs.checks.jpeg import Jpeg
 from jobs.checks.other_images import Bmp, Gif, Tiff, WebP
 from jobs.checks.png import Png
-from jobs.formats.pictures import BY_EXTENSION, extension
+from jobs.formats.pictures import BY_EXTENSION, HEAD, content_of, extension
 from jobs.model import Verify
 
 # The pixels of HEIF and AVIF images may be in the ``meta`` box instead (ISO/IEC 23008-12).
@@ -45,3 +45,19 @@ def check_for(name: str, verify: Verify) -> Check | None:
         return None
     check = ImageCheck(name, FORMATS)
     return Decode(check) if verify is Verify.DECODE else check
+
+
+def finding_in(data: memoryview, name: str, verify: Verify) -> str | None:
+    """What is wrong with the complete content of the member with that path; None if nothing is.
+
+    The same as if the check that ``check_for`` returns gets the content; raises likewise.
+    """
+    if verify is Verify.STRUCTURE and data:
+        head, suffix = bytes(data[:HEAD]), extension(name)
+        if content_of(head) is None and suffix != "svg":
+            return no_image(suffix, head)  # most files that are no images, in half the time
+    check = check_for(name, verify)
+    if check is None:
+        return None
+    check.feed(data)
+    return check.finish()

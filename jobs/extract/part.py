@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -165,32 +165,57 @@ class _Pass:
 
     def _read(self, source: OpenArchive) -> None:
         """Extract every member of the source's part."""
-        names, check = source.names, self._progress.check
         pending: list[Pending] = []
         resolver = self._resolver(source)
-        for member in source.archive.members(source.part):
-            check()
-            self._members += member.stands_for if source.nested is None else 0
-            path = names.inner(member.name, folder=member.kind is MemberKind.FOLDER)
-            if path is None:
+        for batch in source.archive.batches(source.part):
+            self._progress.check()
+            if len(batch) > 1 and self._put_all(source, batch):
                 continue
-            if member.superseded or (source.nested is None and member.ordinal in self._replaced):
-                self._superseded += 1
-                continue
-            member.stripped = member.stripped or names.stripped(member.name)
-            path = names.below(source.below, path)
-            if member.kind is MemberKind.FILE:
-                self._file(source, path, member)
-            elif member.kind is MemberKind.FOLDER:
-                self._writer.folder(names.placed(path), member.mode)
-            else:
-                place = names.placed(path)
-                pending.append(pending_of(member, path, place, self._options, archive=source.label))
+            for member in batch:
+                link = self._take(source, member)
+                if link is not None:
+                    pending.append(link)
                 if len(pending) >= MOST_PENDING:
                     self._resolve(source, resolver, pending)
                     pending = []
         self._writer.put_batch(source)
         self._resolve(source, resolver, pending)
+
+    def _put_all(self, source: OpenArchive, batch: Sequence[Member]) -> bool:
+        """Write files as ``_take`` does, but together; False: one of them needs more than that."""
+        own = source.nested is None
+        if self._options.nested or any(member.superseded for member in batch):
+            return False
+        paths = source.names.of_ordinary([member.name for member in batch], source.below)
+        claimed = 0 if own and self._is_tree else sum([member.size for member in batch])
+        if paths is None or self._claimed + claimed > self._most_bytes:
+            return False
+        self._claimed += claimed
+        self._members += sum([member.stands_for for member in batch]) if own else 0
+        self._writer.put_all(source, paths, batch)
+        return True
+
+    def _take(self, source: OpenArchive, member: Member) -> Pending | None:
+        """Write one member, or leave it out; returns a link, which is written later."""
+        names = source.names
+        self._progress.check()
+        self._members += member.stands_for if source.nested is None else 0
+        path = names.inner(member.name, folder=member.kind is MemberKind.FOLDER)
+        if path is None:
+            return None
+        if member.superseded or (source.nested is None and member.ordinal in self._replaced):
+            self._superseded += 1
+            return None
+        member.stripped = member.stripped or names.stripped(member.name)
+        path = names.below(source.below, path)
+        if member.kind is MemberKind.FILE:
+            self._file(source, path, member)
+            return None
+        place = names.placed(path)
+        if member.kind is MemberKind.FOLDER:
+            self._writer.folder(place, member.mode)
+            return None
+        return pending_of(member, path, place, self._options, archive=source.label)
 
     def _resolver(self, source: OpenArchive) -> Resolver:
         names = source.names

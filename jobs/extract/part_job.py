@@ -79,6 +79,9 @@ class OpenArchive:
         self, content: CheckedContent, ordinal: int, offset: int | None = None, stripped: str = ""
     ) -> Entry:
         """The manifest's line for its member with that ordinal, at ``offset`` of a container."""
-        if self.nested is None:
-            return content.entry(ordinal, offset=offset, stripped=stripped)
-        return content.entry(self.nested, Inner(self.path, ordinal), offset=offset)
+        ordinal, inner = self.origin(ordinal)
+        return content.entry(ordinal, inner, offset=offset, stripped=stripped)
+
+    def origin(self, ordinal: int) -> tuple[int, Inner | None]:
+        """The fields ``ordinal`` and ``inner`` of that entry."""
+        return (ordinal, None) if self.nested is None else (self.nested, Inner(self.path, ordinal))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from msgspec import structs
 
 from jobs.archives.base import Member, damaged
-from jobs.extract.content import CheckedContent
+from jobs.extract.content import CheckedContent, Whole, reading, whole_entries
 from jobs.extract.part_job import OpenArchive, PartJob
 from jobs.extract.paths import DuplicatePaths, PathFilter
-from jobs.extract.targets import Whole, target_for
+from jobs.extract.targets import target_for
 from jobs.model import Entry, PartSummary
 from jobs.storage.latency import WriteBehind
 from jobs.storage.manifest import ManifestWriter
@@ -59,24 +60,56 @@ class PartWriter:
         """Write a file to ``path``, or add it to the batch."""
         if self._seen.add(path):
             self.settle(source)  # two writers must never write to one file
-        content = CheckedContent(path, self._options, self._progress)
-        data = _read_whole(member, content)
+        data = self._read_whole(path, member)
         if data is None:
             self.put_batch(source)
-            keeps_relative_paths = source.names.keeps_relative_paths
-            offset = self._target.put(
-                path, member, content, keeps_relative_paths=keeps_relative_paths
-            )
-            _check_size(source, member, content)
-            entry = source.entry(content, member.ordinal, offset, member.stripped)
-            self._note(content.size, entry)
+            self._stream(source, path, member)
             return
-        content.take(data)
-        _check_size(source, member, content)
-        self._batch.append((path, member, content, data))
-        self._batch_bytes += content.size
+        self._add(source, [(path, member, data)])
+
+    def put_all(
+        self, source: OpenArchive, paths: Sequence[bytes], members: Sequence[Member]
+    ) -> None:
+        """As ``put``, of files that each have their ``data``."""
+        if not self._seen.add_all(paths):
+            for path, member in zip(paths, members, strict=True):
+                self.put(source, path, member)
+            return
+        files = [
+            (path, member, member.data)
+            for path, member in zip(paths, members, strict=True)
+            if member.data is not None
+        ]
+        for at in range(0, len(files), _TOGETHER):
+            self._add(source, files[at : at + _TOGETHER])
+
+    def _add(self, source: OpenArchive, files: Sequence[Whole]) -> None:
+        """Add files to the batch, which is written once it is large enough."""
+        for _, member, data in files:
+            _check_size(source, member, len(data))
+            self._batch_bytes += len(data)
+        self._batch += files
         if len(self._batch) >= _TOGETHER or self._batch_bytes >= _WHOLE:
             self.put_batch(source)
+
+    def _read_whole(self, path: bytes, member: Member) -> memoryview | None:
+        """The content of a small member in one piece; None if it is large, a link, or has holes."""
+        if member.target:
+            return None
+        if member.data is not None or member.size > _WHOLE:
+            return member.data
+        member.chunks = chunks = list(reading(member.chunks, path, self._progress))
+        if len(chunks) > 1:
+            return None
+        return chunks[0] if chunks else memoryview(b"")
+
+    def _stream(self, source: OpenArchive, path: bytes, member: Member) -> None:
+        """Write a file whose content is in several pieces."""
+        content = CheckedContent(path, self._options, self._progress)
+        keeps_relative_paths = source.names.keeps_relative_paths
+        offset = self._target.put(path, member, content, keeps_relative_paths=keeps_relative_paths)
+        _check_size(source, member, content.size)
+        self._note(content.size, source.entry(content, member.ordinal, offset, member.stripped))
 
     def put_batch(self, source: OpenArchive) -> None:
         """Write the files of the batch, which are all of ``source``."""
@@ -85,10 +118,7 @@ class PartWriter:
         files, self._batch = self._batch, []
         size, self._batch_bytes = self._batch_bytes, 0
         offsets = self._target.put_whole(files)
-        entries = (
-            source.entry(content, member.ordinal, offset, member.stripped)
-            for (_, member, content, _), offset in zip(files, offsets, strict=True)
-        )
+        entries = whole_entries(files, offsets, source.origin, self._options)
         self._progress.add(bytes=size)
         self._note(size, *entries)
 
@@ -153,19 +183,7 @@ class PartWriter:
         return manifest.finish(summary)
 
 
-def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:
-    """The content of a small member in one piece; None if it is large, a link, or has holes."""
-    if member.target:
-        return None
-    if member.data is not None or member.size > _WHOLE:
-        return member.data
-    member.chunks = chunks = list(content.reading(member.chunks))
-    if len(chunks) > 1:
-        return None
-    return chunks[0] if chunks else memoryview(b"")
-
-
-def _check_size(source: OpenArchive, member: Member, content: CheckedContent) -> None:
-    if content.size != member.size:
-        fact = f"has {content.size} of {member.size} bytes"
+def _check_size(source: OpenArchive, member: Member, size: int) -> None:
+    if size != member.size:
+        fact = f"has {size} of {member.size} bytes"
         raise damaged(source.label, fact, member=member.name)

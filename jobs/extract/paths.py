@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from jobs.errors import UnsafeMemberError, counted
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
 from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import (
+    are_ordinary,
     as_bytes,
     as_text,
     is_folder_itself,
@@ -82,6 +83,19 @@ class MemberPaths:
                 member=text_of(name)[0],
             )
         return path
+
+    def of_ordinary(self, names: Sequence[bytes], below: bytes) -> Sequence[bytes] | None:
+        """Where files with these names go below the data folder, if all are ordinary: none is left
+        out, stripped of folders or the records file. None: each has to be mapped by itself.
+        """
+        top = self._top
+        if self._strip or self._per_shard or below or not are_ordinary(names):
+            return None
+        if top:
+            if not all(name.startswith(top) for name in names):
+                return None
+            names = [name[len(top) :] for name in names]
+        return None if self._records in names else names
 
     def stripped(self, name: bytes) -> str:
         """The folders that ``--strip-components`` removes from a member's name; mostly none."""
@@ -166,6 +180,22 @@ class PathFilter:
         self._bits[byte] |= bit
         return False
 
+    def add_all(self, paths: Sequence[bytes]) -> bool:
+        """Add several paths, unless one of them may be a duplicate; returns whether it did."""
+        keys, bits = _keys_of(paths), self._bits
+        room = _FEW - len(self._few)
+        places = [((key & _BITS - 1) >> 3, 1 << (key & 7)) for key in keys[room:]]
+        if (
+            len(set(keys)) < len(keys)
+            or not self._few.isdisjoint(keys)
+            or any(bits[byte] & bit for byte, bit in places)
+        ):
+            return False
+        self._few.update(keys[:room])
+        for byte, bit in places:
+            bits[byte] |= bit
+        return True
+
     def close(self) -> None:
         """Free the memory; ``suspects`` stay."""
         self._bits.close()
@@ -175,6 +205,13 @@ def key_of(path: bytes) -> int:
     """A number that is equal for paths that are equal on a case-insensitive file system."""
     folded = path.lower() if path.isascii() else _folded(path)
     return hash(folded)
+
+
+def _keys_of(paths: Sequence[bytes]) -> list[int]:
+    """``key_of`` each path; a few calls for all of them where they are ASCII."""
+    joined = b"\n".join(paths)
+    lower = joined.lower().split(b"\n") if joined.isascii() else []
+    return [*map(hash, lower)] if len(lower) == len(paths) else [*map(key_of, paths)]
 
 
 def _folded(path: bytes) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.archives.base import Member
 from jobs.errors import RunFolderError, counted
-from jobs.extract.content import CheckedContent
+from jobs.extract.content import CheckedContent, Whole
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
 from jobs.outputs.files import (
     is_hole,
@@ -32,8 +32,6 @@ from jobs.storage.staging import Staging
 log = logging.getLogger(__name__)
 
 _BUFFER = 1 << 20  # bytes that are written at once
-# A file whose content is in one piece: its path below the data folder, and its member.
-Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
 
 class PartTarget:
@@ -51,7 +49,7 @@ class PartTarget:
         raise NotImplementedError
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
-        """As ``put``, for files without links, whose content was taken."""
+        """As ``put``, for files that are no links; their content is checked elsewhere."""
         raise NotImplementedError
 
     def folder(self, path: bytes, mode: int) -> None:
@@ -121,8 +119,8 @@ class FileTree(PartTarget):
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
         paths, small = [], []
-        for path, member, _, data in files:
-            place = self._folders.place(path)
+        places = self._folders.places([path for path, _, _ in files])
+        for place, (path, member, data) in zip(places, files, strict=True):
             if self._copies and is_hole(data):
                 self._write(path, place, member, (data,))
                 continue
@@ -263,7 +261,7 @@ class PackedPart(PartTarget):
         return self._append(content.through(member.chunks))
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
-        return [self._append((data,)) for _, _, _, data in files]
+        return [self._append((data,)) for _, _, data in files]
 
     def _append(self, chunks: Iterable[memoryview]) -> int:
         try:

@@ -27,8 +27,9 @@ _DECIMAL = re.compile(rb"-?\d{1,18}(\.\d*)?")
 _MOST = 1 << 62  # bytes; no file system supports more
 
 Buffer = bytes | bytearray | memoryview
-# Name, offset of the content in the block, size in bytes, permission bits, mtime in seconds.
-OrdinaryFile = tuple[bytes, int, int, int, float]
+# Name, offsets of its first header and of its content in the block, size in bytes, permission bits,
+# mtime in seconds.
+OrdinaryFile = tuple[bytes, int, int, int, int, float]
 
 _NEUTRAL = frozenset((b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
 
@@ -163,6 +164,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[OrdinaryFile]:
     view = memoryview(block)
     at, length = start, len(view)
     while length - at >= BLOCK:
+        first = at
         mtime: float | None = None
         raw = bytes(view[at : at + BLOCK])
         try:
@@ -183,7 +185,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[OrdinaryFile]:
         if at > length or not header.name or header.name.endswith(b"/") or header.mtime < 0:
             break
         seconds = int(header.mtime) if mtime is None else mtime
-        found.append((header.name, content, header.size, header.mode, seconds))
+        found.append((header.name, first, content, header.size, header.mode, seconds))
     return found
 
 

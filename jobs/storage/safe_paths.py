@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jobs.errors import ArchiveError, Cause, UnsafeMemberError, from_os_error
 
@@ -27,7 +27,11 @@ _RENAME = (
 _SHOWN = 200  # characters of a name in a message, at most
 
 _PLAIN = re.compile(rb"(?:[A-Za-z0-9_-]+[./])*[A-Za-z0-9_-]+")  # safe, in its shortest form
-_PERHAPS_JUNK = re.compile(rb"__macosx|thumbs|desktop\.ini|zone\.identifier", re.I)
+_IN_JUNK = (b"__macosx", b"thumbs", b"desktop.ini", b"zone.identifier")
+_PERHAPS_JUNK = re.compile(b"|".join(map(re.escape, _IN_JUNK)), re.I)
+# Of names on lines: what separates the parts of plain ones, and the lines, becomes "/", and what is
+# in none of them "!".
+_SHAPE = re.sub(rb"[^A-Za-z0-9_/-]", b"!", re.sub(rb"[.\n]", b"/", bytes(range(256))))
 _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
@@ -53,6 +57,23 @@ def is_ordinary(name: bytes) -> bool:
         len(name) <= MAX_COMPONENT
         and _PLAIN.fullmatch(name) is not None
         and _PERHAPS_JUNK.search(name) is None
+    )
+
+
+def are_ordinary(names: Sequence[bytes]) -> bool:
+    """Whether ``is_ordinary`` is true of each name, of which there is at least one.
+
+    A few calls for all of them: a tenth of the time.
+    """
+    lines = b"\n".join(names)
+    shape = b"/%b/" % lines.translate(_SHAPE)
+    lower = lines.lower()
+    return (
+        b"!" not in shape
+        and b"//" not in shape
+        and lines.count(b"\n") < len(names)
+        and max(map(len, names)) <= MAX_COMPONENT
+        and not any(part in lower for part in _IN_JUNK)
     )
 
 
@@ -214,6 +235,14 @@ class Folders:
         if folder not in self._known:
             self.make(folder)
         return self._root + b"/" + path
+
+    def places(self, paths: Sequence[bytes]) -> list[bytes]:
+        """``place`` of each path."""
+        for folder in {path[: max(path.rfind(b"/"), 0)]: None for path in paths}:
+            if folder not in self._known:
+                self.make(folder)
+        root = self._root + b"/"
+        return [root + path for path in paths]
 
     def make(self, folder: bytes) -> None:
         """Create the folder with that safe path; ``ArchiveError`` if it is something else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 
@@ -49,9 +49,15 @@ class TarArchive(Archive):
                 yield member.name, member.kind
 
     def members(self, part: Part) -> Iterator[Member]:
-        if part.count == 1:
-            return self._all_members()
-        return self._part(part)
+        for batch in self.batches(part):
+            yield from batch
+
+    def batches(self, part: Part) -> Iterator[Sequence[Member]]:
+        for batch in self._whole() if part.count == 1 else self._part(part):
+            if self._superseded:
+                for member in batch:
+                    member.superseded = member.ordinal in self._superseded
+            yield batch
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         hops: list[int] = []  # ordinals of hard links on the way
@@ -87,29 +93,29 @@ class TarArchive(Archive):
         member.chunks = chunks()
         return member
 
-    def _all_members(self) -> Iterator[Member]:
+    def _whole(self) -> Iterator[Sequence[Member]]:
+        """The batches of the only part."""
         seen = TopFolder(self._options)
         with ExitStack() as stack:
             reader = self._stored_reader(Cut(0, 0), stack) or self._open(None, stack)
-            for member in reader.members():
-                seen.add(member.name, member.kind)
+            for batch in reader.batches():
+                seen.add_all(batch)
                 if not self._final and self._known is not None and seen.top != self._known[0]:
-                    self._check_top(seen, member)
-                member.superseded = member.ordinal in self._superseded
-                yield member
+                    self._check_top(seen)
+                yield batch
 
-    def _check_top(self, seen: TopFolder, member: Member) -> None:
+    def _check_top(self, seen: TopFolder) -> None:
         if not seen.settled:
             return
         # Once members are in several folders, no later one can change that.
         self._final = seen.top is None
         self._known = (seen.top,)
         raise TopChanged(
-            f"{self._archive}: member {quoted(member.name)} changes the top folder; the part "
+            f"{self._archive}: member {quoted(seen.decided_by)} changes the top folder; the part "
             "must be read again"
         )
 
-    def _part(self, part: Part) -> Iterator[Member]:
+    def _part(self, part: Part) -> Iterator[Sequence[Member]]:
         cuts = self._fetched.cuts
         if len(cuts) != part.count + 1:
             raise ArchiveError(
@@ -123,9 +129,7 @@ class TarArchive(Archive):
         with ExitStack() as stack:
             reader = self._stored_reader(start, stack) or self._open(start, stack)
             # The last part reads to the archive's end and verifies it.
-            for member in reader.members(stop=None if last else end.offset):
-                member.superseded = member.ordinal in self._superseded
-                yield member
+            yield from reader.batches(stop=None if last else end.offset)
             inflates = self._fetched.format is not Format.TAR and not self._in_plain(start.offset)
             if not last and inflates:
                 self._store_reader(end, reader, stack.pop_all())
@@ -220,7 +224,7 @@ class TarArchive(Archive):
         """The index of the members, for one part."""
         table = MemberIndex(self._options)
         with self._reader(headers_only=True) as reader:
-            for member in reader.members():
-                table.add(member)
+            for batch in reader.batches():
+                table.add(batch)
             last = Cut(reader.header_offset, table.members, reader.globals)
         return table.result(self._fetched.format, (Cut(0, 0), last))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
@@ -57,8 +57,8 @@ class _Extra:
 class TarReader:
     """Reads members from ``cursor``, which is at a header; ``cut``: the state at that position.
 
-    For each yielded member, ``header_offset`` is the offset of its first header. ``length``: bytes
-    of the complete tar, if it is not compressed; ``headers_only``: yield members without content.
+    ``header_offset``: at the end, where the end mark begins. ``length``: bytes of the complete tar,
+    if it is not compressed; ``headers_only``: yield members without content.
     """
 
     def __init__(
@@ -94,6 +94,11 @@ class TarReader:
         }
 
     def members(self, *, stop: int | None = None) -> Iterator[Member]:
+        """As ``batches``, one at a time."""
+        for batch in self.batches(stop=stop):
+            yield from batch
+
+    def batches(self, *, stop: int | None = None) -> Iterator[Sequence[Member]]:
         """The members up to the one whose header is at ``stop``; None: to the archive's end.
 
         Content that was not read is skipped. Concatenated tars, which ``tar -i`` reads, are one
@@ -115,8 +120,9 @@ class TarReader:
                     if stop is not None:
                         self._fail("the archive ends before its member table does")
                     return
-                self._count(member.size)
-                yield member
+                member.start = self.header_offset
+                self._count((member,))
+                yield (member,)
                 cursor.skip_to(end)
         except ShortError as error:
             self._fail(f"the archive ends {error.missing} bytes too early")
@@ -127,31 +133,50 @@ class TarReader:
                 raise with_member(error, self._name) from error
             raise
 
-    def _ordinary(self, stop: int | None) -> Iterator[Member]:
+    def _ordinary(self, stop: int | None) -> Iterator[Sequence[Member]]:
         """The members that ``scan_tar`` finds in the current block, up to ``stop``."""
         if self._globals:
             return
         block, begin = self._cursor.held()
-        self.header_offset = self._cursor.offset
-        start = self.header_offset - begin
-        for name, at, size, mode, mtime in scan_tar(block, begin):
-            if self.header_offset == stop:
-                return
-            self._name = name
-            self._count(size)
+        base = self._cursor.offset - begin
+        end = base + begin
+        members = []
+        for ordinal, found in enumerate(scan_tar(block, begin), self._ordinal):
+            name, first, at, size, mode, mtime = found
+            if base + first == stop:
+                break
             data = block[at : at + size]
             chunks = () if self.headers_only or not size else (data,)
-            yield Member(
-                name, MemberKind.FILE, size, mode, mtime, self._ordinal - 1, b"", chunks, data
+            members.append(
+                Member(
+                    name,
+                    MemberKind.FILE,
+                    size,
+                    mode,
+                    mtime,
+                    ordinal,
+                    b"",
+                    chunks,
+                    data,
+                    base + first,
+                )
             )
-            self.header_offset = start + at + padded(size)
-            self._cursor.skip_to(self.header_offset)
+            end = base + at + padded(size)
+        if not members:
+            return
+        allowed = self._limits.allow(self._ordinal + len(members), self.total + _size_of(members))
+        # Beyond a limit one at a time, so that the error names the first one that exceeds it.
+        for batch in [members] if allowed else zip(members):
+            self._name = batch[-1].name
+            self._count(batch)
+            yield batch
+        self._cursor.skip_to(end)
 
-    def _count(self, size: int) -> None:
-        """Count the current member, and check the limits."""
-        self._ordinal += 1
-        self.total += size
-        if self._ordinal > self._limits.max_members or self.total > self._limits.most_bytes:
+    def _count(self, members: Sequence[Member]) -> None:
+        """Count the next members, and check the limits."""
+        self._ordinal += len(members)
+        self.total += _size_of(members)
+        if not self._limits.allow(self._ordinal, self.total):
             self._limits.check_members(self._ordinal)
             self._limits.check_claim(self.total, self._name or b"")
 
@@ -350,6 +375,10 @@ class TarReader:
         if not self.headers_only:
             member.chunks = self._guarded(sparse.expand(pieces, size, cursor.chunks))
         return member, end
+
+
+def _size_of(members: Sequence[Member]) -> int:
+    return sum([member.size for member in members])
 
 
 class Head(NamedTuple):

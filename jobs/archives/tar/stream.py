@@ -8,8 +8,9 @@ and by which later attempts recognize finished parts.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jobs.archives.base import ArchiveStream, Member, TopChanged, label_of
@@ -82,12 +83,13 @@ class TarStream(ArchiveStream):
             self._limits,
             length=shard.size if format is Format.TAR else None,
         )
-        self._members = self._reader.members()
-        self._next_member: Member | None = None  # read, but of the next part
+        self._batches = self._reader.batches()
+        self._next_batch: Sequence[Member] = ()  # read, but of the next part
 
         self._cuts: list[Cut] = []  # where each part begins, as far as it was read
         self._crc32 = ""  # of all decompressed bytes before the last cut
-        self._names: deque[bytes] = deque(maxlen=SampleEnds.MOST + 1)  # of the last members
+        # Of the last members before the next batch.
+        self._names: deque[bytes] = deque(maxlen=SampleEnds.MOST)
         self._uncut = 0  # an offset before which the current part does not end
 
     @property
@@ -112,22 +114,29 @@ class TarStream(ArchiveStream):
     # Parts ---------------------------------------------------------------------------------
 
     def members(self, part: Part) -> Iterator[Member]:
-        """The members of the next part, which must be ``part``; see ``Archive.members``.
+        """As ``batches``, one at a time."""
+        for batch in self.batches(part):
+            yield from batch
+
+    def batches(self, part: Part) -> Iterator[Sequence[Member]]:
+        """The members of the next part, which must be ``part``; see ``Archive.batches``.
 
         Raises ``TopChanged`` if the common top folder turns out to be a different one; then ``top``
         is correct, and all parts have to be read again.
         """
         self._begin(part)
-        while (member := self._take()) is not None:
-            if self._begins_next(part):
-                self._next_member = member
+        while batch := self._take():
+            own = self._count_before_next(part, batch)
+            self._next_batch = batch[own:]
+            if own:
+                yield batch[:own]
+            if self._next_batch:
                 break
-            yield member
         self._end()
 
     def skip_content(self, part: Part) -> None:
         """Read the rest of a part without its content."""
-        for _ in self.members(part):
+        for _ in self.batches(part):
             pass
 
     def skip(self, part: Part, span: Span) -> None:
@@ -136,9 +145,12 @@ class TarStream(ArchiveStream):
         if self._cuts[-1] != span.start or span.crc32 is None:
             raise Contradiction
         last = part.index == part.count - 1
-        while (member := self._take()) is not None:
-            if not last and self._reader.header_offset >= span.end.offset:
-                self._next_member = member
+        while batch := self._take():
+            starts = [member.start for member in batch]
+            own = len(batch) if last else bisect_left(starts, span.end.offset)
+            self._names.extend([member.name for member in batch[:own]])
+            self._next_batch = batch[own:]
+            if self._next_batch:
                 break
         self._end()
         if self.span(part) != span:
@@ -165,24 +177,23 @@ class TarStream(ArchiveStream):
             raise ValueError(f"part {part.index} is read out of order")
         del self._cuts[part.index + 1 :]
 
-    def _take(self) -> Member | None:
-        """The next member; None at the end, which is verified."""
-        member, self._next_member = self._next_member, None
-        if member is not None:
-            return member
+    def _take(self) -> Sequence[Member]:
+        """The next members; none at the end, which is verified."""
+        batch, self._next_batch = self._next_batch, ()
+        if batch:
+            return batch
         try:
-            member = next(self._members, None)
+            batch = next(self._batches, ())
         except Exception as error:
             self.broken = error
             raise
-        if member is not None:
-            self._table.add(member)
-            self._names.append(member.name)
+        if batch:
+            self._table.add(batch)
             if not self._top_is_final:
-                self._check_top(member)
-        return member
+                self._check_top()
+        return batch
 
-    def _check_top(self, member: Member) -> None:
+    def _check_top(self) -> None:
         seen = self._table.top_folder
         if not seen.settled:
             return
@@ -191,16 +202,27 @@ class TarStream(ArchiveStream):
             return
         self._top = seen.top
         self.broken = TopChanged(
-            f"{self._archive}: member {quoted(member.name)} changes the top folder; "
+            f"{self._archive}: member {quoted(seen.decided_by)} changes the top folder; "
             "the archive must be read again"
         )
         raise self.broken
 
-    def _begins_next(self, part: Part) -> bool:
-        """Whether the member just read is the first one of the next part: beyond ``part``'s share,
-        and not between the files of a sample."""
-        offset = self._reader.header_offset
-        if offset < self._uncut or part.index == part.count - 1:
+    def _count_before_next(self, part: Part, batch: Sequence[Member]) -> int:
+        """How many of the next members are before the next part."""
+        own = 0
+        while part.index < part.count - 1 and own < len(batch) and batch[-1].start >= self._uncut:
+            if self._begins_next(part, batch[own]):
+                return own
+            self._names.append(batch[own].name)
+            own += 1
+        self._names.extend([member.name for member in batch[own:]])
+        return len(batch)
+
+    def _begins_next(self, part: Part, member: Member) -> bool:
+        """Whether the next member is the first one of the next part: beyond ``part``'s share, and
+        not between the files of a sample."""
+        offset = member.start
+        if offset < self._uncut:
             return False
         share = (part.index + 1) * self._source.size  # times the count, so that it is an integer
         if self._blocks.taken(offset) * part.count < share:
@@ -209,16 +231,19 @@ class TarStream(ArchiveStream):
                 self._uncut = block.end  # the same answer for all members of the block
             return False
         ends = SampleEnds()  # only here, because it would cost time for every member
-        return [ends.before(name) for name in self._names][-1]
+        return [ends.before(name) for name in (*self._names, member.name)][-1]
 
     def _end(self) -> None:
         """Store where a part ends: before the next member, or at the archive's end."""
-        reader, member = self._reader, self._next_member
-        ordinal = self._table.members if member is None else member.ordinal
-        self._cuts.append(Cut(reader.header_offset, ordinal, reader.globals))
-        at_end = member is None
-        crc = self._blocks.total_crc32 if at_end else self._blocks.crc32(reader.header_offset)
-        self._crc32 = f"{crc:08x}"
+        if self._next_batch:
+            first = self._next_batch[0]
+            offset, ordinal = first.start, first.ordinal
+            crc32 = self._blocks.crc32(offset)
+        else:
+            offset, ordinal = self._reader.header_offset, self._table.members
+            crc32 = self._blocks.total_crc32
+        self._cuts.append(Cut(offset, ordinal, self._reader.globals))
+        self._crc32 = f"{crc32:08x}"
 
     # The rest ------------------------------------------------------------------------------
 

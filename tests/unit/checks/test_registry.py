@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.checks.base import is_no_image, is_warning, settled
-from jobs.checks.registry import check_for, is_image_name
+from jobs.checks.registry import check_for, finding_in, is_image_name
 from jobs.formats.pictures import content_of
 from jobs.model import Verify
 from tests.support.builders.contents import chunk, png
@@ -49,7 +49,7 @@ JPEG_LS = bytes.fromhex(
 
 def found(name: str, data: bytes, verify: Verify = Verify.STRUCTURE) -> str | None:
     """The finding, which is the same however the bytes arrive."""
-    findings = set()
+    findings = {finding_in(memoryview(data), name, verify)}
     for pieces in chunkings(data):
         check = check_for(name, verify)
         assert check is not None

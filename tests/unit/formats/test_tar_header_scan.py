@@ -46,17 +46,18 @@ def test_every_ordinary_file_is_found_with_its_place_mode_and_time(scan: Scan, f
     data, _ = made(format)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         there = [
-            (info.name.encode(), info.offset_data, info.size, info.mode, info.mtime) for info in tar
+            (info.name.encode(), info.offset, info.offset_data, info.size, info.mode, info.mtime)
+            for info in tar
         ]
     assert scan(data, 0) == there
 
 
 def test_a_file_whose_padding_is_not_in_the_block_is_not_found(scan: Scan) -> None:
     data, infos = made(tarfile.GNU_FORMAT, members=2)
-    end = scan(data, 0)[1]
-    whole = end[1] + (end[2] + 511 & -512)
+    _, _, content, size, _, _ = scan(data, 0)[1]
+    whole = content + (size + 511 & -512)
     assert len(scan(data[:whole], 0)) == len(infos)
-    if whole > end[1]:
+    if whole > content:
         assert len(scan(data[: whole - 1], 0)) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from jobs.storage.safe_paths import (
     MAX_DEPTH,
     MAX_PATH,
     Folders,
+    are_ordinary,
     is_folder_itself,
+    is_ordinary,
     junk_kind,
     quoted,
     safe_path,
@@ -187,3 +190,29 @@ def test_forgetting_folders_does_no_harm(tmp_path: Path, monkeypatch: pytest.Mon
         for number in range(9):
             folders.place(b"%d/y/x" % number)
     assert len(list(tmp_path.glob("*/y"))) == 9
+
+
+def test_names_are_ordinary_together_if_each_is() -> None:
+    odd = (
+        b"", b".", b"..", b"a..b", b"a.", b".a", b"/a", b"a/", b"a//b", b"a/./b", b"a\nb", b"a b",
+        b"\xe9", b"a!", b"Thumbs.db", b"x/__MacOSX", b"a_Zone.Identifier", b"a" * 300,
+    )  # fmt: skip
+    ordinary = (b"a", b"a.b", b"a/b-c.d_e", b"A" * MAX_COMPONENT, b"0/1/2.3.4")
+    assert all(map(is_ordinary, ordinary)) and not any(map(is_ordinary, odd))
+    assert are_ordinary(ordinary)
+    rng = random.Random(1)
+    for name in odd:
+        assert not are_ordinary([name])
+        assert not are_ordinary(rng.sample((*ordinary, name), 6))
+
+
+def test_places_of_several_files_are_those_of_each(tmp_path: Path) -> None:
+    paths = [b"a", b"b/c", b"b/d", b"e/f/g"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    together.mkdir()
+    alone.mkdir()
+    places = Folders(together, archive="a.tar").places(paths)
+    assert places == [bytes(together) + b"/" + path for path in paths]
+    one = Folders(alone, archive="a.tar")
+    assert [one.place(path) for path in paths] == [bytes(alone) + b"/" + path for path in paths]
+    assert sorted(path.name for path in together.rglob("*")) == ["b", "e", "f"]
