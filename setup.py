@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = ("jobs/_speedups.c", "jobs/_zip_entries.c")
+SOURCES = ("jobs/_folder_files.c", "jobs/_speedups.c", "jobs/_zip_entries.c")
 
 
 def extension(source: str) -> Extension:

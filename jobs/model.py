@@ -153,8 +153,8 @@ class Problem(Struct, frozen=True):
         return Outcome.RETRYABLE if self.cause in RETRYABLE else Outcome.FAILED
 
 
-class SourceFile(Struct, frozen=True):
-    """One published file."""
+class SourceFile(Struct, frozen=True, gc=False):
+    """One published file; ``gc``: the collector need not examine each of a million."""
 
     name: str  # relative path at the source, '/'-separated
     locator: str  # its address at the source, without secrets

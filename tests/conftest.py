@@ -41,7 +41,7 @@ def pytest_configure() -> None:
 def pytest_sessionstart() -> None:
     """No test runs with an extension that was compiled from an older source."""
     gc.disable()  # until the tests are collected
-    for name in ("_speedups", "_zip_entries"):
+    for name in ("_folder_files", "_speedups", "_zip_entries"):
         try:
             compiled = importlib.import_module(f"jobs.{name}")
         except ImportError:  # there was no compiler: the Python forms are tested

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from jobs.archives.base import Archive, Member, MemberKind, check_no_archive
@@ -14,13 +16,15 @@ from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing, latency
 from jobs.storage.blocks import read_range, zeros
+from jobs.storage.folder_files import BLOCK, READ, read_files
 from jobs.storage.folder_listing import ListedEntry
 from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
-_BLOCK = 512  # bytes, the unit of ``st_blocks`` (stat(2))
+_MOST = 128  # files that are read together
 # https://man7.org/linux/man-pages/man2/lseek.2.html: the errors of a file system without holes.
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
+Listed = tuple[int, ListedEntry]  # with its ordinal
 
 
 class FolderArchive(Archive):
@@ -41,8 +45,33 @@ class FolderArchive(Archive):
         self._moved = tuple(map(str.encode, endings)) if options.layout.has_records else ()
 
     def members(self, part: Part) -> Iterator[Member]:
+        return chain.from_iterable(self.batches(part))
+
+    def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         root, items = folder_listing.read(self._listing, self._cuts, part.index)
-        yield from latency.each(lambda listed: self._member(root, listed[1], listed[0]), items)
+        found = latency.each_batch(partial(self._members, root), _together(items))
+        return chain.from_iterable(found)
+
+    def _members(self, root: bytes, items: Sequence[Listed]) -> list[Sequence[Member]]:
+        """Items that ``_together`` has put together, in batches."""
+        first = items[0][1]
+        if not _is_small(first):
+            return [[self._member(root, item, ordinal)] for ordinal, item in items]
+        folder = first.path[: first.path.rfind(b"/") + 1]
+        wanted = [(item.path[len(folder) :], item.size, item.mtime_ns) for _, item in items]
+        data, read = read_files(root + b"/" + folder, wanted)
+        left = memoryview(data)
+        found: list[Sequence[Member]] = []
+        small: list[Member] = []
+        for (ordinal, item), is_read in zip(items, read, strict=True):
+            content, left = left[: item.size], left[item.size :]
+            if is_read:
+                self._check_no_archive(item, content)
+                small.append(_file(item, ordinal, item.mtime_ns, (content,), content))
+            else:
+                found += [small, [self._member(root, item, ordinal)]]
+                small = []
+        return [batch for batch in (*found, small) if batch]
 
     def _member(self, root: bytes, item: ListedEntry, ordinal: int) -> Member:
         full = root + b"/" + item.path
@@ -55,25 +84,10 @@ class FolderArchive(Archive):
                     target = b""
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
-        data = self._whole(full, item) if item.size <= _CHUNK else None
-        chunks: Iterable[memoryview]
-        if data is not None:
-            chunks = (data,)
-        else:
-            chunks = self._chunks(full, item)
-            chunks = list(chunks) if item.size <= _CHUNK else chunks
-        return Member(
-            item.path,
-            MemberKind.FILE,
-            item.size,
-            item.mode,
-            mtime_ns / 1e9,
-            ordinal,
-            target,
-            chunks,
-            data,
-            mtime_ns=mtime_ns,
-        )
+        chunks: Iterable[memoryview] = self._chunks(full, item)
+        if item.size <= _CHUNK:
+            chunks = list(chunks)
+        return _file(item, ordinal, mtime_ns, chunks, target=target)
 
     def _link_target(self, full: bytes, item: ListedEntry) -> ListedEntry:
         """The file within the folder that a link points to."""
@@ -86,36 +100,13 @@ class FolderArchive(Archive):
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
-    def _whole(self, full: bytes, item: ListedEntry) -> memoryview | None:
-        """The content of a small file; None if it has holes, or if ``_chunks`` reports a problem.
-
-        One look at its status after reading is enough: it has not changed since it was listed.
-        """
-        fd = self._open(full)
-        try:
-            block = os.read(fd, item.size)
-            status = os.fstat(fd)
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-        if (len(block), status.st_size, status.st_mtime_ns) != (
-            item.size,
-            item.size,
-            item.mtime_ns,
-        ) or status.st_blocks * _BLOCK < item.size:
-            return None
-        check_no_archive(self._label, item.path, block[: magic.HEAD], self._options)
-        return memoryview(block)
-
     def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
         fd = self._open(full)
         try:
             is_sparse = self._check(fd, full, item)
             blocks = (_with_holes if is_sparse else read_range)(fd, 0, item.size)
             for block in blocks:
-                head = bytes(block[: magic.HEAD])
-                check_no_archive(self._label, item.path, head, self._options)
+                self._check_no_archive(item, block)
                 yield block
                 yield from blocks
             self._check(fd, full, item)
@@ -124,10 +115,12 @@ class FolderArchive(Archive):
         finally:
             os.close(fd)
 
+    def _check_no_archive(self, item: ListedEntry, block: memoryview) -> None:
+        check_no_archive(self._label, item.path, bytes(block[: magic.HEAD]), self._options)
+
     def _open(self, full: bytes) -> int:
         try:
-            # Without waiting for the writer of a pipe, which is found to be no file then.
-            return os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return os.open(full, READ)
         except FileNotFoundError as error:
             raise self._changed(full, "was removed") from error
         except OSError as error:
@@ -138,7 +131,7 @@ class FolderArchive(Archive):
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
             raise self._changed(full, "was modified")
-        return status.st_blocks * _BLOCK < status.st_size
+        return status.st_blocks * BLOCK < status.st_size
 
     def _changed(self, full: bytes, fact: str) -> SourceError:
         return SourceError(
@@ -146,6 +139,59 @@ class FolderArchive(Archive):
             "source during a run. Wait until the writer has finished, then launch again",
             cause=Cause.CHANGED,
         )
+
+
+def _is_small(item: ListedEntry) -> bool:
+    """Whether it is a file that is read together with others."""
+    return item.kind == folder_listing.FILE and item.size <= _CHUNK
+
+
+def _together(items: Iterable[Listed]) -> Iterator[Sequence[Listed]]:
+    """Small files that follow each other in one folder, several at once; all others one by one.
+
+    At first few, for ``latency.each_batch``.
+    """
+    some: list[Listed] = []
+    folder, size, most = b"", 0, latency.SAMPLE
+    for listed in items:
+        item = listed[1]
+        own = item.path[: item.path.rfind(b"/") + 1]
+        is_small = _is_small(item)
+        is_next = is_small and own == folder and size + item.size <= _CHUNK and len(some) < most
+        if some and not is_next:
+            yield some
+            most = min(2 * most, _MOST) if len(some) == most else most
+            some, size = [], 0
+        if is_small:
+            some.append(listed)
+            folder, size = own, size + item.size
+        else:
+            yield [listed]
+    if some:
+        yield some
+
+
+def _file(
+    item: ListedEntry,
+    ordinal: int,
+    mtime_ns: int,
+    chunks: Iterable[memoryview],
+    data: memoryview | None = None,
+    *,
+    target: bytes = b"",
+) -> Member:
+    return Member(
+        item.path,
+        MemberKind.FILE,
+        item.size,
+        item.mode,
+        mtime_ns / 1e9,
+        ordinal,
+        target,
+        chunks,
+        data,
+        mtime_ns=mtime_ns,
+    )
 
 
 def _with_holes(fd: int, position: int, size: int) -> Iterator[memoryview]:

@@ -254,6 +254,11 @@ def packing_named(name: str) -> Packing | None:
     return _BY_ENDING.get(last_ending(name).lower())
 
 
+def is_never_packed(name: str) -> bool:
+    """Whether a name has the ending of a data format, and none of an archive or a compression."""
+    return last_ending(name).lower() in _DATA_ENDINGS
+
+
 def is_data_name(name: str) -> bool:
     """Whether a name has the ending of a well-known data format."""
     ending = last_ending(name).lower()

@@ -8,6 +8,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from jobs.errors import SourceError
@@ -16,7 +17,7 @@ from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
 from jobs.storage import presence
-from jobs.storage.safe_paths import as_bytes, junk_kind, quoted, quoted_few
+from jobs.storage.safe_paths import are_ordinary, as_bytes, junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
 
 # Lists of digests and signatures of the archives.
@@ -28,6 +29,9 @@ _LIST = re.compile(
 # Files that may be such lists, or data; they are published, too.
 _PERHAPS_LIST = re.compile(r"(.+[._-])?((sha\d+|md5)(sums?)?|checksums?)\.txt", re.IGNORECASE)
 _SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # beside the file itself
+# In lower case: each of our own files, lists and signatures has one of these in its name.
+_EXTRA_MARKS = (RECEIPT.lower(), MANIFEST.lower(), ".sha", ".md5", "sum", *_SIGNATURES)
+_TOGETHER = 1_000  # names that are examined together
 _OF_THE_HUB = ".cache/huggingface/"  # files of the Hub's client in a download folder
 _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
 _PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
@@ -94,13 +98,29 @@ def extras(names: Collection[str], left: Collection[str] = ()) -> dict[str, str]
 
     The card and the licence count as data. ``left``: files that are left out already.
     """
-    found = {name: kind for name in names if (kind := _extra_kind(name, names))}
+    found: dict[str, str] = {}
+    left_over = iter(names)
+    while some := list(islice(left_over, _TOGETHER)):
+        if _may_be_extras(some):
+            found |= {name: kind for name in some if (kind := _extra_kind(name, names))}
     indexes = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     if RECEIPT in (*found, *left) and any(f"{name}-000000.tar" in names for name in indexes):
         # It was published with --output webdataset: its tars have all records, too.
         tables = {name for name in names if "/" not in name and name.endswith(magic.RECORDS)}
         found |= dict.fromkeys(tables - found.keys(), "records and index of its tars")
     return found
+
+
+def _may_be_extras(names: Sequence[str]) -> bool:
+    """Whether ``_extra_kind`` has to look at each of the names; a few calls for all of them.
+
+    None of them is git's, the Hub's or a desktop's if all are ordinary: no component begins with a
+    dot.
+    """
+    lower = "\n".join(names).lower()
+    return any(mark in lower for mark in _EXTRA_MARKS) or not are_ordinary(
+        [as_bytes(name) for name in names]
+    )
 
 
 def _extra_kind(name: str, names: Collection[str]) -> str | None:

@@ -26,7 +26,7 @@ from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 # Files of our destinations and of the Hub's client, which are not part of a dataset.
 _OF_THE_HUB = ".cache/huggingface"
-_NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB})
+_NOT_DATA = frozenset(map(os.fsencode, (INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB)))
 # Sites that remove old files keep them for longer than this.
 _OLD_S = 7 * 86400
 _MOST_HEADS = 4096  # files examined at launch, at most
@@ -243,6 +243,8 @@ class LocalSource(LocalFiles):
         """All files; names that are not UTF-8 have surrogate escapes."""
         files = []
         kept = 0  # bytes of blocks
+        oldest_ns = time.time_ns()
+        root = str(self._root)
         self._blocks = []
         for items, block in folder_listing.listed(self._root, self._leave):
             kept += len(block.lines)
@@ -250,16 +252,18 @@ class LocalSource(LocalFiles):
                 self._blocks = None
             if self._blocks is not None:
                 self._blocks.append(block)
-            for item in items:
-                if item.kind == folder_listing.FOLDER:
+            # No path contains a NUL: one call decodes them all.
+            names = os.fsdecode(b"\0".join([item.path for item in items])).split("\0")
+            for name, (kind, _, size, _, mtime_ns, _) in zip(names, items, strict=True):
+                if kind == folder_listing.FOLDER:
                     continue
-                name = os.fsdecode(item.path)
-                self._oldest = min(self._oldest, item.mtime_ns / 1e9)
-                if item.kind == folder_listing.FILE:
-                    place, time_ns = f"{self._root}/{name}", str(item.mtime_ns)
-                    files.append(SourceFile(name, place, item.size, version=time_ns))
+                oldest_ns = min(oldest_ns, mtime_ns)
+                if kind == folder_listing.FILE:
+                    place, version = f"{root}/{name}", str(mtime_ns)
+                    files.append(SourceFile(name, place, size, version=version))
                 else:
                     files.append(_file(name, self._root / name))
+        self._oldest = oldest_ns / 1e9
         return files
 
 
@@ -271,12 +275,16 @@ def left_out(
     Adds left-out names and their kinds to ``left``, except those that the user excluded.
     """
 
+    has_globs = bool(include or exclude)
+
     def leave(path: bytes, is_folder: bool) -> bool:
+        if not (is_folder or has_globs or b".git" in path or path in _NOT_DATA):
+            return False  # most files
         name = os.fsdecode(path)
         kind = None
         if file_names.is_git(name):
             kind = file_names.GIT
-        elif name in _NOT_DATA:
+        elif path in _NOT_DATA:
             kind = file_names.NOTES
         elif is_folder and is_run_folder(root / name):
             kind = "folders of runs"

@@ -124,7 +124,9 @@ def sort_out(
     images = _images(names, request, home) if meant is None else ""
     declared, rest = _joined(names, request.join)
     declared = [pieces for pieces in declared if not wanted.isdisjoint(_names(pieces))]
-    file_names.check_finished([name for name in rest if name in wanted], by_name)
+    # In a large folder the names of most files say that they are data: they need no other look.
+    undecided = {name for name in rest if not magic.is_never_packed(name)}
+    file_names.check_finished([n for n in rest if n in undecided and n in wanted], by_name)
     inside = [name for name in rest if images and name.startswith(images)]
     outside = [name for name in rest if not (images and name.startswith(images))]
     candidates: list[Family] = []
@@ -132,17 +134,19 @@ def sort_out(
         candidates = families(outside) + (families(inside) if request.nested else [])
     candidates = [family for family in candidates if not wanted.isdisjoint(family.names)]
     single = [name for name in outside if name in wanted]
-    heads = _look(look, declared, candidates, [*single, *inside])
+    single_undecided = [name for name in single if name in undecided]
+    inside_undecided = [name for name in inside if name in undecided]
+    heads = _look(look, declared, candidates, [*single_undecided, *inside_undecided])
     _check_pointers(heads)
     candidates = [family for family in candidates if _may_be_pieces(family, images, heads)]
     sizes = {name: file.size for name, file in by_name.items()}
-    groups = _groups(declared, candidates, single, heads, sizes, look)
+    groups = _groups(declared, candidates, single_undecided, heads, sizes, look)
     if meant is not None and not groups and list(map(magic.packing_named, single)) == [magic.ZIP]:
         # A file that is data beside others (x.zarr.zip) is an archive if it is named alone.
         groups = [Group(single[0], (single[0],), magic.ZIP)]
     _check_readable(groups, where)
     taken = {name for group in groups for name in group.names}
-    _check_images([name for name in inside if name not in taken], heads, request, where)
+    _check_images([n for n in inside_undecided if n not in taken], heads, request, where)
     if meant is None and not request.include:
         _check_tables(groups, where)
     loose = [by_name[name] for name in [*single, *inside] if name not in taken]

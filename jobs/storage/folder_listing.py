@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from jobs.formats.magic import ANNEX_POINTER
 from jobs.model import Cut, Digest, Fetched, Format
 from jobs.storage import digest, latency, presence
 from jobs.storage.atomic import GrowingFile
+from jobs.storage.folder_files import Status, stat_files
 from jobs.storage.safe_paths import MAX_DEPTH, SampleEnds, junk_kind, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
@@ -93,77 +95,113 @@ def walk(root: Path, leave: Leave) -> Iterator[ListedEntry]:
     ``StorageError`` for errors of the file system.
     """
     base = os.path.realpath(os.fsencode(root))
-    yield from _walk(base, b"", leave, frozenset({base}))
+    yield from chain.from_iterable(_walk(base, b"", leave, frozenset({base})))
 
 
 def _walk(
     base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]
-) -> Iterator[ListedEntry]:
+) -> Iterator[Sequence[ListedEntry]]:
+    """Everything below ``folder``; many files at a time, because most items are files."""
     place = base + b"/" + folder
     try:
-        with os.scandir(place) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+        names = sorted(os.listdir(place))
     except OSError as error:
         raise from_os_error(error, doing=f"reading the folder {quoted(place)}") from error
-    for _ in latency.each(_remember_status, entries):
-        pass
-    for entry in entries:
-        path = folder + entry.name
-        if leave(path, _is_folder(entry)):
-            continue
-        target = _inner_link(base, path, leave) if entry.is_symlink() else None
-        status = _status(entry, follow=target is None)
-        mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
-        if target is not None:
-            yield ListedEntry(LINK, path, 0, mode, mtime_ns, target)
-        elif stat.S_ISREG(status.st_mode):
-            yield ListedEntry(FILE, path, status.st_size, mode, mtime_ns)
-        elif stat.S_ISDIR(status.st_mode):
-            real = os.path.realpath(entry.path)
-            if real in above:
-                raise SourceError(f"{quoted(entry.path)} is a link to a folder above it")
-            if path.count(b"/") >= MAX_DEPTH:
-                raise SourceError(
-                    f"{quoted(entry.path)} is more than {MAX_DEPTH} folders deep, and such paths "
-                    "are not published; move it, or exclude it with --exclude"
-                )
-            yield ListedEntry(FOLDER, path, 0, mode, mtime_ns)
-            yield from _walk(base, path + b"/", leave, above | {real})
+    some: list[ListedEntry] = []
+    for name, status in zip(names, _statuses(place, names), strict=True):
+        path = folder + name
+        if status is not None:
+            if not leave(path, False):
+                some.append(ListedEntry(FILE, path, *status))
         else:
-            raise SourceError(
-                f"{quoted(entry.path)} is a device, pipe or socket, which a dataset cannot "
-                "contain; remove it, or exclude it with --exclude"
-            )
+            own = _own_status(base, path)
+            if leave(path, _is_folder(base, path, own)):
+                continue
+            item = _other(base, path, own, leave)
+            some.append(item)
+            if item.kind == FOLDER:
+                real = _real_folder(base, path, above)
+                yield some
+                some = []
+                yield from _walk(base, path + b"/", leave, above | {real})
+        if len(some) >= _BLOCK:
+            yield some
+            some = []
+    yield some
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Whether it is a folder, or a link to one; an error is raised when its status is used."""
+def _statuses(place: bytes, names: Sequence[bytes]) -> list[Status | None]:
+    """Of each regular file in a folder; None for anything else, also if it cannot be read."""
+    found = latency.each_batch(partial(stat_files, place), latency.growing(names, _BLOCK))
+    return list(chain.from_iterable(found))
+
+
+def _own_status(base: bytes, path: bytes) -> os.stat_result | None:
+    """Of a link, not of its target; None if it cannot be read: that matters if it is listed."""
     with suppress(OSError):
-        return entry.is_dir()
+        return os.lstat(base + b"/" + path)
+    return None
+
+
+def _is_folder(base: bytes, path: bytes, own: os.stat_result | None) -> bool:
+    """Whether it is a folder, or a link to one; an error is raised when its status is used."""
+    if own is None or not stat.S_ISLNK(own.st_mode):
+        return own is not None and stat.S_ISDIR(own.st_mode)
+    with suppress(OSError):
+        return presence.is_folder(base + b"/" + path)
     return False
 
 
-def _remember_status(entry: os.DirEntry[bytes]) -> None:
-    """Have the entry keep its status; an error is raised when it is used."""
-    with suppress(OSError):
-        entry.stat(follow_symlinks=False)
+def _other(base: bytes, path: bytes, own: os.stat_result | None, leave: Leave) -> ListedEntry:
+    """A folder or a link; of a link that cannot be copied as a link, what it leads to."""
+    full = base + b"/" + path
+    status = own or _status(full, follow=False)
+    if stat.S_ISLNK(status.st_mode):
+        target = _inner_link(base, path, leave)
+        if target is not None:
+            mode = stat.S_IMODE(status.st_mode)
+            return ListedEntry(LINK, path, 0, mode, status.st_mtime_ns, target)
+        status = _status(full, follow=True)
+    mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+    if stat.S_ISREG(status.st_mode):
+        return ListedEntry(FILE, path, status.st_size, mode, mtime_ns)
+    if stat.S_ISDIR(status.st_mode):
+        return ListedEntry(FOLDER, path, 0, mode, mtime_ns)
+    raise SourceError(
+        f"{quoted(full)} is a device, pipe or socket, which a dataset cannot contain; remove it, "
+        "or exclude it with --exclude"
+    )
 
 
-def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
+def _real_folder(base: bytes, path: bytes, above: frozenset[bytes]) -> bytes:
+    """The real path of a folder to list; raises ``SourceError`` if that has no end."""
+    full = base + b"/" + path
+    real = os.path.realpath(full)
+    if real in above:
+        raise SourceError(f"{quoted(full)} is a link to a folder above it")
+    if path.count(b"/") >= MAX_DEPTH:
+        raise SourceError(
+            f"{quoted(full)} is more than {MAX_DEPTH} folders deep, and such paths are not "
+            "published; move it, or exclude it with --exclude"
+        )
+    return real
+
+
+def _status(full: bytes, *, follow: bool) -> os.stat_result:
     try:
-        return entry.stat(follow_symlinks=follow)
+        return os.stat(full, follow_symlinks=follow)  # noqa: PTH116
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             fact, remedy = "disappeared while the folder was listed", "fix it"
-            if entry.is_symlink():
+            if follow and os.path.islink(full):  # noqa: PTH114
                 fact = f"is a {'dangling link' if error.errno == errno.ENOENT else 'loop of links'}"
-                if ANNEX_POINTER in os.readlink(entry.path):  # noqa: PTH115
+                if ANNEX_POINTER in os.readlink(full):  # noqa: PTH115
                     remedy = "fetch the content with `git annex get .` (or `datalad get .`)"
             raise SourceError(
-                f"{quoted(entry.path)} {fact}; {remedy}, or exclude it with --exclude",
+                f"{quoted(full)} {fact}; {remedy}, or exclude it with --exclude",
                 cause=Cause.NOT_FOUND,
             ) from error
-        raise from_os_error(error, doing=f"reading the status of {quoted(entry.path)}") from error
+        raise from_os_error(error, doing=f"reading the status of {quoted(full)}") from error
 
 
 def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:

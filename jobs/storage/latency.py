@@ -1,7 +1,7 @@
 """Hides the latency of a file system: threads read ahead, and flush behind what is written.
 
-``each`` works ahead where files mostly wait for the file system. ``WriteBehind`` flushes data to
-disk while more is written, so that little is left to flush at the end.
+``each`` and ``each_batch`` work ahead where files mostly wait for the file system. ``WriteBehind``
+flushes data to disk while more is written, so that little is left to flush at the end.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -53,12 +54,16 @@ class LatencyProbe:
         self._waited_s.append(waited_s)
         if len(self._waited_s) < SAMPLE:
             return None
-        typical_s = sorted(self._waited_s)[_OF_SAMPLE - 1]
+        typical_s = _typical_s(self._waited_s)
         self._waited_s.clear()
         # One slow sample may be a local disk that is flushing; two in a row are a slow disk.
         was_slow, self._was_slow = self._was_slow, typical_s > self._slow_s
         self._pause = 0 if self._was_slow else _PAUSE
         return typical_s if was_slow and self._was_slow else None
+
+
+def _typical_s(sample: Sequence[float]) -> float:
+    return sorted(sample)[_OF_SAMPLE - 1]
 
 
 def each(
@@ -88,6 +93,52 @@ def each(
         yield result
         if file_s is not None and threads > 1:
             yield from _ahead(function, left, threads, is_small)
+
+
+def growing(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """Batches for ``each_batch``: each twice as long as the one before, up to ``most``."""
+    at, size = 0, SAMPLE
+    while at < len(items):
+        yield items[at : at + size]
+        at, size = at + size, min(2 * size, most)
+
+
+def each_batch(
+    function: Callable[[Sequence[T]], R],
+    batches: Iterable[Sequence[T]],
+    *,
+    threads: int = THREADS,
+    slow_s: float = SLOW_S,
+) -> Generator[R, None, None]:
+    """``function`` of each batch, in order, where it handles one item after the other.
+
+    After a batch that mostly waited, the next items are timed one by one: what was slow may have
+    been the node. If the file system is, threads call ``function`` for batches of one item, as
+    ``each`` does. So the first batches should be small.
+    """
+    left = iter(batches)
+    times: list[float] = []
+    is_suspected = False
+    for batch in left:
+        if not is_suspected:
+            begun = waited()
+            result = function(batch)
+            is_suspected = waited() - begun > slow_s * len(batch) and threads > 1
+            yield result
+            continue
+        items = iter(batch)
+        for item in items:
+            begun = waited()
+            result = function((item,))
+            times.append(waited() - begun)
+            yield result
+            if len(times) < SAMPLE:
+                continue
+            if _typical_s(times) > slow_s:
+                rest = chain(items, chain.from_iterable(left))
+                yield from _ahead(function, ((one,) for one in rest), threads, lambda one: True)
+            is_suspected = False
+            times.clear()
 
 
 def _ahead(

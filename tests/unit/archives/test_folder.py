@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives.base import Member
+from jobs.archives.base import Member, MemberKind
 from jobs.archives.folder import FolderArchive
 from jobs.errors import Cause, SourceError
 from jobs.model import Fetched, Format, Options, Part, Shard, ShardKind, SourceFile
-from jobs.storage import folder_listing
+from jobs.storage import folder_listing, latency
 
 
-def members(root: Path, listing: Path) -> Iterator[Member]:
+def archive(root: Path, listing: Path) -> FolderArchive:
     listed = folder_listing.write(root, listing, 1, lambda path, is_folder: False, lambda: None)
     shard = Shard("0000", ShardKind.TREE, (SourceFile("data", str(root)),))
     fetched = Fetched("0000", Format.TREE, (str(listing),), (0,), (), (0,), cuts=listed.cuts)
-    return FolderArchive(fetched, shard, Options()).members(Part("0000", 0, 1))
+    return FolderArchive(fetched, shard, Options())
+
+
+def members(root: Path, listing: Path) -> Iterator[Member]:
+    return archive(root, listing).members(Part("0000", 0, 1))
 
 
 @pytest.mark.parametrize("name", ["a", "link"])
@@ -71,3 +75,59 @@ def test_a_file_is_read_as_it_was_listed_or_not_at_all(
         for member in later:
             for _ in member.chunks:
                 pass
+
+
+def test_small_files_of_a_folder_are_read_together_in_the_order_of_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "waited", lambda: 0.0)  # also where the machine is busy
+    root = tmp_path / "data"
+    content: dict[bytes, bytes] = {}
+    for folder in ("", "a", "b", "b/c"):
+        (root / folder).mkdir(parents=True)
+        for number in range(300):
+            path = root / folder / f"{number:03d}"
+            path.write_bytes(content.setdefault(os.fsencode(path), os.urandom(number % 7)))
+    large = root / "b" / "1000"
+    large.write_bytes(content.setdefault(os.fsencode(large), bytes(1 << 21)))
+    (root / "b" / "150-link").symlink_to("000")
+    content[os.fsencode(root / "b" / "150-link")] = b""
+    listing = tmp_path / "listing"
+    batches = list(archive(root, listing).batches(Part("0000", 0, 1)))
+    for batch in batches:
+        folders = {member.name.rpartition(b"/")[0] for member in batch}
+        assert len(folders) == 1
+        assert len(batch) == 1 or all(member.data is not None for member in batch)
+    found = [member for batch in batches for member in batch]
+    assert [member.ordinal for member in found] == list(range(len(found)))
+    assert [member.name for member in found] == [
+        item.path for item in folder_listing.walk(root, lambda path, is_folder: False)
+    ]
+    files = {
+        os.fsencode(root) + b"/" + member.name: b"".join(map(bytes, member.chunks))
+        for member in found
+        if member.kind is MemberKind.FILE
+    }
+    assert files == content
+    assert max(map(len, batches)) > 100
+    assert len(batches) < 50
+
+
+@pytest.mark.parametrize("change", ["time", "size", "removed"])
+def test_one_of_many_small_files_that_changed_is_named(tmp_path: Path, change: str) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(200):
+        (root / f"{number:03d}").write_bytes(b"content")
+    found = members(root, tmp_path / "listing")
+    path = root / "111"
+    if change == "removed":
+        path.unlink()
+    elif change == "size":
+        path.write_bytes(b"longer content")
+    else:
+        os.utime(path, (0, 0))
+    fact = "was removed" if change == "removed" else "was modified"
+    with pytest.raises(SourceError, match=f"'{path}' {fact} since the folder was listed"):
+        for member in found:
+            assert bytes(member.data or b"") == b"content"

@@ -102,3 +102,26 @@ def test_names_show_what_they_claim(
     assert (found.name if found else None) == packing
     assert magic.ending(name) == ending
     assert magic.decompressed_name(name) == one_file
+
+
+@pytest.mark.parametrize(
+    ("name", "never_packed", "is_data"),
+    [
+        ("d/a.PNG", True, True),
+        ("a.npz", True, True),
+        ("a.nii.gz", False, True),
+        ("a.zarr.zip", False, True),
+        ("a.zip", False, False),
+        ("a.dat", False, False),
+        ("png", False, False),
+    ],
+)
+def test_the_ending_of_a_data_format_says_that_a_file_is_no_archive(
+    name: str, never_packed: bool, is_data: bool
+) -> None:
+    assert magic.is_never_packed(name) is never_packed
+    assert magic.is_data_name(name) is is_data
+
+
+def test_no_ending_says_both_that_a_file_is_data_and_that_it_is_an_archive() -> None:
+    assert not [ending for ending in magic.ENDINGS if magic.is_never_packed(f"a{ending}")]

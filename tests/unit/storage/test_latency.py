@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from jobs.storage.latency import SAMPLE, LatencyProbe, each
+from jobs.storage.latency import SAMPLE, LatencyProbe, each, each_batch, growing
 
 SLOW_S = 0.003
 
@@ -110,3 +110,61 @@ def test_a_limit_on_threads_only_makes_it_slower(
     disk = Disk(0.005)
     assert list(each(disk, range(100), slow_s=SLOW_S)) == [-item for item in range(100)]
     assert started == most
+
+
+def batches(items: int) -> Iterator[Sequence[int]]:
+    return growing(range(items), 64)
+
+
+def test_batches_grow_up_to_a_limit() -> None:
+    found = list(batches(300))
+    assert [len(batch) for batch in found] == [8, 16, 32, 64, 64, 64, 52]
+    assert [item for batch in found for item in batch] == list(range(300))
+    assert not list(batches(0))
+
+
+def test_one_thread_handles_the_batches_of_a_fast_disk() -> None:
+    disk = Disk(0)
+    results = each_batch(lambda batch: list(map(disk, batch)), batches(300), slow_s=60)
+    assert [len(batch) for batch in results] == [8, 16, 32, 64, 64, 64, 52]
+    assert disk.most == 1
+
+
+@pytest.mark.parametrize("length", [1, 3, 16], ids="batches of {}".format)
+def test_many_threads_handle_single_items_of_a_slow_disk_in_order(length: int) -> None:
+    disk = Disk(0.005)
+    items = (range(at, min(at + length, 500)) for at in range(0, 500, length))
+    results = list(each_batch(lambda batch: list(map(disk, batch)), items, slow_s=SLOW_S))
+    assert [result for batch in results for result in batch] == [-item for item in range(500)]
+    assert disk.most >= 16
+    assert sum(len(batch) for batch in results if len(batch) > 1) <= length
+
+
+@pytest.mark.parametrize("slow", ["the first batch", "most of the next items"])
+def test_a_slow_moment_is_not_a_slow_disk(slow: str) -> None:
+    disk = Disk(0)
+
+    def read(batch: Sequence[int]) -> list[int]:
+        is_next = len(batch) == 1 and batch[0] % SAMPLE > 1 and slow != "the first batch"
+        if batch[0] == 0 or is_next:
+            time.sleep(0.005 * len(batch))
+        return list(map(disk, batch))
+
+    results = list(each_batch(read, batches(300), slow_s=SLOW_S))
+    assert [len(batch) for batch in results] == [8, *[1] * 16, 32, 64, 64, 64, 52]
+    assert disk.most == 1
+
+
+def test_an_error_of_a_batch_is_raised_when_its_turn_comes() -> None:
+    def read(batch: Sequence[int]) -> int:
+        time.sleep(0.005 * len(batch))
+        if 100 in batch:
+            raise OSError("broken")
+        return len(batch)
+
+    results = each_batch(read, batches(500), slow_s=SLOW_S)
+    read_items = 0
+    with pytest.raises(OSError, match="broken"):
+        for count in results:
+            read_items += count
+    assert read_items == 100
