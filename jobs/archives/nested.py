@@ -25,13 +25,17 @@ _PIECE = re.compile(
     r"[._ -]?(?:part[._-]?)?(?:[a-z]{1,3}|[0-9]{1,4})"
 )
 _ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
-# In the names of archives that are not read, and of pieces.
-_PACKED = tuple(
-    ending
-    for packing in magic.PACKINGS
-    if not packing.compresses and packing is not magic.PARQUET
-    for ending in packing.endings
-) + tuple(ending for packing in magic.PACKINGS for ending in packing.tar_endings)
+# In the names, in lower case, of archives that are not read, and of pieces.
+_PACKED = re.compile(
+    "|".join(
+        re.escape(ending)
+        for packing in magic.PACKINGS
+        for ending in (
+            *packing.tar_endings,
+            *(() if packing.compresses or packing is magic.PARQUET else packing.endings),
+        )
+    )
+)
 
 
 def all_nested(paths: Sequence[str]) -> list[str]:
@@ -77,8 +81,7 @@ def stays_packed(path: bytes) -> bool:
 
 def all_packed(paths: Sequence[str]) -> list[str]:
     """Those paths that ``stays_packed`` accepts, except tables; most paths have no such ending."""
-    text = "\n".join(paths).lower()
-    if not any(ending in text for ending in _PACKED):
+    if not _PACKED.search("\n".join(paths).lower()):
         return []
     return [path for path in paths if stays_packed(path.encode()) and not _is_table(path)]
 

@@ -27,7 +27,7 @@ _NOT_IMAGES = {  # by the first two bytes
         (b"OggS", "an Ogg file"),
     )
 }
-_MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than ``ftyp``
+_MOVIES = frozenset((b"moov", b"mdat", b"wide", b"free", b"skip"))  # QuickTime, before ``ftyp``
 _PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
 _HTML = "an HTML page"
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
@@ -114,7 +114,7 @@ def foreign(head: bytes) -> str:
         return f"a video or another ISO media file ({', '.join(filter(None, names))})"
     if box in _MOVIES:
         return "a QuickTime video"
-    if not any(head):
+    if head[0] == 0 and not any(head):
         return "zero bytes only" if len(head) < HEAD else "zeros at its start"
     if not head.translate(None, _PRINTED):
         return "text"

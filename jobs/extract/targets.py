@@ -119,13 +119,15 @@ class FileTree(PartTarget):
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
         paths, small = [], []
+        keeps_metadata = self._copies or self._sets_times
         places = self._folders.places([path for path, _, _ in files])
         for place, (path, member, data) in zip(places, files, strict=True):
             if self._copies and is_hole(data):
                 self._write(path, place, member, (data,))
                 continue
             paths.append(path)
-            small.append((place, mode_of(member.mode), data, *self._metadata_of(member)))
+            metadata = self._metadata_of(member) if keeps_metadata else (None, None)
+            small.append((place, mode_of(member.mode), data, *metadata))
         self._writers.write_small(paths, small)
         return [None] * len(files)
 

@@ -192,8 +192,8 @@ class WritePool:
                 self.write(path, place, mode, (data,), len(data), *metadata)
             return
         # Content is a piece of a block that it was read with; the complete block stays in memory.
-        blocks = {id(data.obj): memoryview(data.obj).nbytes for _, _, data, _, _ in files}
-        each = sum(blocks.values()) // len(files)
+        blocks = {id(data.obj): data.obj for _, _, data, _, _ in files}
+        each = sum(memoryview(block).nbytes for block in blocks.values()) // len(files)
         step = self._tuning.files_in_batch or len(files)
         for at in range(0, len(files), step):
             contents = files[at : at + step]

@@ -238,7 +238,7 @@ class Folders:
 
     def places(self, paths: Sequence[bytes]) -> list[bytes]:
         """``place`` of each path."""
-        for folder in {path[: max(path.rfind(b"/"), 0)]: None for path in paths}:
+        for folder in dict.fromkeys([path.rpartition(b"/")[0] for path in paths]):
             if folder not in self._known:
                 self.make(folder)
         root = self._root + b"/"
