@@ -84,7 +84,8 @@ def test_entries_with_long_names_and_comments_are_read_and_replaced(tmp_path: Pa
         for number, name in enumerate([*names, *names[:2_000:7]]):
             info = zipfile.ZipInfo(name)
             info.comment = b"c" * (number % 400)
-            with warnings.catch_warnings(action="ignore"):  # of a name that is there already
+            with warnings.catch_warnings():  # of a name that is there already
+                warnings.simplefilter("ignore")
                 out.writestr(info, b"")
     reader, _, _ = opened(path)
     members = list(reader.members(Part("s0", 0, 1)))
