@@ -45,6 +45,7 @@ class Arriving(RandomAccess, Protocol):
 
     @property
     def in_order(self) -> bool: ...
+    def read_ahead(self, size: int, most: int, offset: int, /) -> bytes: ...
 
 
 class ConcatenatedFiles(io.RawIOBase):

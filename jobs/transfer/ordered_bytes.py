@@ -170,12 +170,19 @@ class OrderedBytes(Listener):
                 self._changed.wait(1.0)
 
     def read_range(
-        self, generation: int, offset: int, size: int, closed: Callable[[], bool], *, wants: bool
+        self,
+        generation: int,
+        offset: int,
+        size: int,
+        closed: Callable[[], bool],
+        *,
+        most: int = 0,
+        wants: bool = False,
     ) -> bytes:
         """``size`` bytes at ``offset``, fewer at the file's end, once all of them have arrived.
 
-        ``wants``: everything from ``offset`` on is fetched before all other bytes. Raises
-        ``NotStored`` if a window does not have the bytes.
+        Up to ``most`` if the others have arrived by then. ``wants``: everything from ``offset`` on
+        is fetched before all other bytes. Raises ``NotStored`` if a window does not have the bytes.
         """
         asked = False
 
@@ -198,7 +205,8 @@ class OrderedBytes(Listener):
                     raise NotStored
                 self._consume(offset)
             self._wait(generation, is_there, closed)
-            return self._stored(size, offset)
+            ahead = max((b - offset for a, b in self._arrived if a <= offset), default=0)
+            return self._stored(max(size, min(most, ahead)), offset)
 
     def _stored(self, size: int, offset: int) -> bytes:
         assert self._fd is not None
@@ -316,6 +324,12 @@ class ArrivingBytes:
         )
 
     read_exactly = pread
+
+    def read_ahead(self, size: int, most: int, offset: int) -> bytes:
+        """As ``read_exactly``, but up to ``most`` bytes if they have arrived by then."""
+        return self._arrivals.read_range(
+            self._generation, offset, size, self._is_closed, most=most, wants=self.wants
+        )
 
     @property
     def in_order(self) -> bool:

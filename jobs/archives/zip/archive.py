@@ -67,7 +67,6 @@ class ZipArchive(Archive):
         self._fetched = fetched
         self._options = options
         self._archive = label_of(shard)
-        self._ahead = _AHEAD
         self._in_order = False  # whether each byte has to be read before those after it
         self._window = (0, b"")  # what was read last, with its offset
 
@@ -131,7 +130,7 @@ class ZipArchive(Archive):
         """
         offset = self._directory.offset(ordinal)
         size = self._directory.limit(ordinal) - offset
-        if size > self._ahead:
+        if size > _AHEAD:
             return
         at, window = self._window_with(size, offset)
         block = memoryview(window)
@@ -224,9 +223,11 @@ class ZipArchive(Archive):
         """A block with these bytes, after its own offset."""
         at, window = self._window
         if not at <= offset <= offset + size <= at + len(window):
-            at, window = offset, self._chain.read_exactly(max(size, self._ahead), offset)
-            self._window = (at, window)
+            at, window = self._window = (offset, self._block(size, offset))
         return at, window
+
+    def _block(self, size: int, offset: int) -> bytes:
+        return self._chain.read_exactly(max(size, _AHEAD), offset)
 
     def _streamed(self, entry: ZipEntry, start: int, limit: int) -> Iterator[memoryview]:
         crc = total = 0
@@ -263,13 +264,15 @@ class ZipStream(ZipArchive, ArchiveStream):
     def __init__(self, arriving: Arriving, shard: Shard, options: Options) -> None:
         super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options)
         self._arriving = arriving
-        self._ahead = 0  # what follows may arrive much later
         self._in_order = arriving.in_order
         self.span(next(shard.each_part()))  # reads the directory
 
     @cached_property
     def _chain(self) -> RandomAccess:
         return self._arriving
+
+    def _block(self, size: int, offset: int) -> bytes:
+        return self._arriving.read_ahead(size, _AHEAD, offset)  # the rest may arrive much later
 
     @property
     def archive_bytes(self) -> int:

@@ -247,6 +247,9 @@ def test_a_footer_that_names_bytes_outside_of_the_file_is_read_to_the_end_of_the
 
         read_exactly = pread
 
+        def read_ahead(self, size: int, most: int, offset: int) -> bytes:
+            return self.pread(size, offset)
+
     run = download_of(tmp_path, hostile).run
     stream = ParquetStream(Complete(), run.plan.shards[0], OPTIONS, tmp_path)
     assert all(stream.span(part).end.offset <= len(hostile) for part in run.parts)

@@ -82,3 +82,21 @@ def test_bytes_of_an_earlier_attempt_stay_on_disk_wherever_they_are(tmp_path: Pa
                 assert partial.read_into(found, piece * MIB) == MIB
                 assert found == content[piece * MIB : (piece + 1) * MIB], piece
         partial.close()
+
+
+def test_what_has_arrived_is_read_ahead_without_waiting_for_more(tmp_path: Path) -> None:
+    content = os.urandom(100)
+    path = tmp_path / "a.part"
+    path.write_bytes(content)
+    arrivals = OrderedBytes()
+    fd = os.open(path, os.O_RDONLY)
+    arrivals.begin(fd)
+    os.close(fd)
+    reader = arrivals.at_any_offset()
+    arrivals.advance([(0, 40), (60, 100)], 100)
+    assert reader.read_ahead(10, 20, 5) == content[5:25]
+    assert reader.read_ahead(10, 90, 5) == content[5:40]
+    assert reader.read_ahead(35, 20, 5) == content[5:40]
+    assert reader.read_ahead(10, 90, 60) == content[60:]
+    assert reader.pread(10, 60) == content[60:70]
+    arrivals.close()
