@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import islice, pairwise
 from operator import le
 
-from jobs.archives.base import MemberKind, damaged, unsupported
+from jobs.archives.base import Member, MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import NameHashes, TopFolder
 from jobs.archives.streams import RandomAccess
@@ -171,6 +171,12 @@ class Directory:
         # With what follows each of them, which of the last entry is no other one.
         offsets = memoryview(self._offsets)[ordinal : stop + 1]
         return find_files(window, start, block, place, offsets, most)
+
+    def mark_superseded(self, members: Sequence[Member]) -> None:
+        """Mark those of the members that a later entry of the directory replaces."""
+        if self._replaced:
+            for member in members:
+                member.superseded = self.is_superseded(member.ordinal)
 
     def is_superseded(self, ordinal: int) -> bool:
         """Whether a later entry of the directory has the same name."""

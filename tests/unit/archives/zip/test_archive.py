@@ -73,6 +73,18 @@ def test_ordinary_files_and_others_are_read_in_their_order(tmp_path: Path) -> No
         assert members == [(*entry, ordinal) for ordinal, entry in enumerate(there)]
 
 
+def test_small_files_are_read_together_up_to_a_megabyte(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for number in range(300):
+            out.writestr(f"{number}", b"x" * (70_000 if number < 200 else 10))
+    reader, _, _ = opened(path)
+    batches = [[member.size for member in batch] for batch in reader.batches(Part("s0", 0, 1))]
+    assert sum(map(len, batches)) == 300
+    assert len(batches) < 20
+    assert max(map(sum, batches)) < (1 << 20) + 70_000
+
+
 def _time_of(info: zipfile.ZipInfo) -> float:
     return time.mktime((*info.date_time, 0, 0, -1))
 
