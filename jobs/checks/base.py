@@ -28,7 +28,9 @@ _NOT_IMAGES = {  # by the first two bytes
     )
 }
 _MOVIES = frozenset((b"moov", b"mdat", b"wide", b"free", b"skip"))  # QuickTime, before ``ftyp``
-_PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
+# For ``bytes.translate``, which takes half of the time if there is nothing to delete: 1 for each
+# byte that is in no text.
+_NOT_PRINTED = bytes(byte < 32 and byte not in b"\t\r\n\f" for byte in range(256))
 _HTML = "an HTML page"
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
 _POINTERS = {
@@ -116,7 +118,7 @@ def foreign(head: bytes) -> str:
         return "a QuickTime video"
     if head[0] == 0 and not any(head):
         return "zero bytes only" if len(head) < HEAD else "zeros at its start"
-    if not head.translate(None, _PRINTED):
+    if 1 not in head.translate(_NOT_PRINTED):
         return "text"
     return "of an unknown format"
 

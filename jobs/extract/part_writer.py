@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from msgspec import structs
 
-from jobs.archives.base import Member, damaged
+from jobs.archives.base import DamagedError, Member, damaged
 from jobs.extract.content import CheckedContent, Whole, reading, whole_entries
 from jobs.extract.part_job import OpenArchive, PartJob
 from jobs.extract.paths import DuplicatePaths, PathFilter
@@ -86,7 +86,8 @@ class PartWriter:
     def _add(self, source: OpenArchive, files: Sequence[Whole]) -> None:
         """Add files to the batch, which is written once it is large enough."""
         for _, member, data in files:
-            _check_size(source, member, len(data))
+            if len(data) != member.size:
+                raise _wrong_size(source, member, len(data))
             self._batch_bytes += len(data)
         self._batch += files
         if len(self._batch) >= _TOGETHER or self._batch_bytes >= _WHOLE:
@@ -108,7 +109,8 @@ class PartWriter:
         content = CheckedContent(path, self._options, self._progress)
         keeps_relative_paths = source.names.keeps_relative_paths
         offset = self._target.put(path, member, content, keeps_relative_paths=keeps_relative_paths)
-        _check_size(source, member, content.size)
+        if content.size != member.size:
+            raise _wrong_size(source, member, content.size)
         self._note(content.size, source.entry(content, member.ordinal, offset, member.stripped))
 
     def put_batch(self, source: OpenArchive) -> None:
@@ -183,7 +185,5 @@ class PartWriter:
         return manifest.finish(summary)
 
 
-def _check_size(source: OpenArchive, member: Member, size: int) -> None:
-    if size != member.size:
-        fact = f"has {size} of {member.size} bytes"
-        raise damaged(source.label, fact, member=member.name)
+def _wrong_size(source: OpenArchive, member: Member, size: int) -> DamagedError:
+    return damaged(source.label, f"has {size} of {member.size} bytes", member=member.name)

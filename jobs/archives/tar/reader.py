@@ -139,38 +139,26 @@ class TarReader:
             return
         block, begin = self._cursor.held()
         base = self._cursor.offset - begin
-        end = base + begin
+        found = scan_tar(block, begin)
+        if stop is not None:
+            found = [each for each in found if base + each[1] < stop]
+        if not found:
+            return
         members = []
-        for ordinal, found in enumerate(scan_tar(block, begin), self._ordinal):
-            name, first, at, size, mode, mtime = found
-            if base + first == stop:
-                break
+        for ordinal, (name, first, at, size, mode, mtime) in enumerate(found, self._ordinal):
             data = block[at : at + size]
             chunks = () if self.headers_only or not size else (data,)
+            start = base + first
             members.append(
-                Member(
-                    name,
-                    MemberKind.FILE,
-                    size,
-                    mode,
-                    mtime,
-                    ordinal,
-                    b"",
-                    chunks,
-                    data,
-                    base + first,
-                )
+                Member(name, MemberKind.FILE, size, mode, mtime, ordinal, b"", chunks, data, start)
             )
-            end = base + at + padded(size)
-        if not members:
-            return
         allowed = self._limits.allow(self._ordinal + len(members), self.total + _size_of(members))
         # Beyond a limit one at a time, so that the error names the first one that exceeds it.
         for batch in [members] if allowed else zip(members):
             self._name = batch[-1].name
             self._count(batch)
             yield batch
-        self._cursor.skip_to(end)
+        self._cursor.skip_to(base + at + padded(size))
 
     def _count(self, members: Sequence[Member]) -> None:
         """Count the next members, and check the limits."""
