@@ -41,7 +41,7 @@ from jobs.extract.messages import (
 )
 from jobs.extract.part import WrittenPart, write_part
 from jobs.extract.part_job import PartJob
-from jobs.model import Fetched, ItemResult, Outcome, Part, PartSummary, Plan, Problem
+from jobs.model import Fetched, ItemResult, Outcome, Part, PartSummary, Plan, Problem, ShardKind
 from jobs.problems import as_problem
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
@@ -72,7 +72,8 @@ class PartExtractor:
     """Extracts parts of a run; keeps the archive open between parts of one shard.
 
     Waiting for the disk takes longer than extracting a small archive. So threads wait for a few
-    of them while the next ones are extracted.
+    of them while the next ones are extracted. Of a folder, whose parts have many small files, one
+    thread waits for the part before.
     """
 
     def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
@@ -91,7 +92,8 @@ class PartExtractor:
         """
         work: PartJob | None = None
         try:
-            if self._open is not None and self._open[0] == part.shard:
+            is_tree = self._plan.shard(part.shard).kind is ShardKind.TREE
+            if self._open is not None and self._open[0] == part.shard and not is_tree:
                 self.wait()  # parts of one archive may write the same records file
             work = self._work(part)
             carried = work.fetched.carried
@@ -106,7 +108,9 @@ class PartExtractor:
             report(self._failed(part, work, error))
             return
         finish = partial(self._finish, part, work, written, report)
-        if is_small(self._plan, part):
+        if is_tree:
+            self._finishing[0].start(finish)
+        elif is_small(self._plan, part):
             next(self._turns).start(finish)
         else:
             finish()

@@ -124,16 +124,15 @@ class Family:
         return mark
 
 
-def families(names: Sequence[str]) -> list[Family]:
+def families(names: Sequence[str], beside: Sequence[str] = ()) -> list[Family]:
     """All families among ``names``; no name is in two of them.
 
     A single file is a family if its name states that it is a piece. Files with the ending of a data
-    format are in no family, nor are parquet files, which are split into complete files.
+    format are in no family, nor are parquet files, which are split into complete files. ``beside``:
+    all files that are there, if ``names`` are only those that need a look.
     """
-    left: list[str] = []
-    data: list[str] = []
-    for name in names:
-        (data if magic.is_data_name(name) else left).append(name)
+    left = [name for name in names if not magic.is_data_name(name)]
+    data = [name for name in beside or names if magic.is_data_name(name)] if left else []
     found: list[Family] = []
     taken: set[str] = set()
     for find in (

@@ -254,13 +254,13 @@ class LocalSource(LocalFiles):
                 self._blocks.append(block)
             # No path contains a NUL: one call decodes them all.
             names = os.fsdecode(b"\0".join([item.path for item in items])).split("\0")
-            for name, (kind, _, size, _, mtime_ns, _) in zip(names, items, strict=True):
-                if kind == folder_listing.FOLDER:
+            for name, item in zip(names, items, strict=True):
+                if item.kind == folder_listing.FOLDER:
                     continue
-                oldest_ns = min(oldest_ns, mtime_ns)
-                if kind == folder_listing.FILE:
-                    place, version = f"{root}/{name}", str(mtime_ns)
-                    files.append(SourceFile(name, place, size, version=version))
+                oldest_ns = min(oldest_ns, item.mtime_ns)
+                if item.kind == folder_listing.FILE:
+                    place, time_ns = f"{root}/{name}", str(item.mtime_ns)
+                    files.append(SourceFile(name, place, item.size, version=time_ns))
                 else:
                     files.append(_file(name, self._root / name))
         self._oldest = oldest_ns / 1e9

@@ -131,28 +131,28 @@ def sort_out(
     outside = [name for name in rest if not (images and name.startswith(images))]
     candidates: list[Family] = []
     if JOIN_NOTHING not in request.join:
-        candidates = families(outside) + (families(inside) if request.nested else [])
+        for some in (outside, inside) if request.nested else (outside,):
+            candidates += families([n for n in some if n in undecided], some)
     candidates = [family for family in candidates if not wanted.isdisjoint(family.names)]
     single = [name for name in outside if name in wanted]
-    single_undecided = [name for name in single if name in undecided]
-    inside_undecided = [name for name in inside if name in undecided]
-    heads = _look(look, declared, candidates, [*single_undecided, *inside_undecided])
+    opened = [name for name in single if name in undecided]
+    hidden = [name for name in inside if name in undecided]
+    heads = _look(look, declared, candidates, [*opened, *hidden])
     _check_pointers(heads)
     candidates = [family for family in candidates if _may_be_pieces(family, images, heads)]
-    sizes = {name: file.size for name, file in by_name.items()}
-    groups = _groups(declared, candidates, single_undecided, heads, sizes, look)
+    sizes = {n: by_name[n].size for each in (*declared, *candidates) for n in _names(each)}
+    groups = _groups(declared, candidates, opened, heads, sizes, look)
     if meant is not None and not groups and list(map(magic.packing_named, single)) == [magic.ZIP]:
         # A file that is data beside others (x.zarr.zip) is an archive if it is named alone.
         groups = [Group(single[0], (single[0],), magic.ZIP)]
     _check_readable(groups, where)
     taken = {name for group in groups for name in group.names}
-    _check_images([n for n in inside_undecided if n not in taken], heads, request, where)
+    _check_images([name for name in hidden if name not in taken], heads, request, where)
     if meant is None and not request.include:
         _check_tables(groups, where)
     loose = [by_name[name] for name in [*single, *inside] if name not in taken]
-    layout = request.layout
-    in_images = f"{layout.images}/" if layout.has_records else ""
-    lacks_records = not groups and _lack_records(listed, layout)
+    in_images = f"{request.layout.images}/" if request.layout.has_records else ""
+    lacks_records = not groups and _lack_records(listed, request.layout)
     return SortedFiles(
         tuple(groups), tuple(loose), by_name, extras, home, in_images, lacks_records, bool(heads)
     )

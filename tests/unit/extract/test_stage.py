@@ -18,17 +18,25 @@ import pytest
 from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
+from jobs.archives.base import Archive
 from jobs.errors import Cause
+from jobs.extract import child_process
 from jobs.extract.child_process import PartExtractor, PartResult
+from jobs.extract.part import WrittenPart, write_part
+from jobs.extract.part_job import PartJob
 from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,
     Options,
     Outcome,
+    Shard,
+    ShardKind,
+    SourceFile,
     Stage,
     Verify,
 )
 from jobs.runtime.progress import Progress
+from jobs.storage import atomic, folder_listing
 from jobs.storage.atomic import FileSystem
 from tests.support.builders.contents import page_tars, pages
 from tests.support.builders.made_run import Run, extracted
@@ -198,6 +206,35 @@ def test_small_parts_of_several_archives_are_made_durable_together(
     monkeypatch.setattr(FileSystem, "sync", lambda _: waiting.wait(30))
     extractor = PartExtractor(run.folder, run.plan, Progress())
     assert [each.outcome for each in extracted(extractor, *run.parts)] == [Outcome.OK] * 3
+
+
+def test_the_next_part_of_a_folder_is_copied_while_one_becomes_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    for number in range(30):
+        (root / f"{number}.bin").write_bytes(b"content")
+    shard = Shard("0000", ShardKind.TREE, (SourceFile("data", str(root), 210),), parts=3)
+    run = RunBuilder(shard).on_disk(tmp_path)
+    out = run.folder.listing(shard.id)
+    listing = folder_listing.write(root, out, 3, lambda path, is_folder: False, lambda: None)
+    atomic.write_json(run.folder.fetched(shard.id), listing.evidence(shard.id, out))
+    begun = [threading.Event() for _ in range(3)]
+
+    def noted(work: PartJob, archive: Archive) -> WrittenPart:
+        begun[work.part.index].set()
+        return write_part(work, archive)
+
+    monkeypatch.setattr(child_process, "write_part", noted)
+    nexts = iter(begun[1:])
+
+    def sync(_: FileSystem) -> None:
+        assert next(nexts, begun[2]).wait(30)
+
+    monkeypatch.setattr(FileSystem, "sync", sync)
+    results = extracted(PartExtractor(run.folder, run.plan, Progress()), *run.parts)
+    assert [(result.outcome, result.files) for result in results] == [(Outcome.OK, 10)] * 3
 
 
 def test_a_part_that_cannot_be_made_durable_fails_and_no_other_is_begun_after_it(
