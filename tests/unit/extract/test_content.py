@@ -21,7 +21,10 @@ CONTENTS = (
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
 @pytest.mark.parametrize("verify", [Verify.STRUCTURE, Verify.NONE])
-@pytest.mark.parametrize("name", [b"a.png", b"a.npy", b"a.svg", b"ending", b"\xff.jpg", b"r.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    [b"a.png", b"a.npy", b"a.svg", b"ending", b"\xff.jpg", Options().layout.records.encode()],
+)
 def test_the_line_of_a_file_in_one_piece_is_that_of_the_same_bytes_in_chunks(
     name: bytes, algorithm: str, verify: Verify
 ) -> None:

@@ -257,6 +257,21 @@ def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
 
 
+def test_a_small_member_at_fault_costs_its_part_alone_wherever_that_ends(tmp_path: Path) -> None:
+    def streamed(place: int, name: str) -> tuple[Streamed, list[bool]]:
+        items = [(f"images/{number:03d}.png", bytes(500)) for number in range(100)]
+        items.insert(place, (name, b"x"))
+        folder = tmp_path / f"{place}-{len(name)}"
+        folder.mkdir()
+        run = _run(folder, _tar(dict(items)))
+        return _stream(run), [run.folder.manifest(part).exists() for part in run.parts]
+
+    for place in range(20, 30):
+        bad, good = streamed(place, "../bad"), streamed(place, "xx/good")
+        assert bad[0] == good[0]  # with the same cuts
+        assert bad[1] in ([False, True, True, True], [True, False, True, True])
+
+
 @pytest.mark.parametrize("links", [1, 20])
 def test_a_link_to_another_part_is_left_to_an_extract_task(tmp_path: Path, links: int) -> None:
     names = [name.encode() for name in FILES][:links]

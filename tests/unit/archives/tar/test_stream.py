@@ -67,6 +67,17 @@ def test_without_room_the_cuts_are_learnt_and_no_plain_tar_is_left(
     assert sum(map(len, found)) == 50
 
 
+def test_a_tar_is_not_cut_between_the_files_of_a_sample(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    files = [b"%03d.%c" % (number, end) for number in range(80) for end in b"abc"]
+    for extra in range(3):  # so that a cut would be at any of its files
+        before = member(b"before", bytes(700 * extra))
+        path.write_bytes(before + b"".join(member(name, b"x") for name in files) + END)
+        cuts = _read(path, partial(_Bytes, path.read_bytes())).cuts
+        assert len(cuts) == 4
+        assert [(cut.ordinal - 1) % 3 for cut in cuts[1:-1]] == [0, 0]
+
+
 def test_where_a_tar_is_cut_does_not_depend_on_how_its_bytes_arrive(tmp_path: Path) -> None:
     path = _archive(tmp_path, 100_000)
     data = path.read_bytes()
