@@ -10,6 +10,10 @@ from pathlib import Path
 
 _BLOCK = 1 << 20  # bytes
 
+# Where it is set, as in some containers, each process compiles all modules again: 0.5 s of CPU time
+# for a small run, which users do not have.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @contextmanager
 def steady_memory(folder: Path) -> Iterator[None]:
