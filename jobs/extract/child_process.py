@@ -41,7 +41,7 @@ from jobs.extract.messages import (
 )
 from jobs.extract.part import WrittenPart, write_part
 from jobs.extract.part_job import PartJob
-from jobs.model import Fetched, ItemResult, Outcome, Part, PartSummary, Plan, Problem, ShardKind
+from jobs.model import Fetched, ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
@@ -71,9 +71,9 @@ OnResult = Callable[[PartResult], object]
 class PartExtractor:
     """Extracts parts of a run; keeps the archive open between parts of one shard.
 
-    Waiting for the disk takes longer than extracting a small archive. So threads wait for a few
-    of them while the next ones are extracted. Of a folder, whose parts have many small files, one
-    thread waits for the part before.
+    The next part is extracted while a thread waits for the disk: that takes longer than extracting
+    a small archive, so threads wait for a few of these. For parts of one shard, which may write the
+    same records file, it is the same thread; and for all large parts, so that they are few.
     """
 
     def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
@@ -84,6 +84,7 @@ class PartExtractor:
         self._has_folders = False  # of the staging
         self._finishing = [OneBehind() for _ in range(_FINISHING)]
         self._turns = cycle(self._finishing)
+        self._last: tuple[str, OneBehind] | None = None  # a shard, and where its parts finish
 
     def extract(self, part: Part, report: OnResult) -> None:
         """Extract ``part``; faults of archives and disks become results, not exceptions.
@@ -92,9 +93,6 @@ class PartExtractor:
         """
         work: PartJob | None = None
         try:
-            is_tree = self._plan.shard(part.shard).kind is ShardKind.TREE
-            if self._open is not None and self._open[0] == part.shard and not is_tree:
-                self.wait()  # parts of one archive may write the same records file
             work = self._work(part)
             carried = work.fetched.carried
             if carried is not None and (carried.parts is None or part.index in carried.parts):
@@ -107,13 +105,14 @@ class PartExtractor:
             self._forget(error)
             report(self._failed(part, work, error))
             return
-        finish = partial(self._finish, part, work, written, report)
-        if is_tree:
-            self._finishing[0].start(finish)
-        elif is_small(self._plan, part):
-            next(self._turns).start(finish)
-        else:
-            finish()
+        finishing = self._finishing_of(part)
+        finishing.start(partial(self._finish, part, work, written, report))
+
+    def _finishing_of(self, part: Part) -> OneBehind:
+        if self._last is None or self._last[0] != part.shard:
+            small = is_small(self._plan, part)
+            self._last = part.shard, next(self._turns) if small else self._finishing[0]
+        return self._last[1]
 
     def wait(self) -> None:
         """Wait until the results of all parts are reported."""

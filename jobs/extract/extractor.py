@@ -429,11 +429,16 @@ class ExtractionPool:
                 future.set_result(None)
 
     def _taken(self) -> list[tuple[Part, Future[None]]]:
-        """The next part, or several small ones: at most this process's share of those offered."""
+        """The next two parts, or several small ones: at most this process's share of those offered.
+
+        Two, because the second is extracted while the first becomes durable.
+        """
         with self._lock:
             most = min(_TOGETHER, -(-len(self._offered) // self._workers))
             taken: list[tuple[Part, Future[None]]] = []
-            while len(taken) < most and all(is_small(self._plan, part) for part, _ in taken):
+            while len(taken) < most and (
+                len(taken) < 2 or all(is_small(self._plan, part) for part, _ in taken)
+            ):
                 taken.append(self._offered.popleft())
             return taken
 

@@ -18,6 +18,7 @@ from jobs.storage.manifest import ManifestWriter
 
 _WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
 _TOGETHER = 128  # files in a batch, at most
+_EACH = 8 << 10  # bytes; to write out what a file is besides its content takes as long
 
 
 class PartWriter:
@@ -126,7 +127,7 @@ class PartWriter:
 
     def _note(self, size: int, *entries: Entry) -> None:
         """Add files of ``size`` bytes, which were written, to the manifest."""
-        self._write_out.wrote(size)
+        self._write_out.wrote(size + _EACH * len(entries))
         self._manifest.add(*entries)
         self._progress.add(files=len(entries))
 

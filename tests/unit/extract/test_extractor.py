@@ -14,6 +14,7 @@ import pytest
 
 from jobs.archives.member_index import Streamed
 from jobs.errors import ArchiveError
+from jobs.extract import extractor
 from jobs.extract.arriving import Feed
 from jobs.extract.child_process import PartsProcess
 from jobs.extract.extractor import ExtractionPool, Extractor
@@ -123,6 +124,22 @@ def test_a_process_gets_its_share_of_the_small_parts_at_once(
         pool.close(drains=False)
         assert all(future.result(0) is None for future in first)
         assert all(future.cancelled() for future in later)
+
+
+def test_a_process_gets_two_large_parts_at_once_but_not_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(*page_tars(tmp_path, 9)).fetched(tmp_path)
+    pool = ExtractionPool(
+        run.folder, run.plan, Progress(), workers=2, shards=9, spills=False, copies=True
+    )
+    orders: list[int] = []
+    monkeypatch.setattr(extractor, "is_small", lambda plan, part: False)
+    monkeypatch.setattr(Extractor, "extract", lambda _, parts: orders.append(len(parts)))
+    futures = pool.offer(run.parts)
+    assert [future.result(30) for future in futures] == [None] * 9
+    pool.close(drains=True)
+    assert orders == [2, 2, 2, 2, 1]
 
 
 def test_parts_whose_extraction_cannot_begin_are_not_waited_for(

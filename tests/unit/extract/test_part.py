@@ -640,6 +640,15 @@ def test_data_and_records_are_durable_under_their_names_before_the_manifest_has_
     assert synced == [(b"1", b"{}\n", 0)]
 
 
+def test_many_empty_files_are_written_out_while_more_come(
+    run: PartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[atomic.FileSystem] = []
+    monkeypatch.setattr(atomic.FileSystem, "sync", lambda disk: synced.append(disk))
+    run.extract_members([file(f"{number}", b"") for number in range(5_000)])
+    assert len(synced) == 2
+
+
 def test_data_on_a_file_system_that_became_read_only_fails_the_part(
     run: PartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

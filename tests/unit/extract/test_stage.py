@@ -38,7 +38,7 @@ from jobs.model import (
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, folder_listing
 from jobs.storage.atomic import FileSystem
-from tests.support.builders.contents import page_tars, pages
+from tests.support.builders.contents import page_tars, pages, zipped
 from tests.support.builders.made_run import Run, extracted
 from tests.support.builders.runs import RunBuilder
 
@@ -193,33 +193,43 @@ def test_a_damaged_archive_is_fetched_again_once(
     assert second.outcome is Outcome.OK
 
 
-@pytest.mark.parametrize(
-    ("shards", "parts", "together"),
-    [(3, 1, 3), (1, 3, 1)],
-    ids=["of three archives", "of one archive"],
-)
 def test_small_parts_of_several_archives_are_made_durable_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int, parts: int, together: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunBuilder(*page_tars(tmp_path, shards), parts=parts).fetched(tmp_path)
-    waiting = threading.Barrier(together)
+    run = RunBuilder(*page_tars(tmp_path, 3)).fetched(tmp_path)
+    waiting = threading.Barrier(3)
     monkeypatch.setattr(FileSystem, "sync", lambda _: waiting.wait(30))
     extractor = PartExtractor(run.folder, run.plan, Progress())
     assert [each.outcome for each in extracted(extractor, *run.parts)] == [Outcome.OK] * 3
 
 
-def test_the_next_part_of_a_folder_is_copied_while_one_becomes_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "data"
+def _folder(tmp: Path) -> Run:
+    """A folder of 30 files in three parts."""
+    root = tmp / "data"
     root.mkdir()
     for number in range(30):
         (root / f"{number}.bin").write_bytes(b"content")
     shard = Shard("0000", ShardKind.TREE, (SourceFile("data", str(root), 210),), parts=3)
-    run = RunBuilder(shard).on_disk(tmp_path)
+    run = RunBuilder(shard).on_disk(tmp)
     out = run.folder.listing(shard.id)
     listing = folder_listing.write(root, out, 3, lambda path, is_folder: False, lambda: None)
     atomic.write_json(run.folder.fetched(shard.id), listing.evidence(shard.id, out))
+    return run
+
+
+def _zip(tmp: Path) -> Run:
+    """A zip of 30 files in three parts."""
+    path = tmp / "data.zip"
+    path.write_bytes(zipped({f"{number}.bin": b"content" for number in range(30)}))
+    return RunBuilder(path, parts=3).fetched(tmp)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("made", [_folder, _zip])
+def test_the_next_part_of_a_shard_is_extracted_while_one_becomes_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Callable[[Path], Run], small: bool
+) -> None:
+    run = made(tmp_path)
     begun = [threading.Event() for _ in range(3)]
 
     def noted(work: PartJob, archive: Archive) -> WrittenPart:
@@ -227,6 +237,7 @@ def test_the_next_part_of_a_folder_is_copied_while_one_becomes_durable(
         return write_part(work, archive)
 
     monkeypatch.setattr(child_process, "write_part", noted)
+    monkeypatch.setattr(child_process, "is_small", lambda plan, part: small)
     nexts = iter(begun[1:])
 
     def sync(_: FileSystem) -> None:
@@ -234,7 +245,25 @@ def test_the_next_part_of_a_folder_is_copied_while_one_becomes_durable(
 
     monkeypatch.setattr(FileSystem, "sync", sync)
     results = extracted(PartExtractor(run.folder, run.plan, Progress()), *run.parts)
-    assert [(result.outcome, result.files) for result in results] == [(Outcome.OK, 10)] * 3
+    assert [result.outcome for result in results] == [Outcome.OK] * 3
+    assert sum(result.files for result in results) == 30
+
+
+def test_parts_of_one_archive_become_durable_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, at_once, most = _zip(tmp_path), [0], []
+
+    def sync(_: FileSystem) -> None:
+        at_once[0] += 1
+        most.append(at_once[0])
+        threading.Event().wait(0.05)
+        at_once[0] -= 1
+
+    monkeypatch.setattr(FileSystem, "sync", sync)
+    results = extracted(PartExtractor(run.folder, run.plan, Progress()), *run.parts)
+    assert [result.outcome for result in results] == [Outcome.OK] * 3
+    assert most == [1, 1, 1]
 
 
 def test_a_part_that_cannot_be_made_durable_fails_and_no_other_is_begun_after_it(
