@@ -61,8 +61,9 @@ def run_download(
     ``extracts``: at most ``workers`` processes of this task (None: one for each core) extract
     during the download: a large tar while it arrives, other shards once they are complete.
     ``shares``: other tasks extract what these processes have not begun by the end of the download;
-    otherwise they extract everything. ``temp_limit``: bytes of archives that may be stored at a
-    time; with it, this task extracts all of them, and deletes each archive once it is extracted.
+    otherwise they extract everything, and each archive is deleted once it is extracted, unless an
+    option needs it later. ``temp_limit``: bytes of archives that may be stored at a time; with it,
+    this task does that too, whatever ``shares`` says.
 
     A shard that is downloaded already is left alone, unless it is in ``refetch`` and an earlier
     attempt downloaded it: a task may be requeued. A failed shard does not stop the others; a full
@@ -85,22 +86,24 @@ def run_download(
         spills=shares,
         copies=temp_limit is None,
     )
+    downloads = _Downloads(
+        folder,
+        plan,
+        progress,
+        refetch,
+        attempt,
+        pool,
+        extracts=extracts,
+        # Of many small shards, each is complete before a process is free for it.
+        streams_all=extracts and len(shards) <= workers,
+        discards=extracts and not shares and keeps_archives(plan.options) is None,
+        temp_limit=temp_limit,
+    )
     try:
-        return _Downloads(
-            folder,
-            plan,
-            progress,
-            refetch,
-            attempt,
-            pool,
-            extracts=extracts,
-            # Of many small shards, each is complete before a process is free for it.
-            streams_all=extracts and len(shards) <= workers,
-            discards=extracts and not shares and keeps_archives(plan.options) is None,
-            temp_limit=temp_limit,
-        ).results_of(shards)
+        return downloads.results_of(shards)
     finally:
         pool.close(drains=not shares)
+        downloads.close()
 
 
 class _Downloads:
@@ -136,11 +139,12 @@ class _Downloads:
             frozenset() if self._remote else _damaged_shards(folder, before=attempt)
         )
         self._streams_all = streams_all  # also tars with one part
-        self._discards = discards  # archives that arrive fast, while they are extracted
         self._lock = threading.Lock()
         self._halted: Problem | None = None
         self._refused = 0  # shards in a row that may not be read
-        self._space = TemporarySpace(folder, plan, temp_limit, check=self._check, close=pool.forget)
+        self._space = TemporarySpace(
+            folder, plan, temp_limit, discards=discards, check=self._check, forget=pool.forget
+        )
 
     def results_of(self, shards: Sequence[Shard]) -> tuple[ItemResult, ...]:
         """The result of each shard, in their order."""
@@ -149,6 +153,10 @@ class _Downloads:
         with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
             found = {item.item: item for item in threads.map(self._result_of, order)}
         return tuple(found[shard.id] for shard in shards)
+
+    def close(self) -> None:
+        """Wait until the archives of extracted shards are deleted."""
+        self._space.close()
 
     def _check(self) -> None:
         self._progress.check()
@@ -191,7 +199,7 @@ class _Downloads:
             self._put_away(shard)
         elif before is not None and (size := self._complete_size(shard, before)) is not None:
             self._progress.add(bytes=size, earlier=True)
-            if self._space.limited:
+            if self._space.deletes:
                 self._extract(shard)
             return size
         elif before is not None and not before.in_place:
@@ -199,7 +207,7 @@ class _Downloads:
         before = before or atomic.json_or_none(self._before(shard), Fetched)
         most = self._space.reserve(shard)
         window = window_of(shard, most)
-        if self._discards and self._remote and before is None:
+        if self._space.deletes and before is None:
             window = window or window_of_all(shard)
         streams = self._streams(shard, window is not None)
         extracts = self._extracts and (before is None or window is not None)

@@ -1,4 +1,4 @@
-"""The limit on stored archives: space is reserved, and extracted archives are deleted."""
+"""The space of stored archives: extracted ones are deleted, and under a limit space is reserved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jobs.archives.limits import free_memory
@@ -26,6 +26,7 @@ _LEAST_WINDOW = 16 << 20  # bytes; readers, the hash and connections wait for ea
 _LEAST_ARCHIVE = 256 << 20
 _LEAST_FREE = 1 << 30  # memory
 _SHOWN = 3  # shards that a message names
+_DELETING = 4  # threads; a gigabyte takes 0.2 s of waiting for some disks
 _LOOK_S = 0.1  # seconds between two checks whether a waiting thread has to stop
 
 
@@ -78,13 +79,15 @@ class _Held:
 
 
 class TemporarySpace:
-    """Reserves the temporary folder's bytes for shards; threads may share it.
+    """Deletes the archives of extracted shards, and reserves space for others; thread-safe.
 
-    ``limit`` is in bytes of archives and partial files; None: no limit, and nothing is deleted. A
-    shard's bytes are reserved before the download, and released once its archive is deleted,
-    which is when it has its evidence and all of its parts have manifests. ``check`` is called
-    while a thread waits, and may raise; ``close`` is called with a shard's id before its archive is
-    deleted, so that no process keeps it open.
+    ``limit`` is in bytes of archives and partial files (None: no limit). ``discards``: archives are
+    deleted without a limit too, except the one that is extracted last, which finalize deletes while
+    it does other things. An archive is deleted once its shard has its evidence and each of its
+    parts a manifest. Under a limit its bytes are reserved before the download, and released then.
+    ``check`` is called while a thread waits, and may raise; ``forget`` is called with a shard's id
+    before its bytes are released, so that no process keeps its archive open. Close the space when
+    done.
     """
 
     def __init__(
@@ -93,23 +96,27 @@ class TemporarySpace:
         plan: Plan,
         limit: int | None,
         *,
+        discards: bool = False,
         check: Callable[[], None],
-        close: Callable[[str], None],
+        forget: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._plan = plan
         self._staging = Staging(plan)
-        # Archives that are read in place need no space.
-        self._limit = None if plan.source.is_local else limit
+        in_place = plan.source.is_local  # archives need no space, and are the user's
+        self._limit = None if in_place else limit
+        self.deletes = self._limit is not None or (discards and not in_place)
         self._check = check
-        self._close = close
+        self._forget = forget
         self._changed = threading.Condition()
         self._held: dict[str, _Held] = {}
         self._waiting: deque[str] = deque()  # shards, first come, first served
+        self._left: set[str] = set()  # shards whose work has not ended
+        self._threads = ThreadPoolExecutor(_DELETING, thread_name_prefix="delete")
 
-    @property
-    def limited(self) -> bool:
-        return self._limit is not None
+    def close(self) -> None:
+        """Wait until everything is deleted that can be."""
+        self._threads.shutdown()
 
     # Before the first shard -----------------------------------------------------------------
 
@@ -118,9 +125,10 @@ class TemporarySpace:
 
         Deletes extracted archives, except those that will be downloaded again.
         """
-        if self._limit is None:
+        if not self.deletes:
             return list(shards)
         mine = {shard.id for shard in shards}
+        self._left = set(mine)
         names = {entry.name for entry in presence.entries_of(self._staging.archives)}
         whole: list[Shard] = []
         for shard in self._plan.shards:
@@ -203,39 +211,51 @@ class TemporarySpace:
 
     def extract(self, shard: Shard, parts: Sequence[Future[None]]) -> None:
         """Release the downloaded shard once the extraction of its ``parts`` has ended."""
-        if self._limit is None:
+        if not self.deletes:
             return
-        size = self._size_here(shard)
-        with self._changed:
-            self._held[shard.id] = _Held(size, active=True)
-            self._changed.notify_all()
-        left = len(parts)
+        self._count(shard, active=True)
+        left = 1 + len(parts)
 
         def ended(_: object) -> None:
             nonlocal left
             with self._changed:
                 left -= 1
                 last = left == 0
-            if last:
+            if not last:
+                return
+            try:
+                self._threads.submit(self.release, shard)
+            except RuntimeError:  # a limit on threads
                 self.release(shard)
 
-        if not parts:
-            self.release(shard)
         for part in parts:
             part.add_done_callback(ended)
+        ended(None)  # the download
 
     def release(self, shard: Shard) -> None:
         """End the work on the shard; its remaining files stay counted."""
+        if not self.deletes:
+            return
+        with self._changed:
+            self._left.discard(shard.id)
+            is_last = not self._left
+        try:
+            if (self._limit is not None or not is_last) and self.is_extracted(shard):
+                self._delete(shard)
+        except OSError as error:
+            log.warning("%s: its archive is kept: %s", shard.id, error.strerror)
+        self._count(shard, active=False)
+
+    def _count(self, shard: Shard, *, active: bool) -> None:
+        """Count the bytes of the shard's files, if there is a limit."""
         if self._limit is None:
             return
-        if self.is_extracted(shard):
-            self._delete(shard)
         size = self._size_here(shard)
-        spare = not presence.exists(self._folder.fetched(shard.id))
+        spare = not active and not presence.exists(self._folder.fetched(shard.id))
         with self._changed:
             self._held.pop(shard.id, None)
-            if size:
-                self._held[shard.id] = _Held(size, active=False, disposable=spare)
+            if size or active:
+                self._held[shard.id] = _Held(size, active=active, disposable=spare)
             self._changed.notify_all()
 
     def is_extracted(self, shard: Shard) -> bool:
@@ -256,7 +276,8 @@ class TemporarySpace:
         return total
 
     def _delete(self, shard: Shard) -> None:
-        self._close(shard.id)
+        if self._limit is not None:  # otherwise it is closed when the next one is opened
+            self._forget(shard.id)
         for path in self._staging.files_of(shard):
             try:
                 path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -131,6 +132,7 @@ class FinalizeContext:
     pieces: tuple[RecordsPiece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
     repair_state: RepairState | None = None  # where a published dataset is repaired
+    removal: Future[None] | None = None  # of the archives, while other things are done
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
     lines: int = 0  # of all pieces
     # Messages on paths that may mean several files, and on names without endings.

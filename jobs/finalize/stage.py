@@ -387,6 +387,7 @@ def _contents(context: FinalizeContext, found: pack.Contents) -> pack.Contents:
 
 def _prepare(context: FinalizeContext, found: pack.Contents) -> publish.Journal:
     """Write records, manifest and receipt into staging, then the journal."""
+    cleanup.start_removing_archives(context)
     _remove_listed(context)
     contents = _contents(context, found)
     merged, packed = contents.merged, None

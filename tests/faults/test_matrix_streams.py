@@ -1,7 +1,7 @@
 """A download task that extracts: killed, cut, cancelled, corrupt at the last byte, a full disk.
 
-The same with a limit on stored archives (``--temp-limit``), at every call that changes a file: what
-was extracted and deleted is not fetched again.
+Archives are deleted once they are extracted, with a limit on them (``--temp-limit``) and without.
+Killed at every call that changes a file there: what was extracted is not fetched again.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def test_a_zip_from_a_server_without_ranges_is_extracted_once_it_is_complete(
     zipped.check_complete()
 
 
-# Under a limit, at every call ------------------------------------------------------------------
+# Archives that are deleted, at every call -------------------------------------------------------
 
 
 @pytest.fixture
@@ -262,24 +262,28 @@ def _extracted(here: Scene) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("where", "first", "least"),
+    ("words", "where", "first", "least"),
     [
-        ("download", 1, 15),
-        pytest.param("download", 2, 15, marks=pytest.mark.exhaustive),
-        ("extraction", 1, 8),
+        ("limited", "download", 1, 15),
+        pytest.param("limited", "download", 2, 15, marks=pytest.mark.exhaustive),
+        ("limited", "extraction", 1, 8),
+        ("served", "download", 2, 15),
+        ("served", "finalize", 1, 8),
     ],
 )
-def test_a_kill_under_a_limit_is_made_good_and_nothing_extracted_is_fetched_again(
+def test_a_kill_where_archives_are_deleted_is_made_good_and_nothing_extracted_is_fetched_again(
     scene: Stage,
-    limited: tuple[str, ...],
+    request: pytest.FixtureRequest,
     web: FaultyServer,
     record_property: Record,
+    words: str,
     where: str,
     first: int,
     least: int,
 ) -> None:
+    source = request.getfixturevalue(words)
     kills = spared = 0
-    for here in killed_runs(lambda name: scene(name, limited), where, first, 3):
+    for here in killed_runs(lambda name: scene(name, source), where, first, 3):
         kills += 1
         done = _extracted(here) if here.cli.runs() else set()
         web.requests.clear()

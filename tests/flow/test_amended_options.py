@@ -13,6 +13,7 @@ import pytest
 from examples.samples import tree_digest
 from tests.support.builders.contents import png, tarred, zipped
 from tests.support.cli import Cli
+from tests.support.servers.webserver import FaultyServer
 
 LOCAL = ("launch", "--engine", "local", "--yes")
 VERIFICATION, USAGE = 5, 2
@@ -126,6 +127,26 @@ def test_a_resume_publishes_what_a_launch_with_these_options_publishes(
     cli.run(*LOCAL, "--local-path", again, *launched, *changed, "--dest", fresh)
     assert tree_digest(data) == tree_digest(fresh)
     cli.run("verify", "--deep", data)
+
+
+def test_a_collision_of_archives_that_were_deleted_is_settled_by_one_resume(
+    cli: Cli, web: FaultyServer, tmp_path: Path
+) -> None:
+    """The first archive's file was overwritten, so this archive is downloaded again."""
+    source = write(tmp_path / "source", {**TWICE, "c.tar": {"images/0.png": png(3)}})
+    words: tuple[str | Path, ...] = (*LOCAL, "--layout", "files")
+    in_turn: tuple[str | Path, ...] = ("--parallel", "1", "--connections", "1")
+    for archive in sorted(source.iterdir()):
+        web.put(f"/{archive.name}", archive.read_bytes())
+        in_turn += ("--url", web.url(f"/{archive.name}"))
+    data, fresh = tmp_path / "data", tmp_path / "fresh"
+    cli.run(*words, *in_turn, "--dest", data, rc=VERIFICATION)
+    assert [path.name for path in data.glob(".incoming/*/archives/*")] == ["0002-c.0"]
+    web.requests.clear()
+    cli.run("resume", "--on-collision", "keep-first")
+    assert not web.asked("/b.tar") and not web.asked("/c.tar")
+    cli.run(*words, "--local-path", source, "--on-collision", "keep-first", "--dest", fresh)
+    assert tree_digest(data) == tree_digest(fresh)
 
 
 def test_the_receipt_and_a_repair_have_the_changed_options(cli: Cli, tmp_path: Path) -> None:

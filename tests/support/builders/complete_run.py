@@ -54,7 +54,9 @@ def complete_run(root: Path, source: Path | Sequence[str], *words: str) -> Compl
         folder, plan, [shard.id for shard in plan.shards], Progress(), refetch=frozenset()
     )
     problems = [item.problem.message for item in downloaded if item.problem is not None]
-    return finished(folder, plan, list(plan.parts()), problems)
+    there = folder.finished_ids()  # the archives of these may be gone
+    left = [part for part in plan.parts() if part.id not in there]
+    return finished(folder, plan, left, problems)
 
 
 def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunFolder, Plan]:

@@ -1,4 +1,5 @@
-"""Archives under --temp-limit: how many bytes are there at any time, and what a resume does."""
+"""Archives that are deleted, under --temp-limit and without: how many bytes are there at any time,
+and what a resume does."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -21,13 +23,16 @@ from msgspec import structs
 from jobs.download.stage import run_download
 from jobs.download.temporary_space import TemporarySpace
 from jobs.errors import Cause, OrchestrateError, Stopped
+from jobs.extract import extractor
 from jobs.extract.extractor import ExtractionPool
-from jobs.model import ItemResult, Layout, Links, Options, Outcome, SourceKind
+from jobs.model import ItemResult, Layout, Links, OnCollision, Options, Outcome, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
 from jobs.transfer.partial_file import PartialFile, RunningHash
+from orchestrator.inspection import evidence
+from orchestrator.inspection.state import compute_state
 from tests.support.builders.contents import noise, tarred, zipped
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
@@ -72,7 +77,12 @@ class Run:
         web.requests.clear()
 
     def download(
-        self, limit: int, *, attempt: int = 1, refetch: frozenset[str] = frozenset()
+        self,
+        limit: int | None,
+        *,
+        attempt: int = 1,
+        refetch: frozenset[str] = frozenset(),
+        shares: bool = True,
     ) -> list[ItemResult]:
         ids = [shard.id for shard in self.plan.shards]
         found = run_download(
@@ -82,7 +92,7 @@ class Run:
             Progress(),
             refetch=refetch,
             attempt=attempt,
-            shares=True,
+            shares=shares,
             temp_limit=limit,
         )
         return list(found)
@@ -346,11 +356,114 @@ def test_archives_within_archives_take_no_room_of_the_temporary_folder(
     assert not list(Staging(run.plan).root.glob(".nested*"))
 
 
+# Without a limit -------------------------------------------------------------------------------
+
+
+def _alone(run: Run, **how: Any) -> list[str]:
+    """Download without a limit, where no other task needs the archives; the archives that stay."""
+    assert {item.outcome for item in run.download(None, shares=False, **how)} == {Outcome.OK}
+    assert run.folder.finished_ids() == {part.id for part in run.plan.parts()}
+    return sorted(path.name for path in run.temp.iterdir())
+
+
+def test_an_archive_is_gone_before_the_next_one_is_extracted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one machine does everything; finalize deletes the last one."""
+    monkeypatch.setattr(extractor, "_TOGETHER", 1)
+    extract, in_turn = ExtractionPool._extract_some, threading.Lock()
+    staging, left = Staging(run.plan), []
+
+    def extracting(pool: ExtractionPool) -> None:
+        with in_turn:
+            ends = time.monotonic() + 10
+            while (there := _extracted_archives(run)) and time.monotonic() < ends:
+                time.sleep(0.01)
+            left.extend(there)
+            extract(pool)
+
+    monkeypatch.setattr(ExtractionPool, "_extract_some", extracting)
+    (last,) = _alone(run)
+    assert left == []
+    assert last in {staging.archive(shard.id, 0).name for shard in run.plan.shards}
+
+
+def _extracted_archives(run: Run) -> list[str]:
+    """The archives that are stored, and whose parts are all extracted."""
+    finished, staging = run.folder.finished_ids(), Staging(run.plan)
+    return [
+        shard.name
+        for shard in run.plan.shards
+        if all(part.id in finished for part in shard.each_part())
+        and staging.archive(shard.id, 0).exists()
+    ]
+
+
+def test_archives_go_without_a_thread_where_a_limit_allows_none(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def started(thread: threading.Thread) -> None:
+        if thread.name.startswith("delete"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    assert len(_alone(run)) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"keep_archive": True}, id="kept"),
+        pytest.param({"on_collision": OnCollision.KEEP_FIRST}, id="a collision reads them again"),
+        pytest.param({}, id="other tasks read them"),
+    ],
+)
+def test_archives_that_somebody_needs_later_stay(
+    tmp_path: Path, web: FaultyServer, options: dict[str, object]
+) -> None:
+    run = Run(tmp_path, web, {f"{n}.tar": _tar(n) for n in range(3)}, **options)
+    assert {item.outcome for item in run.download(None, shares=not options)} == {Outcome.OK}
+    assert [path.read_bytes() for path in sorted(run.temp.iterdir())] == [_tar(n) for n in range(3)]
+
+
+def test_an_archive_that_is_not_extracted_stays(tmp_path: Path, web: FaultyServer) -> None:
+    archives = {"0.tar": _tar(0, name=".."), **{f"{n}.tar": _tar(n) for n in (1, 2)}}
+    run = Run(tmp_path, web, archives, connections=1)
+    assert {item.outcome for item in run.download(None, shares=False)} == {Outcome.OK}
+    assert Staging(run.plan).archive(run.plan.shards[0].id, 0).read_bytes() == archives["0.tar"]
+    assert len(run.folder.finished_ids()) == 2
+    assert run.here() < 3 * SIZE
+
+
+def test_a_deleted_archive_is_missing_only_when_a_part_has_to_be_extracted_again(run: Run) -> None:
+    (last,) = _alone(run)
+    assert compute_state(evidence.gather(run.folder, None)).shards_left == ()
+    gone = next(s for s in run.plan.shards if Staging(run.plan).archive(s.id, 0).name != last)
+    run.folder.manifest(next(gone.each_part())).unlink()
+    assert compute_state(evidence.gather(run.folder, None)).shards_left == (gone.id,)
+    before = run.sent
+    _alone(run, attempt=2)
+    assert run.sent - before == gone.size
+
+
+def test_what_a_kill_left_is_deleted_and_nothing_is_fetched_again(run: Run) -> None:
+    """Killed between the last manifest and the deletion."""
+    _alone(run)
+    staging, before = Staging(run.plan), run.sent
+    for shard in run.plan.shards:
+        staging.archive(shard.id, 0).write_bytes(bytes(SIZE))
+    assert _alone(run, attempt=2) == []
+    assert run.sent == before
+
+
 # Room alone ------------------------------------------------------------------------------------
 
 
 def _space(run: Run, limit: int, check: Callable[[], None] = lambda: None) -> TemporarySpace:
-    return TemporarySpace(run.folder, run.plan, limit, check=check, close=lambda shard: None)
+    return TemporarySpace(run.folder, run.plan, limit, check=check, forget=lambda shard: None)
 
 
 def test_room_is_given_in_the_order_in_which_it_was_asked_for(run: Run) -> None:

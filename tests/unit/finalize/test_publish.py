@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,10 +32,12 @@ from jobs.model import (
     ShardKind,
     SourceFile,
 )
+from jobs.runtime import background
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator.inspection.evidence import gather
 from tests.support.builders.contents import Content, line, pages, png, tarred, tree
 from tests.support.builders.made_run import fetched_of
@@ -45,6 +48,7 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     (run.staging.dest / "images").mkdir()
     (run.staging.dest / "images" / "mine.png").write_bytes(b"mine")
+    shutil.rmtree(run.staging.archives)  # after the audit nothing needs them
     before = tree(run.staging.dest)
     with pytest.raises(VerificationError, match="not this run's: 'images'; nothing was") as caught:
         run.finalize()
@@ -58,6 +62,7 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
 def test_a_cancelled_run_publishes_nothing_where_another_run_has_claimed(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     atomic.write_json(run.staging.claim, {"run_id": "20270101-000000-aaaaaa"})
+    shutil.rmtree(run.staging.archives)
     before = tree(run.staging.dest)
     with pytest.raises(ClaimedError, match="run 20270101-000000-aaaaaa has claimed"):
         run.finalize()
@@ -462,6 +467,47 @@ def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: b
             "shard-0001.tar",
         ]
     assert not (run.staging.dest / ".incoming").exists()
+
+
+def test_archives_go_while_the_dataset_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
+    there: list[bool] = []
+
+    def finish(staging: Staging, journal: publish.Journal) -> None:
+        ends = time.monotonic() + 10
+        while staging.archives.exists() and time.monotonic() < ends:
+            time.sleep(0.01)
+        there.append(staging.archives.exists())
+        publish_all(staging, journal)
+
+    publish_all = publish.finish
+    monkeypatch.setattr(publish, "finish", finish)
+    run.finish()
+    assert there == [False]
+
+
+def test_archives_go_without_a_thread_where_a_limit_allows_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+
+    def started(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(background, "started", started)
+    run.finish()  # which leaves nothing of the work
+
+
+def test_archives_stay_where_the_audit_fails(tmp_path: Path) -> None:
+    run = RunBuilder(pages(0, 2), pages(2, 2), options=Options(expect_records=5)).extracted(
+        tmp_path
+    )
+    before = tree(run.staging.archives)
+    assert run.finalize()[1] is not None
+    assert len(before) == 2
+    assert tree(run.staging.archives) == before
 
 
 @pytest.mark.parametrize("outside", [False, True])
