@@ -82,6 +82,7 @@ class PartWriter:
             if member.data is not None
         ]
         for at in range(0, len(files), _TOGETHER):
+            self._progress.check()
             self._add(source, files[at : at + _TOGETHER])
 
     def _add(self, source: OpenArchive, files: Sequence[Whole]) -> None:

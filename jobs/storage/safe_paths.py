@@ -27,11 +27,7 @@ _RENAME = (
 _SHOWN = 200  # characters of a name in a message, at most
 
 _PLAIN = re.compile(rb"(?:[A-Za-z0-9_-]+[./])*[A-Za-z0-9_-]+")  # safe, in its shortest form
-_IN_JUNK = (b"__macosx", b"thumbs", b"desktop.ini", b"zone.identifier")
-_PERHAPS_JUNK = re.compile(b"|".join(map(re.escape, _IN_JUNK)), re.I)
-# Of names on lines: what separates the parts of plain ones, and the lines, becomes "/", and what is
-# in none of them "!".
-_SHAPE = re.sub(rb"[^A-Za-z0-9_/-]", b"!", re.sub(rb"[.\n]", b"/", bytes(range(256))))
+_PERHAPS_JUNK = re.compile(rb"__macosx|thumbs|desktop\.ini|zone\.identifier", re.I)
 _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
@@ -57,23 +53,6 @@ def is_ordinary(name: bytes) -> bool:
         len(name) <= MAX_COMPONENT
         and _PLAIN.fullmatch(name) is not None
         and _PERHAPS_JUNK.search(name) is None
-    )
-
-
-def are_ordinary(names: Sequence[bytes]) -> bool:
-    """Whether ``is_ordinary`` is true of each name, of which there is at least one.
-
-    A few calls for all of them: a tenth of the time.
-    """
-    lines = b"\n".join(names)
-    shape = b"/%b/" % lines.translate(_SHAPE)
-    lower = lines.lower()
-    return (
-        b"!" not in shape
-        and b"//" not in shape
-        and lines.count(b"\n") < len(names)
-        and max(map(len, names)) <= MAX_COMPONENT
-        and not any(part in lower for part in _IN_JUNK)
     )
 
 
@@ -162,6 +141,13 @@ _STREAMS = tuple(
     for stream in (b"", b":$data")
 )
 
+# What is in all other names of junk that do not begin with a dot, in lower case.
+_IN_JUNK = (b"__macosx", b"zone.identifier", *(n for n in _LEFTOVERS if not n.startswith(b".")))
+# Of names on lines: "/" for an end of a line, NUL for all other control characters.
+_COMPONENTS = bytes.maketrans(
+    _CONTROL, bytes(ord("/") if byte == ord("\n") else 0 for byte in _CONTROL)
+)
+
 
 def junk_kind(path: bytes) -> str | None:
     """The kind of junk that a member is, such as ``.DS_Store``; None for data.
@@ -179,6 +165,24 @@ def junk_kind(path: bytes) -> str | None:
     if parts[-1].startswith(b"._"):
         return "._*"
     return "*:Zone.Identifier" if lower.endswith(_STREAMS) else None
+
+
+def are_plain(names: Sequence[bytes]) -> bool:
+    """Whether each name, of which there is at least one, is a safe path as it is, and none is junk.
+
+    A few calls for all of them show it of nearly all names; False: they have to be examined.
+    """
+    lines = b"\n".join(names)
+    components = b"/%b/" % lines.translate(_COMPONENTS)
+    lower = lines.lower()
+    return (
+        b"\0" not in components
+        and b"//" not in components  # none is empty
+        and b"/." not in components  # none begins with a dot
+        and lines.count(b"\n") < len(names)
+        and max(map(len, names)) <= MAX_COMPONENT
+        and not any(part in lower for part in _IN_JUNK)
+    )
 
 
 def sample_key(path: bytes) -> bytes:

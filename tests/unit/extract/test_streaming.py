@@ -7,6 +7,7 @@ import gzip
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from msgspec import structs
 
 from jobs.archives.member_index import Streamed
 from jobs.archives.tar.stream import TarStream
-from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.errors import ArchiveError, Cause, Stopped, StorageError
+from jobs.extract import part_writer
 from jobs.extract.child_process import PartExtractor
+from jobs.extract.content import Whole
 from jobs.extract.messages import Stream
 from jobs.extract.streaming import ShardStream
+from jobs.extract.targets import FileTree
 from jobs.model import Fetched, Format, Layout, Links, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
@@ -47,12 +51,16 @@ def _run(tmp: Path, data: bytes, name: str = "a.tar", options: Options = OPTIONS
 
 
 def _stream(
-    run: Run, arrivals: list[OrderedBytes] | None = None, *, spills: bool = False
+    run: Run,
+    arrivals: list[OrderedBytes] | None = None,
+    *,
+    spills: bool = False,
+    progress: Progress | None = None,
 ) -> Streamed:
     shard = run.plan.shards[0]
     files = tuple(file.locator for file in shard.files)
     order = Stream(shard.id, files, arriving=arrivals is not None, spills=spills)
-    return ShardStream(run.folder, run.plan, order, arrivals, Progress()).run()
+    return ShardStream(run.folder, run.plan, order, arrivals, progress or Progress()).run()
 
 
 def _fetched(run: Run, streamed: Streamed) -> Fetched:
@@ -255,6 +263,26 @@ def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
     assert len(done) == PARTS - 1
     assert streamed.members == COUNT + 1
     assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
+
+
+def test_a_stop_takes_effect_between_small_files_of_one_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path, _tar({f"images/{number}": b"x" for number in range(800)}))
+    progress = Progress()
+    written = []
+    put_whole = FileTree.put_whole
+
+    def stop(target: FileTree, files: Sequence[Whole]) -> Sequence[int | None]:
+        written.append(len(files))
+        progress.stop(Cause.CANCELLED, "stopped")
+        return put_whole(target, files)
+
+    monkeypatch.setattr(FileTree, "put_whole", stop)
+    monkeypatch.setattr(part_writer, "_TOGETHER", 2)
+    with pytest.raises(Stopped):
+        _stream(run, progress=progress)
+    assert len(written) == 1
 
 
 def test_a_small_member_at_fault_costs_its_part_alone_wherever_that_ends(tmp_path: Path) -> None:

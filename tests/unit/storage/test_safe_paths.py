@@ -14,9 +14,8 @@ from jobs.storage.safe_paths import (
     MAX_DEPTH,
     MAX_PATH,
     Folders,
-    are_ordinary,
+    are_plain,
     is_folder_itself,
-    is_ordinary,
     junk_kind,
     quoted,
     safe_path,
@@ -192,18 +191,27 @@ def test_forgetting_folders_does_no_harm(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list(tmp_path.glob("*/y"))) == 9
 
 
-def test_names_are_ordinary_together_if_each_is() -> None:
-    odd = (
-        b"", b".", b"..", b"a..b", b"a.", b".a", b"/a", b"a/", b"a//b", b"a/./b", b"a\nb", b"a b",
-        b"\xe9", b"a!", b"Thumbs.db", b"x/__MacOSX", b"a_Zone.Identifier", b"a" * 300,
-    )  # fmt: skip
-    ordinary = (b"a", b"a.b", b"a/b-c.d_e", b"A" * MAX_COMPONENT, b"0/1/2.3.4")
-    assert all(map(is_ordinary, ordinary)) and not any(map(is_ordinary, odd))
-    assert are_ordinary(ordinary)
+PLAIN = (
+    b"a", b"a.b", b"a/b-c.d_e", b"A" * MAX_COMPONENT, b"0/1/2.3.4", b"a b (1).png", b"\xff.png",
+    "ünï/ж".encode(), b"a..b/c.", b"!", b"C:\\x",
+)  # fmt: skip
+TO_EXAMINE = (
+    b"", b".", b"..", b".a", b"/a", b"a/", b"a//b", b"a/./b", b"a/../b", b"a/.b", b"a\nb", b"a\0",
+    b"a\x7f", b"A" * (MAX_COMPONENT + 1), b"Thumbs.db", b"x/DESKTOP.INI", b"__MACOSX/a", b"._a",
+    b"a/@eaDir/b", b"$Recycle.bin/x", b"System Volume Information/x", b"a:Zone.Identifier",
+    "a\uf03aZone.Identifier".encode(), b"a_zone.identifier",
+)  # fmt: skip
+
+
+def test_names_are_plain_together_if_each_is_a_safe_path_as_it_is_and_no_junk() -> None:
+    for name in PLAIN:
+        assert safe_path(name, archive="a.tar") == name and junk_kind(name) is None
+        assert are_plain([name])
+    assert are_plain(PLAIN)
     rng = random.Random(1)
-    for name in odd:
-        assert not are_ordinary([name])
-        assert not are_ordinary(rng.sample((*ordinary, name), 6))
+    for name in TO_EXAMINE:
+        assert not are_plain([name])
+        assert not are_plain(rng.sample((*PLAIN, name), len(PLAIN) + 1))
 
 
 def test_places_of_several_files_are_those_of_each(tmp_path: Path) -> None:
