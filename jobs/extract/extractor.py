@@ -358,8 +358,9 @@ class ExtractionPool:
         """Extract a shard in one pass; the future may have an ``OrchestrateError``.
 
         ``feeds``, one for each file, report what arrives; without feeds all ``files`` are complete.
-        An arriving file with a directory is shared by several processes if fewer shards are left,
-        unless only a window of it is stored, which is read in order.
+        A file with a directory is shared by several processes if fewer shards are left, unless only
+        a window of it is stored, which is read in order. One that is complete is left for
+        ``offer``, but by then these processes have started.
         """
         window = feeds[0].window if feeds else None
         order = Stream(
@@ -371,7 +372,7 @@ class ExtractionPool:
             copies=self._copies,
             window=window,
         )
-        shared = extracts and bool(feeds) and has_directory(shard) and window is None
+        shared = extracts and has_directory(shard) and window is None
         most = shard.parts if shared else 1
         return self._threads.submit(self._stream_shared, order, feeds, most)
 

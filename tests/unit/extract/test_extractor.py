@@ -52,10 +52,11 @@ class Division:
 
         monkeypatch.setattr(ExtractionPool, "_stream", stream)
 
-    def of_shard(self, number: int) -> list[Turn]:
+    def of_shard(self, number: int, *, complete: bool = False) -> list[Turn]:
         """Stream a shard to its end; its turns."""
         shard = self.shards[number]
-        future = self.pool.stream(shard, [Path("a.zip")], [Feed(0, tail_first=True)])
+        feeds = [] if complete else [Feed(0, tail_first=True)]
+        future = self.pool.stream(shard, [Path("a.zip")], feeds)
         self.ends.set()
         future.result(30)
         self.pool.note_ended()
@@ -73,10 +74,13 @@ def division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Divisi
     found.pool.close(drains=True)
 
 
-def test_the_last_shard_gets_the_processes_of_those_that_have_ended(division: Division) -> None:
+@pytest.mark.parametrize("complete", [False, True])
+def test_the_last_shard_gets_the_processes_of_those_that_have_ended(
+    division: Division, complete: bool
+) -> None:
     first, last = (shard.id for shard in division.shards)
-    assert division.of_shard(0) == [(first, 0, 2), (first, 1, 2)]
-    assert division.of_shard(1) == [(last, turn, 4) for turn in range(4)]
+    assert division.of_shard(0, complete=complete) == [(first, 0, 2), (first, 1, 2)]
+    assert division.of_shard(1, complete=complete) == [(last, turn, 4) for turn in range(4)]
 
 
 def test_turns_that_no_process_is_free_for_are_taken_by_the_first_one(division: Division) -> None:
