@@ -6,12 +6,13 @@ flushes data to disk while more is written, so that little is left to flush at t
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -23,6 +24,14 @@ SAMPLE = 8  # files that are timed together
 _PAUSE = 24  # files between two samples: timing costs 4 % of reading a plain tar
 _OF_SAMPLE = 2  # use the second fastest: a busy node delays most files, a slow disk all
 
+# Where some files of a batch wait at all, as on a local disk that is not in memory, a few threads
+# handle so many batches ahead; then one is looked at again. With 8 threads a copy of 200,000 small
+# files from a disk takes two thirds of the time.
+_SOME = 0.25  # of the files
+_ENOUGH = 32  # files in a batch that shows it
+_FEW_THREADS = 8
+_BATCHES = 256
+
 # Flushed at a time: large enough to keep a disk busy, small enough to be done soon.
 STEP = 128 << 20  # bytes
 _FIRST = 4  # the first step is a quarter, the second half, so that small parts begin early too
@@ -31,6 +40,11 @@ _FIRST = 4  # the first step is a quarter, the second half, so that small parts 
 def waited() -> float:
     """A clock in seconds that does not count this thread's CPU time, which threads do not save."""
     return time.perf_counter() - time.thread_time()
+
+
+def _waits() -> int:
+    """How often this thread has waited: not how often another one was preferred to it."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class LatencyProbe:
@@ -114,17 +128,21 @@ def each_batch(
 
     After a batch that mostly waited, the next items are timed one by one: what was slow may have
     been the node. If the file system is, threads call ``function`` for batches of one item, as
-    ``each`` does. So the first batches should be small.
+    ``each`` does. So the first batches should be small. If items wait, but less, a few threads
+    handle the next batches.
     """
     left = iter(batches)
     times: list[float] = []
     is_suspected = False
     for batch in left:
         if not is_suspected:
-            begun = waited()
+            begun, waits = waited(), _waits()
             result = function(batch)
             is_suspected = waited() - begun > slow_s * len(batch) and threads > 1
+            some_wait = _waits() - waits > _SOME * len(batch) and len(batch) >= _ENOUGH
             yield result
+            if some_wait and not is_suspected and threads > 1:
+                yield from _ahead(function, islice(left, _BATCHES), _FEW_THREADS, lambda some: True)
             continue
         items = iter(batch)
         for item in items:

@@ -28,7 +28,8 @@ class Disk:
             self._now += 1
             self.most = max(self.most, self._now)
             self.read.append(item)
-        time.sleep(self._seconds)
+        if self._seconds:
+            time.sleep(self._seconds)
         with self._lock:
             self._now -= 1
         return -item
@@ -138,6 +139,14 @@ def test_many_threads_handle_single_items_of_a_slow_disk_in_order(length: int) -
     assert [result for batch in results for result in batch] == [-item for item in range(500)]
     assert disk.most >= 16
     assert sum(len(batch) for batch in results if len(batch) > 1) <= length
+
+
+def test_a_few_threads_handle_the_next_batches_where_items_wait_a_little() -> None:
+    disk = Disk(0.001)
+    results = list(each_batch(lambda batch: list(map(disk, batch)), batches(700), slow_s=60))
+    assert [len(batch) for batch in results] == [8, 16, 32, *[64] * 10, 4]
+    assert [result for batch in results for result in batch] == [-item for item in range(700)]
+    assert 2 <= disk.most <= 8
 
 
 @pytest.mark.parametrize("slow", ["the first batch", "most of the next items"])
