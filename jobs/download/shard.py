@@ -45,6 +45,9 @@ log = logging.getLogger(__package__)
 _BY_CONTENT = frozenset(
     {Cause.BAD_ARCHIVE, Cause.UNSAFE_MEMBER, Cause.TOO_LARGE, Cause.UNSUPPORTED, Cause.CHANGED}
 )
+# Why the attempt not to store it has failed; the last one: all of it had arrived, and was gone,
+# before a process opened it.
+_IF_NOT_STORED = _BY_CONTENT | {Cause.NETWORK}
 _TRIES = 10  # consecutive failures without progress until a file has failed
 _CHUNK = 1 << 20  # bytes
 
@@ -259,7 +262,7 @@ class ShardDownloader:
         """
         reason = streaming.exception()
         if isinstance(reason, OrchestrateError) and (
-            (feed.window is not None and feed.window.is_all and reason.cause in _BY_CONTENT)
+            (feed.window is not None and feed.window.is_all and reason.cause in _IF_NOT_STORED)
             or reason.cause is Cause.CHANGED
             or (isinstance(reason, DamagedError) and not compared)
         ):

@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import logging
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import pytest
 from msgspec import structs
 
 from examples import samples
+from jobs.archives.member_index import Streamed
 from jobs.archives.registry import open_archive
 from jobs.download import shard, temporary_space
 from jobs.download.shard import check_unchanged
 from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
+from jobs.extract.arriving import Feed
 from jobs.extract.child_process import PartExtractor
+from jobs.extract.extractor import Extractor
+from jobs.extract.messages import Stream
 from jobs.model import (
     Digest,
     Format,
@@ -465,6 +471,33 @@ def test_an_archive_that_has_to_be_read_twice_is_downloaded_again_and_stored(
     assert progress.bytes_done == len(tarred(files))
     data = Staging(plan).data
     assert {str(p.relative_to(data)) for p in data.rglob("*") if p.is_file()} == set(files)
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_archive_that_is_gone_before_a_process_opens_it_is_downloaded_again_and_stored(
+    tmp_path: Path, web: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is not stored of it fits into memory, so the transfer waits for nobody."""
+    content = tarred({name: data for name, data in LARGE.items() if name < "06"})
+    folder, plan, archive = arriving(tmp_path, web, content)
+    stream, begun = Extractor.stream, []
+
+    def late(self: Extractor, order: Stream, feeds: Sequence[Feed]) -> Streamed:
+        begun.append(order)
+        ends = time.monotonic() + 10
+        while len(begun) == 1 and not is_gone() and time.monotonic() < ends:
+            time.sleep(0.01)
+        return stream(self, order, feeds)
+
+    def is_gone() -> bool:
+        return web.bytes_sent("/a.tar") >= len(content) and not any(archive.parent.iterdir())
+
+    monkeypatch.setattr(Extractor, "stream", late)
+    (result,) = run(folder, plan)
+    assert result.outcome is Outcome.OK, result
+    assert len(begun) == 2
+    assert archive.read_bytes() == content
+    assert folder.finished_ids() == {part.id for part in plan.parts()}
 
 
 @pytest.mark.usefixtures("fast")
