@@ -106,8 +106,11 @@ class Archive:
 
         When the iterator ends, everything in the part was read and verified (checksums, end marks,
         only padding after the end). Raises ``ArchiveError`` with member and offset.
+
+        A reader defines this method or ``batches``; the other one follows from it.
         """
-        raise NotImplementedError
+        for batch in self.batches(part):
+            yield from batch
 
     def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         """As ``members``, but several at a time where the reader has them like that.

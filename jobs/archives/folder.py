@@ -44,9 +44,6 @@ class FolderArchive(Archive):
         endings = (*magic.RECORDS, ".txt", options.layout.records.lower())
         self._moved = tuple(map(str.encode, endings)) if options.layout.has_records else ()
 
-    def members(self, part: Part) -> Iterator[Member]:
-        return chain.from_iterable(self.batches(part))
-
     def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         root, items = folder_listing.read(self._listing, self._cuts, part.index)
         found = latency.each_batch(partial(self._members, root), _together(items))

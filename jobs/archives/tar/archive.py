@@ -48,10 +48,6 @@ class TarArchive(Archive):
             for member in reader.members():
                 yield member.name, member.kind
 
-    def members(self, part: Part) -> Iterator[Member]:
-        for batch in self.batches(part):
-            yield from batch
-
     def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         for batch in self._whole() if part.count == 1 else self._part(part):
             if self._superseded:

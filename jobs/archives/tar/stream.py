@@ -113,11 +113,6 @@ class TarStream(ArchiveStream):
 
     # Parts ---------------------------------------------------------------------------------
 
-    def members(self, part: Part) -> Iterator[Member]:
-        """As ``batches``, one at a time."""
-        for batch in self.batches(part):
-            yield from batch
-
     def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         """The members of the next part, which must be ``part``; see ``Archive.batches``.
 

@@ -96,10 +96,6 @@ class ZipArchive(Archive):
             entry = self._directory.entry(ordinal)
             yield entry.name, entry.kind or MemberKind.FILE
 
-    def members(self, part: Part) -> Iterator[Member]:
-        for batch in self.batches(part):
-            yield from batch
-
     def batches(self, part: Part) -> Iterator[Sequence[Member]]:
         batches = self._inflated(part)
         # On its own core a second thread saves a quarter of the time; on a shared one it costs a
