@@ -186,7 +186,7 @@ class _Pass:
         own = source.nested is None
         if self._options.nested or any(member.superseded for member in batch):
             return False
-        paths = source.names.of_plain([member.name for member in batch], source.below)
+        paths = source.names.of_safe([member.name for member in batch], source.below)
         claimed = 0 if own and self._is_tree else sum([member.size for member in batch])
         if paths is None or self._claimed + claimed > self._most_bytes:
             return False

@@ -10,7 +10,7 @@ from jobs.errors import UnsafeMemberError, counted
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
 from jobs.storage.manifest import path_of
 from jobs.storage.safe_paths import (
-    are_plain,
+    all_safe,
     as_bytes,
     as_text,
     is_folder_itself,
@@ -84,12 +84,12 @@ class MemberPaths:
             )
         return path
 
-    def of_plain(self, names: Sequence[bytes], below: bytes) -> Sequence[bytes] | None:
-        """Where files with these names go below the data folder, if all are plain: none is left
+    def of_safe(self, names: Sequence[bytes], below: bytes) -> Sequence[bytes] | None:
+        """Where files with these names go below the data folder, if ``all_safe``: none is left
         out, stripped of folders or the records file. None: each has to be mapped by itself.
         """
         top = self._top
-        if self._strip or self._per_shard or below or not are_plain(names):
+        if self._strip or self._per_shard or below or not all_safe(names):
             return None
         if top:
             if not all(name.startswith(top) for name in names):

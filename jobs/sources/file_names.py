@@ -17,7 +17,7 @@ from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
 from jobs.storage import presence
-from jobs.storage.safe_paths import are_plain, as_bytes, junk_kind, quoted, quoted_few
+from jobs.storage.safe_paths import all_safe, as_bytes, junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
 
 # Lists of digests and signatures of the archives.
@@ -114,11 +114,11 @@ def extras(names: Collection[str], left: Collection[str] = ()) -> dict[str, str]
 def _may_be_extras(names: Sequence[str]) -> bool:
     """Whether ``_extra_kind`` has to look at each of the names; a few calls for all of them.
 
-    None of them is git's, the Hub's or a desktop's if all are plain: no component begins with a
+    None of them is git's, the Hub's or a desktop's if ``all_safe``: no component begins with a
     dot.
     """
     lower = "\n".join(names).lower()
-    return any(mark in lower for mark in _EXTRA_MARKS) or not are_plain(
+    return any(mark in lower for mark in _EXTRA_MARKS) or not all_safe(
         [as_bytes(name) for name in names]
     )
 

@@ -167,7 +167,7 @@ def junk_kind(path: bytes) -> str | None:
     return "*:Zone.Identifier" if lower.endswith(_STREAMS) else None
 
 
-def are_plain(names: Sequence[bytes]) -> bool:
+def all_safe(names: Sequence[bytes]) -> bool:
     """Whether each name, of which there is at least one, is a safe path as it is, and none is junk.
 
     A few calls for all of them show it of nearly all names; False: they have to be examined.

@@ -52,11 +52,11 @@ def test_names_are_mapped_together_if_each_is_mapped_in_the_usual_way(
 ) -> None:
     plan = RunBuilder(options=options).plan
     one = MemberPaths(plan, plan.shards[0], top=top)
-    together = one.of_plain(names, b"")
+    together = one.of_safe(names, b"")
     assert (together and tuple(together)) == placed
     if placed is not None:
         assert placed == tuple(one.inner(name) for name in names)
-    assert one.of_plain(NAMES, b"below/") is None
+    assert one.of_safe(NAMES, b"below/") is None
 
 
 def test_paths_that_are_added_together_are_known_as_those_added_one_by_one(

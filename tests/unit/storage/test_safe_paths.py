@@ -14,7 +14,7 @@ from jobs.storage.safe_paths import (
     MAX_DEPTH,
     MAX_PATH,
     Folders,
-    are_plain,
+    all_safe,
     is_folder_itself,
     junk_kind,
     quoted,
@@ -203,15 +203,15 @@ TO_EXAMINE = (
 )  # fmt: skip
 
 
-def test_names_are_plain_together_if_each_is_a_safe_path_as_it_is_and_no_junk() -> None:
+def test_names_are_safe_together_if_each_is_a_safe_path_as_it_is_and_no_junk() -> None:
     for name in PLAIN:
         assert safe_path(name, archive="a.tar") == name and junk_kind(name) is None
-        assert are_plain([name])
-    assert are_plain(PLAIN)
+        assert all_safe([name])
+    assert all_safe(PLAIN)
     rng = random.Random(1)
     for name in TO_EXAMINE:
-        assert not are_plain([name])
-        assert not are_plain(rng.sample((*PLAIN, name), len(PLAIN) + 1))
+        assert not all_safe([name])
+        assert not all_safe(rng.sample((*PLAIN, name), len(PLAIN) + 1))
 
 
 def test_places_of_several_files_are_those_of_each(tmp_path: Path) -> None:
