@@ -59,6 +59,11 @@ class Member(Struct):
         return max(-_MOST_NS, min(mtime_ns, _MOST_NS))
 
 
+def size_of(members: Sequence[Member]) -> int:
+    """The bytes of their contents together."""
+    return sum([member.size for member in members])
+
+
 class Archive:
     """A downloaded shard, open for reading; a process may read several parts in sequence.
 

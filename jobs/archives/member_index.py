@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, structs
 
-from jobs.archives.base import Member, MemberKind
+from jobs.archives.base import Member, MemberKind, size_of
 from jobs.model import Cut, Fetched, Format, Options
 from jobs.storage.safe_paths import junk_kind
 
@@ -175,7 +175,7 @@ class MemberIndex:
         self.top_folder.add_all(batch)
         self.members += len(batch)
         self.links += kind is MemberKind.LINK
-        self._data_bytes += sum([member.size for member in batch])
+        self._data_bytes += size_of(batch)
 
     def result(
         self, format: Format, cuts: tuple[Cut, ...], plain: str | None = None, plain_start: int = 0

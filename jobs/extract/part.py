@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.archives import nested
-from jobs.archives.base import Archive, Member, MemberKind, TopChanged, too_large
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, size_of, too_large
 from jobs.archives.limits import FLOOR
 from jobs.archives.member_index import NameHashes
 from jobs.archives.tar.stream import TarStream
@@ -187,7 +187,7 @@ class _Pass:
         if self._options.nested or any(member.superseded for member in batch):
             return False
         paths = source.names.of_safe([member.name for member in batch], source.below)
-        claimed = 0 if own and self._is_tree else sum([member.size for member in batch])
+        claimed = 0 if own and self._is_tree else size_of(batch)
         if paths is None or self._claimed + claimed > self._most_bytes:
             return False
         self._claimed += claimed

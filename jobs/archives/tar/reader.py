@@ -8,7 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
-from jobs.archives.base import UNPACK, Member, MemberKind, damaged, unsupported, with_member
+from jobs.archives.base import (
+    UNPACK,
+    Member,
+    MemberKind,
+    damaged,
+    size_of,
+    unsupported,
+    with_member,
+)
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import TopFolder
 from jobs.archives.tar import sparse
@@ -152,7 +160,7 @@ class TarReader:
             members.append(
                 Member(name, MemberKind.FILE, size, mode, mtime, ordinal, b"", chunks, data, start)
             )
-        allowed = self._limits.allow(self._ordinal + len(members), self.total + _size_of(members))
+        allowed = self._limits.allow(self._ordinal + len(members), self.total + size_of(members))
         # Beyond a limit one at a time, so that the error names the first one that exceeds it.
         for batch in [members] if allowed else zip(members):
             self._name = batch[-1].name
@@ -163,7 +171,7 @@ class TarReader:
     def _count(self, members: Sequence[Member]) -> None:
         """Count the next members, and check the limits."""
         self._ordinal += len(members)
-        self.total += _size_of(members)
+        self.total += size_of(members)
         if not self._limits.allow(self._ordinal, self.total):
             self._limits.check_members(self._ordinal)
             self._limits.check_claim(self.total, self._name or b"")
@@ -363,10 +371,6 @@ class TarReader:
         if not self.headers_only:
             member.chunks = self._guarded(sparse.expand(pieces, size, cursor.chunks))
         return member, end
-
-
-def _size_of(members: Sequence[Member]) -> int:
-    return sum([member.size for member in members])
 
 
 class Head(NamedTuple):

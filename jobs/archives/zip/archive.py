@@ -22,6 +22,7 @@ from jobs.archives.base import (
     MemberKind,
     damaged,
     label_of,
+    size_of,
     unsupported,
     with_member,
 )
@@ -101,7 +102,7 @@ class ZipArchive(Archive):
         # On its own core a second thread saves a quarter of the time; on a shared one it costs a
         # tenth, because the two pass the interpreter lock to each other for each call.
         with closing(
-            prefetched(batches, _size_of) if cores() > 1 and not self._in_order else batches
+            prefetched(batches, size_of) if cores() > 1 and not self._in_order else batches
         ) as batches:
             for batch in batches:
                 yield batch
@@ -290,10 +291,6 @@ class ZipStream(ZipArchive, ArchiveStream):
         span = self._directory.span(part.index, part.count)
         self._arriving.wants = False  # the rest arrives in order
         return span
-
-
-def _size_of(members: Sequence[Member]) -> int:
-    return sum([member.size for member in members])
 
 
 def _check_whole(entry: ZipEntry, size: int, crc32: int) -> None:
